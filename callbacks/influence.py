@@ -1,0 +1,100 @@
+"""`InfluenceCallback`: an index at the end of a training."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf.build import check_folder
+from lorif_hf.errors import BuildFolderError, DatasetError, RecordingError
+from lorif_hf.storage.layout import MANIFEST
+
+
+class InfluenceCallback(TrainerCallback):
+    """Records an influence index in a final pass when `trainer.train()` ends, at the final (or best) weights.
+
+    Row i of the index is row i of the Trainer's `train_dataset`, whatever the sampler did. The index is then at
+    `callback.index`.
+
+    Args:
+        path (`str` or `os.PathLike`): folder of the index. It is checked before the training starts.
+        config (`InfluenceConfig`, *optional*): by default `InfluenceConfig()`.
+        batch_size (`int`, *optional*): examples per forward pass; by default `per_device_train_batch_size`.
+        objective (`Callable`, *optional*): `(model, batch) -> (B,)` per-example losses; by default that of the task.
+        data_collator (`Callable`, *optional*): by default the Trainer's own.
+        examples (*optional*): the training rows with the columns that the Trainer removes (texts, ids), in the same
+            order, for people to read.
+        text_column, example_id, store_text: as in [`InfluenceIndex.build`].
+
+    Example:
+
+    ```python
+    >>> trainer = Trainer(model=model, args=args, train_dataset=ds, callbacks=[InfluenceCallback("my-index")])
+    >>> trainer.train()
+    ```
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        config: InfluenceConfig | None = None,
+        batch_size: int | None = None,
+        objective: Callable[[nn.Module, dict[str, Any]], Any] | None = None,
+        data_collator: Callable[[list[Any]], Any] | None = None,
+        examples: Any = None,
+        text_column: str | None = None,
+        example_id: str | None = None,
+        store_text: bool | int = True,
+    ):
+        self.path = Path(path)
+        self.config = config
+        self.batch_size = batch_size
+        self.data_collator = data_collator
+        self.options = {
+            "objective": objective,
+            "examples": examples,
+            "text_column": text_column,
+            "example_id": example_id,
+            "store_text": store_text,
+        }
+        self.index: InfluenceIndex | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse now what could only fail after hours of training."""
+        check_folder(self.path)
+        if (self.path / MANIFEST).exists():
+            raise BuildFolderError(f"{self.path} already holds an index. Choose another folder or delete this one.")
+        dataset = getattr(kwargs.get("train_dataloader"), "dataset", None)
+        if not hasattr(dataset, "__len__"):
+            raise DatasetError(
+                f"The train_dataset is a {type(dataset).__name__} without a length, so its rows have no number: an "
+                "influence index needs a map-style dataset."
+            )
+        if args.world_size > 1:
+            raise RecordingError(
+                f"The final pass runs on one process, this training has {args.world_size}. Train without the callback "
+                "and call InfluenceIndex.build(model, dataset, path) on one process afterwards."
+            )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Record the index. The model is left as it was."""
+        loader = kwargs["train_dataloader"]
+        self.index = InfluenceIndex.build(
+            kwargs["model"],
+            loader.dataset,
+            self.path,
+            config=self.config,
+            processing_class=kwargs.get("processing_class"),
+            data_collator=self.data_collator or loader.collate_fn,
+            batch_size=self.batch_size or args.per_device_train_batch_size,
+            **self.options,
+        )

@@ -1,0 +1,11 @@
+"""Which training examples made my model say this? Low-rank influence functions for Hugging Face models."""
+
+from importlib.metadata import version
+
+from .attribution import Attribution
+from .config import InfluenceConfig
+from .index import InfluenceIndex
+
+
+__version__ = version("lorif-hf")
+__all__ = ["Attribution", "InfluenceConfig", "InfluenceIndex", "__version__"]

@@ -1,0 +1,81 @@
+"""Rank-c factors of per-example gradient matrices."""
+
+import torch
+from torch import Tensor
+
+
+_DROPPED = 1e-5  # a direction this much weaker than the strongest is rounding noise in float32
+
+
+def factorize(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factorise each matrix of a batch as left @ right^T by block power iteration.
+
+    8 rounds at rank 1, 16 above. The left columns are orthonormal (or zero, where the matrix has a smaller rank), the
+    right ones carry the scale. Each matrix is treated alone: its factors do not depend on its neighbours. The start is
+    fixed, so the same matrix always gives the same factors.
+
+    Args:
+        matrices (`Tensor`): (n, d1, d2), float32 or float64 (others are computed in float32).
+        rank (`int`): c, between 1 and min(d1, d2). At the limit the factorisation is exact.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: left (n, d1, c) and right (n, d2, c).
+
+    Raises:
+        `ValueError`: the rank is outside its limits.
+
+    Source: LoRIF (arXiv:2601.21929), section 3.1, per-example low-rank factorisation.
+    """
+    if matrices.dim() != 3:
+        raise ValueError(f"matrices must have shape (n, d1, d2), got {tuple(matrices.shape)}.")
+    count, rows, columns = matrices.shape
+    limit = min(rows, columns)
+    if not 1 <= rank <= limit:
+        raise ValueError(f"rank must be between 1 and min(d1, d2) = {limit}, got {rank}.")
+    matrices = matrices.to(torch.float64 if matrices.dtype == torch.float64 else torch.float32)
+    if rank == limit:
+        identity = torch.eye(limit, dtype=matrices.dtype, device=matrices.device).expand(count, limit, limit)
+        if rows <= columns:
+            return identity.clone(), matrices.transpose(1, 2).contiguous()
+        return matrices.clone(), identity.clone()
+
+    # Powers of tiny or huge gradients leave the range of float32: work on matrices of size one.
+    scale = matrices.abs().amax(dim=(1, 2), keepdim=True) if count else matrices.new_ones(0, 1, 1)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scaled = matrices / scale
+    transposed = scaled.transpose(1, 2)
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    start = torch.randn(columns, rank, generator=generator, dtype=torch.float64).to(matrices)
+    left = _orthonormalize(scaled @ start)
+    for _ in range(8 if rank == 1 else 16):
+        left = _orthonormalize(scaled @ _orthonormalize(transposed @ left))
+    return left, (transposed @ left) * scale
+
+
+def _orthonormalize(columns: Tensor) -> Tensor:
+    """Gram-Schmidt over the last axis of (n, d, c), twice for accuracy; a dependent column becomes zero.
+
+    A QR decomposition would give a dependent column an arbitrary direction, made of rounding noise, and with it
+    factors that change from batch to batch.
+    """
+    strongest = columns.norm(dim=1).amax(dim=1, keepdim=True) if columns.shape[0] else columns.new_zeros(0, 1)
+    result = torch.zeros_like(columns)
+    for j in range(columns.shape[2]):
+        column = columns[:, :, j : j + 1]
+        done = result[:, :, :j]
+        for _ in range(2 if j else 0):
+            column = column - done @ (done.transpose(1, 2) @ column)
+        norm = column.norm(dim=1)
+        keep = norm > _DROPPED * strongest
+        result[:, :, j] = torch.where(keep, column[:, :, 0] / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0)
+    return result
+
+
+def reconstruct(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right^T of each example: (n, d1, c), (n, d2, c) -> (n, d1, d2)."""
+    return left @ right.transpose(1, 2)
+
+
+def squared_norms(left: Tensor, right: Tensor) -> Tensor:
+    """Squared Frobenius norm of each left @ right^T, without forming it: (n, d1, c), (n, d2, c) -> (n,)."""
+    return ((left.transpose(1, 2) @ left) * (right.transpose(1, 2) @ right)).sum(dim=(1, 2))

@@ -1,0 +1,168 @@
+"""The rows of a training set: as batches for the recorder, and as examples for people."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+
+from .errors import DatasetError
+from .recording.collation import PaddingCollator
+from .recording.modules import base_model
+from .recording.objectives import CausalLMObjective, Objective, forward_inputs
+
+
+_SAMPLED_ROWS = 256  # rows whose content enters the fingerprint
+
+
+class TrainingRows:
+    """A map-style dataset in its own order, whatever a sampler did with it.
+
+    Args:
+        dataset: a `datasets.Dataset` or anything with `len` and integer indexing.
+        model (`nn.Module`): decides which columns are model inputs.
+        objective (`Objective`): decides whether labels are needed.
+        processing_class: the tokenizer, for padding and for texts.
+        data_collator (`Callable`, *optional*): features to a batch; by default pads on the right.
+        examples: the same rows with the columns meant for people, where `dataset` has lost them.
+        text_column (`str`, *optional*): column with the text; "text" where there is one, else decoded `input_ids`.
+        example_id (`str`, *optional*): column with the user's own name of each row.
+        store_text (`bool` or `int`): whole text, at most so many characters of it, or none.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        model: nn.Module,
+        objective: Objective,
+        processing_class: Any = None,
+        data_collator: Callable[[list[Any]], Any] | None = None,
+        examples: Any = None,
+        text_column: str | None = None,
+        example_id: str | None = None,
+        store_text: bool | int = True,
+    ):
+        try:
+            self.count = len(dataset)
+        except TypeError:
+            raise DatasetError(
+                f"A {type(dataset).__name__} has no length, so its rows have no number. Load it as a map-style "
+                "dataset (datasets.load_dataset without streaming, or Dataset.from_generator)."
+            ) from None
+        if self.count == 0:
+            raise DatasetError("The dataset is empty: there is no row to index.")
+        self.dataset, self.model, self.objective = dataset, model, objective
+        self.examples = dataset if examples is None else examples
+        if len(self.examples) != self.count:
+            raise DatasetError(
+                f"examples has {len(self.examples)} rows, the dataset {self.count}: they must be the same."
+            )
+        self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        columns = _columns(self.examples)
+        for column in (text_column, example_id):
+            if column is not None and column not in columns:
+                raise DatasetError(f"The dataset has no column '{column}'; it has {', '.join(columns) or 'none'}.")
+        self.text_column = text_column or ("text" if "text" in columns else None)
+        self.example_id, self.store_text = example_id, store_text
+        pad = getattr(self.tokenizer, "pad_token_id", None)
+        if pad is None:
+            pad = getattr(getattr(base_model(model), "config", None), "pad_token_id", None)
+        self._own = data_collator is None
+        self._collate = data_collator or PaddingCollator(pad, make_labels=isinstance(objective, CausalLMObjective))
+
+    def batches(self, start: int, stop: int, batch_size: int) -> Iterator[tuple[range, dict[str, Any]]]:
+        """The batches of rows start to stop, in order: (rows, batch)."""
+        rows = Subset(self.dataset, range(start, stop))
+        row = start
+        for batch in DataLoader(rows, batch_size=batch_size, shuffle=False, collate_fn=self._checked_batch):
+            size = min(batch_size, stop - row)
+            yield range(row, row + size), batch
+            row += size
+
+    def _checked_batch(self, features: list[Any]) -> dict[str, Any]:
+        if self.objective.needs_labels and all(isinstance(feature, dict) for feature in features):
+            # As the Trainer does before it collates: a collator cannot pad names and texts.
+            known = {*self._signature(), "labels", "label", "label_ids"}
+            features = [{k: v for k, v in feature.items() if k in known} for feature in features]
+        batch = dict(self._collate(features)) if features and features[0] else {}
+        inputs = forward_inputs(self.model, batch) if self.objective.needs_labels else batch
+        if not inputs:
+            raise DatasetError(
+                f"The dataset has no column that {type(base_model(self.model)).__name__} takes. It has "
+                f"{', '.join(_columns(self.dataset)) or 'none'}; the model takes {', '.join(self._signature()[:6])}, "
+                "... Tokenize it first: dataset.map(lambda row: tokenizer(row['text'], truncation=True))."
+            )
+        if self.objective.needs_labels and "labels" not in batch:
+            raise DatasetError(
+                f"The batches have no labels, which objective '{self.objective.name}' needs; they have "
+                f"{', '.join(batch)}. Add a 'labels' column, or a data_collator that makes one."
+            )
+        return batch
+
+    def _signature(self) -> list[str]:
+        return list(inspect.signature(base_model(self.model).forward).parameters)
+
+    def texts(self, start: int, stop: int) -> list[str | None]:
+        """What each row says: its text column, else its decoded tokens; cut to `store_text` characters."""
+        if self.store_text is False:
+            return [None] * (stop - start)
+        if self.text_column is not None:
+            texts = [
+                None if text is None else str(text) for text in _column(self.examples, self.text_column, start, stop)
+            ]
+        elif self.tokenizer is not None and "input_ids" in _columns(self.dataset):
+            texts = [self.tokenizer.decode(ids) for ids in _column(self.dataset, "input_ids", start, stop)]
+        else:
+            return [None] * (stop - start)
+        return texts if self.store_text is True else [text and text[: self.store_text] for text in texts]
+
+    def example_ids(self, start: int, stop: int) -> list[str | None]:
+        """The user's own name of each row, as text."""
+        if self.example_id is None:
+            return [None] * (stop - start)
+        return [
+            None if value is None else str(value) for value in _column(self.examples, self.example_id, start, stop)
+        ]
+
+    def fingerprint(self) -> str:
+        """Hash over the number of rows, the columns and the content of 256 evenly spaced rows."""
+        step = max(1, self.count // _SAMPLED_ROWS)
+        sample = [_plain(self.dataset[i]) for i in range(0, self.count, step)]
+        content = json.dumps([self.count, _columns(self.dataset), sample], sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def tokens_per_example(batch: dict[str, Any], size: int) -> Tensor:
+    """(B,) tokens of each example in a batch, padding not counted; zero where the input is not made of tokens."""
+    mask, ids = batch.get("attention_mask"), batch.get("input_ids")
+    if isinstance(mask, Tensor) and mask.dim() == 2:
+        return mask.sum(dim=1).to("cpu", torch.int64)
+    return torch.full((size,), ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else 0)
+
+
+def _columns(dataset: Any) -> list[str]:
+    names = getattr(dataset, "column_names", None)
+    if isinstance(names, list):
+        return names
+    first = dataset[0]
+    return list(first) if isinstance(first, dict) else []
+
+
+def _column(dataset: Any, name: str, start: int, stop: int) -> Sequence[Any]:
+    if isinstance(getattr(dataset, "column_names", None), list):
+        return dataset[start:stop][name]
+    return [dataset[i][name] for i in range(start, stop)]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,80 @@
+"""Everything that lorif-hf raises on purpose.
+
+Each message says what was expected, what was found, and the way out.
+"""
+
+from collections.abc import Sequence
+
+
+class LorifError(Exception):
+    """Base class of all errors raised by lorif-hf."""
+
+
+class ConfigError(LorifError, ValueError):
+    """A choice in [`InfluenceConfig`] that no index can be built with."""
+
+
+class DatasetError(LorifError, ValueError):
+    """The dataset cannot be indexed as it is: empty, unsized, without the needed columns or without any target."""
+
+
+class QueryError(LorifError, ValueError):
+    """A query that cannot be turned into a model input with something to measure."""
+
+
+class ObjectiveError(LorifError, ValueError):
+    """No training objective fits the model, or a user's own returned something that is not one number per example."""
+
+
+class BuildFolderError(LorifError, FileExistsError):
+    """The folder of a new index already holds something that is not this build's."""
+
+
+class RecordingError(LorifError):
+    """The recording pass could not go on (out of memory, say). The finished shards are kept."""
+
+
+class IndexFormatError(LorifError, ValueError):
+    """The folder or repo is not an index that this version can read."""
+
+
+class IndexCorruptedError(LorifError):
+    """A file of the index is not what its manifest says.
+
+    Args:
+        file (`str`): path of the file inside the index.
+        problem (`str`): what was expected and what was found.
+    """
+
+    def __init__(self, file: str, problem: str):
+        self.file = file
+        super().__init__(
+            f"{file}: {problem}. The file was truncated, edited or damaged in transfer: "
+            "restore or download it again, or rebuild the index."
+        )
+
+
+class ModelMismatchError(LorifError, ValueError):
+    """The query's model is not the one that was indexed. `strict=False` goes on with a warning."""
+
+
+class UnsupportedModuleError(LorifError, ValueError):
+    """A module that was asked for cannot be tracked, or nothing can."""
+
+
+class NonFiniteGradientError(LorifError, ArithmeticError):
+    """A gradient holds NaN or infinity.
+
+    Args:
+        module (`str`): name of the module.
+        rows (`Sequence[int]`): rows of the dataset (or numbers of the queries) with such a gradient.
+    """
+
+    def __init__(self, module: str, rows: Sequence[int]):
+        self.module = module
+        self.rows = list(rows)
+        shown = ", ".join(map(str, self.rows[:10])) + (", ..." if len(self.rows) > 10 else "")
+        super().__init__(
+            f"The gradient of module '{module}' is NaN or infinite for row(s) {shown}. Check these rows and the "
+            "weights; a float16 model may overflow: load it in bfloat16 or float32."
+        )

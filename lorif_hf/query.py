@@ -1,0 +1,185 @@
+"""Querying: measure the query's gradients, precondition them, score every stored example block by block."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .algebra.curvature import woodbury_solve
+from .algebra.factors import factorize, reconstruct
+from .algebra.projection import TwoSidedProjection
+from .algebra.scoring import bilinear_scores
+from .config import InfluenceConfig
+from .errors import IndexCorruptedError, ModelMismatchError, ObjectiveError
+from .progress import progress
+from .recording.collation import PaddingCollator
+from .recording.identity import weights_sha256
+from .recording.modules import TrackedModule, tracked_modules, unwrap
+from .recording.objectives import CausalLMObjective, Objective, UserObjective, find_objective
+from .recording.queries import query_features, query_text
+from .recording.recorder import GradientRecorder
+from .storage.layout import Manifest, ModuleEntry
+from .storage.shards import ShardReader
+
+
+@dataclass(frozen=True)
+class MeasuredQueries:
+    """Queries ready to be scored.
+
+    Args:
+        preconditioned (`dict[str, Tensor]`): per module Q~ = H^-1 G~_q, float32 (Q, d1, d2).
+        texts (`list[str]`): the queries as a person reads them.
+        losses (`list[float]`): the queries' losses, nats.
+    """
+
+    preconditioned: dict[str, Tensor]
+    texts: list[str]
+    losses: list[float]
+
+
+def load_model(name: str, identity: dict[str, Any]) -> nn.Module:
+    """Load the model to query with from a Hub id or folder, with the Auto class that the manifest names.
+
+    Raises:
+        [`~lorif_hf.errors.ModelMismatchError`]: the manifest names none that is known.
+    """
+    import transformers
+
+    known = ("AutoModelForCausalLM", "AutoModelForSequenceClassification")
+    auto_class = identity.get("auto_class")
+    if auto_class not in known:
+        raise ModelMismatchError(
+            f"The index was made with a {identity.get('model_class')}, which no known Auto class loads: load the "
+            "model yourself and pass it instead of its name."
+        )
+    if identity.get("adapter"):
+        import peft
+
+        return getattr(peft, auto_class.replace("AutoModel", "AutoPeftModel")).from_pretrained(name)
+    return getattr(transformers, auto_class).from_pretrained(name)
+
+
+def measure(
+    model: nn.Module,
+    queries: Any,
+    *,
+    manifest: Manifest,
+    config: InfluenceConfig,
+    reader: ShardReader,
+    processing_class: Any,
+    objective: UserObjective | None,
+    batch_size: int,
+    strict: bool,
+) -> MeasuredQueries:
+    """Gradients of the queries' losses, preconditioned with the index's curvature.
+
+    Raises:
+        [`~lorif_hf.errors.QueryError`], [`~lorif_hf.errors.ModelMismatchError`], [`~lorif_hf.errors.ObjectiveError`].
+    """
+    model = unwrap(model)
+    modules = _matching_modules(model, manifest, config, strict)
+    if objective is None and manifest.objective == Objective.name:
+        raise ObjectiveError(
+            "The index was built with an objective of your own: pass objective=, the function that measures the query."
+        )
+    measured = find_objective(model, objective)
+    features = query_features(queries, model, measured, processing_class)
+    projections = {entry.name: _projection(entry, config) for entry in manifest.modules}
+    collator = PaddingCollator(
+        getattr(processing_class, "pad_token_id", None), make_labels=isinstance(measured, CausalLMObjective)
+    )
+    gradients: dict[str, list[Tensor]] = {entry.name: [] for entry in manifest.modules}
+    losses: list[float] = []
+    recorder = GradientRecorder(model, modules, projections, measured)
+    with recorder, progress(len(features), "Measuring queries", "queries") as bar:
+        for numbers in _batches(features, batch_size):
+            recording = recorder.record(collator([features[i] for i in numbers]), numbers)
+            for name, gradient in recording.gradients.items():
+                gradients[name].append(gradient.to("cpu", torch.float32))
+            losses += recording.losses.tolist()
+            bar.update(len(numbers))
+    preconditioned = {}
+    for entry in manifest.modules:
+        stacked = torch.cat(gradients.pop(entry.name))
+        if config.factorize_query:
+            stacked = reconstruct(*factorize(stacked, config.factor_rank))
+        eigenvectors, eigenvalues, damping, _ = reader.curvature(entry)
+        solved = woodbury_solve(stacked.flatten(1), eigenvectors, eigenvalues, damping)
+        preconditioned[entry.name] = solved.view_as(stacked)
+    texts = [query_text(feature, processing_class) for feature in features]
+    return MeasuredQueries(preconditioned, texts, losses)
+
+
+def score_shards(
+    measured: MeasuredQueries, reader: ShardReader, modules: Sequence[ModuleEntry]
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Scores shard by shard: (first row, per module (Q, n)), nats per unit of example weight.
+
+    Raises:
+        [`~lorif_hf.errors.IndexCorruptedError`]: a stored factor is not finite.
+    """
+    with progress(sum(shard.rows for shard in reader.shards), "Scoring", "examples") as bar:
+        for shard in reader.shards:
+            scores = {}
+            for module in modules:
+                left, right = reader.factors(module, shard)
+                scores[module.name] = bilinear_scores(measured.preconditioned[module.name], left, right)
+                if not bool(torch.isfinite(scores[module.name].sum())):
+                    raise IndexCorruptedError(shard.file, f"the factors of '{module.name}' are not all finite numbers")
+            yield shard.start, scores
+            bar.update(shard.rows)
+
+
+def _matching_modules(
+    model: nn.Module, manifest: Manifest, config: InfluenceConfig, strict: bool
+) -> list[TrackedModule]:
+    """The model's layers that the index records, or an error that says how the model differs."""
+    selected = tracked_modules(model, config.target_modules, config.exclude_modules)
+    found = {tracked.name: tracked for tracked in selected}
+    expected = {entry.name: (entry.in_features, entry.out_features) for entry in manifest.modules}
+    shapes = {name: (tracked.in_features, tracked.out_features) for name, tracked in found.items()}
+    if shapes != expected:
+        different = sorted(name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name))
+        name = different[0]
+        raise ModelMismatchError(
+            f"The index was made with another architecture ({manifest.model.get('model_class')}): {len(different)} "
+            f"module(s) differ, first '{name}': indexed {expected.get(name, 'not at all')}, the query's model has "
+            f"{shapes.get(name, 'no such module')}. Query with the model that was indexed."
+        )
+    modules = [found[name] for name in expected]
+    if weights_sha256(modules) != manifest.model.get("weights_sha256"):
+        problem = (
+            "The weights of the query's model are not those that were indexed "
+            f"({manifest.model.get('name') or manifest.model.get('model_class')}): its training went on, another "
+            "checkpoint was loaded, or the dtype differs."
+        )
+        if strict:
+            raise ModelMismatchError(f"{problem} Load the indexed model, or pass strict=False to go on all the same.")
+        warnings.warn(f"{problem} The scores are those of another model.", stacklevel=4)
+    return modules
+
+
+def _projection(entry: ModuleEntry, config: InfluenceConfig) -> TwoSidedProjection:
+    shapes = (entry.in_features, entry.out_features), (entry.d1, entry.d2)
+    drawn = TwoSidedProjection.draw(*shapes, seed=config.seed, name=entry.name)
+    if drawn.sha256() != entry.projection_sha256:
+        raise ModelMismatchError(
+            f"This machine draws another projection for module '{entry.name}' than the one the index was made with "
+            f"(torch {torch.__version__}): its random numbers differ. Use the torch release that built the index."
+        )
+    return drawn
+
+
+def _batches(features: Sequence[dict[str, Any]], batch_size: int) -> Iterator[list[int]]:
+    """Numbers of queries that go through the model together: neighbours with the same entries."""
+    batch: list[int] = []
+    for number, feature in enumerate(features):
+        if batch and (len(batch) == batch_size or set(features[batch[0]]) != set(feature)):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch

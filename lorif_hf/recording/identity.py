@@ -1,0 +1,93 @@
+"""Which model was recorded: enough to notice that a query comes with another one."""
+
+import hashlib
+import json
+import weakref
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .modules import TrackedModule, base_model
+from .objectives import auto_class
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Args:
+    name (`str` or `None`): Hub id or folder the model was loaded from, where known; a local path keeps its last part.
+    commit (`str` or `None`): Hub commit, where known.
+    model_class (`str`): the model's class.
+    auto_class (`str` or `None`): transformers' Auto class that loads it.
+    weights_sha256 (`str`): hash over the names, dtypes and bytes of the tracked weights.
+    adapter (`dict` or `None`): the PEFT adapter's configs by name, where there is one.
+    """
+
+    name: str | None
+    commit: str | None
+    model_class: str
+    auto_class: str | None
+    weights_sha256: str
+    adapter: dict[str, Any] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def identify(model: nn.Module, modules: Sequence[TrackedModule]) -> ModelIdentity:
+    """The identity of an unwrapped model and its tracked layers."""
+    base = base_model(model)
+    config = getattr(base, "config", None)
+    name = getattr(config, "_name_or_path", None) or None
+    if name and (name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name):
+        name = name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]  # no path of this machine leaves it
+    return ModelIdentity(
+        name=name,
+        commit=getattr(config, "_commit_hash", None),
+        model_class=type(base).__name__,
+        auto_class=auto_class(model),
+        weights_sha256=weights_sha256(modules),
+        adapter=_adapter_configs(model),
+    )
+
+
+def weights_sha256(modules: Sequence[TrackedModule]) -> str:
+    """SHA-256 over the tracked weights, computed once for as long as they do not change."""
+    return hashlib.sha256(
+        json.dumps([(tracked.name, _parameter_sha256(tracked.module)) for tracked in modules]).encode()
+    ).hexdigest()
+
+
+_known: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]]" = weakref.WeakKeyDictionary()
+
+
+def _parameter_sha256(module: nn.Module) -> str:
+    weight: Any = module.weight
+    state = (weight.data_ptr(), weight._version, weight.dtype)
+    cached = _known.get(module)
+    if cached and cached[0] == state:
+        return cached[1]
+    data = weight.detach().to("cpu").contiguous().flatten()
+    digest = hashlib.sha256(f"{weight.dtype}{tuple(weight.shape)}".encode())
+    if data.numel():
+        digest.update(memoryview(data.view(torch.uint8).numpy()))
+    _known[module] = (state, digest.hexdigest())
+    return digest.hexdigest()
+
+
+def _adapter_configs(model: nn.Module) -> dict[str, Any] | None:
+    configs = getattr(model, "peft_config", None)
+    if not configs:
+        return None
+    kept = ("peft_type", "r", "lora_alpha", "use_dora", "use_rslora", "bias", "fan_in_fan_out")
+    return {
+        name: {key: _plain(getattr(config, key)) for key in kept if hasattr(config, key)}
+        for name, config in sorted(configs.items())
+    }
+
+
+def _plain(value: Any) -> Any:
+    value = getattr(value, "value", value)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,0 +1,222 @@
+"""Every file name of an index and its manifest, in one place."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from ..errors import IndexCorruptedError, IndexFormatError
+
+
+FORMAT_VERSION = "1.0"
+
+MANIFEST = "influence_config.json"
+CURVATURE = "curvature/curvature.safetensors"
+TOKENIZER = "tokenizer"
+STAGING = ".lorif-build"  # an unfinished build's own notes; gone when the index is whole
+
+T = TypeVar("T")
+
+
+def factor_file(shard: int, shards: int) -> str:
+    """Name of the factor file of shard 0, 1, ..."""
+    return f"factors/factors-{shard + 1:05d}-of-{shards:05d}.safetensors"
+
+
+def example_file(shard: int, shards: int) -> str:
+    """Name of the example table of shard 0, 1, ..."""
+    return f"data/train-{shard + 1:05d}-of-{shards:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the index: its path inside, its size in bytes and its SHA-256."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Shard(FileEntry):
+    """A file with one entry per example: rows `start` to `start + rows`."""
+
+    start: int
+    rows: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.rows
+
+
+@dataclass(frozen=True)
+class ModuleEntry:
+    """A tracked layer: I x O projected to d1 x d2, with the hash of its projection's signs."""
+
+    name: str
+    kind: str
+    in_features: int
+    out_features: int
+    d1: int
+    d2: int
+    projection_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`influence_config.json`: what the index is, and every file of it.
+
+    Args:
+        config (`dict`): the `InfluenceConfig` as JSON values.
+        objective (`str`): name of the training objective.
+        model (`dict`): identity of the model that was recorded.
+        num_examples (`int`): N.
+        modules (`list[ModuleEntry]`): the tracked layers, in the model's order.
+        shards (`list[Shard]`): factor files, in row order.
+        examples (`list[Shard]`): example tables, in row order.
+        curvature (`FileEntry`): the curvature file.
+        tokenizer (`list[FileEntry]`): files of the processing class, if one was given.
+        build (`str`): fingerprint of config, model and rows.
+    """
+
+    config: dict[str, Any]
+    objective: str
+    model: dict[str, Any]
+    num_examples: int
+    modules: list[ModuleEntry]
+    shards: list[Shard]
+    examples: list[Shard]
+    curvature: FileEntry
+    build: str
+    tokenizer: list[FileEntry] = field(default_factory=list)
+    format_version: str = FORMAT_VERSION
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """Every file that the manifest vouches for."""
+        return [self.curvature, *self.shards, *self.examples, *self.tokenizer]
+
+    def entry(self, file: str) -> FileEntry:
+        """The entry of a file by its path."""
+        return next(entry for entry in self.files if entry.file == file)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Read a manifest that may come from anybody.
+
+        Raises:
+            [`~lorif_hf.errors.IndexFormatError`]: it is no manifest, or of a format this version does not know.
+            [`~lorif_hf.errors.IndexCorruptedError`]: a field has an impossible value, or a path leaves the folder.
+        """
+        try:
+            values = json.loads(text, parse_constant=_refuse_constant)
+        except ValueError as error:
+            raise IndexFormatError(f"{MANIFEST} is not JSON ({error}): this is not a lorif-hf index.") from error
+        if not isinstance(values, dict) or not isinstance(values.get("format_version"), str):
+            raise IndexFormatError(f"{MANIFEST} has no format_version: this is not a lorif-hf index.")
+        _check_version(values["format_version"])
+        manifest = cls(
+            config=_value(values, "config", dict),
+            objective=_value(values, "objective", str),
+            model=_value(values, "model", dict),
+            num_examples=_value(values, "num_examples", int),
+            modules=_records(values, "modules", ModuleEntry),
+            shards=_records(values, "shards", Shard),
+            examples=_records(values, "examples", Shard),
+            curvature=_record(_value(values, "curvature", dict), "curvature", FileEntry),
+            build=_value(values, "build", str),
+            tokenizer=_records(values, "tokenizer", FileEntry),
+            format_version=values["format_version"],
+        )
+        manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        for entry in self.files:
+            check_relative(entry.file)
+            _require(re.fullmatch(r"[0-9a-f]{64}", entry.sha256) is not None, f"the SHA-256 of {entry.file} is none")
+        names = [entry.file for entry in self.files]
+        _require(len(set(names)) == len(names), "a file is listed twice")
+        for shards, what in ((self.shards, "shards"), (self.examples, "examples")):
+            row = 0
+            for shard in shards:
+                _require(shard.rows > 0 and shard.start == row, f"the {what} do not follow one another at row {row}")
+                row = shard.stop
+            _require(row == self.num_examples, f"the {what} hold {row} rows, num_examples says {self.num_examples}")
+        _require(bool(self.modules), "there is no module")
+        _require(len({module.name for module in self.modules}) == len(self.modules), "a module is listed twice")
+        for module in self.modules:
+            sides = (module.in_features, module.d1), (module.out_features, module.d2)
+            _require(all(1 <= d <= full for full, d in sides), f"module '{module.name}' has an impossible shape")
+
+
+def check_relative(path: str) -> None:
+    """Refuse a path that could lead out of the index's folder."""
+    pure = PurePosixPath(path)
+    bad = not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or "\0" in path
+    _require(not bad and pure.as_posix() == path, f"the path {path!r} is not a plain path inside the index")
+
+
+def inside(folder: Path, file: str) -> Path:
+    """The path of an index's file, refusing one that a link leads elsewhere.
+
+    A Hub cache is made of links, but only from its snapshot folder to blobs of the same repo.
+    """
+    check_relative(file)
+    path = folder / file
+    root = folder.resolve()
+    allowed = [root]
+    if root.parent.name == "snapshots":
+        allowed.append(root.parent.parent / "blobs")
+    resolved = path.resolve()
+    if not any(resolved.is_relative_to(place) for place in allowed):
+        raise IndexCorruptedError(file, f"it is a link that leads out of the index, to {resolved}")
+    return path
+
+
+def _check_version(version: str) -> None:
+    found = re.fullmatch(r"(\d+)\.(\d+)", version)
+    if found is None:
+        raise IndexFormatError(f"format_version must look like {FORMAT_VERSION!r}, got {version!r}.")
+    newest = FORMAT_VERSION.partition(".")[0]
+    if int(found[1]) > int(newest):
+        raise IndexFormatError(
+            f"This index has format version {version}; this lorif-hf reads up to {newest}.x. "
+            f'Install a newer one: pip install "lorif-hf>={found[1]}.0".'
+        )
+
+
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise IndexCorruptedError(MANIFEST, problem)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
+
+
+def _value(values: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    value = values.get(name)
+    _require(isinstance(value, kind) and not isinstance(value, bool), f"'{name}' must be a JSON {kind.__name__}")
+    return value  # type: ignore[return-value]
+
+
+def _records(values: Mapping[str, Any], name: str, kind: Callable[..., T]) -> list[T]:
+    return [_record(item, f"{name}[{i}]", kind) for i, item in enumerate(_value(values, name, list))]
+
+
+def _record(item: Any, where: str, kind: Any) -> Any:
+    _require(isinstance(item, dict), f"{where} must be a JSON object")
+    wanted = kind.__dataclass_fields__
+    _require(set(item) == set(wanted), f"{where} must have exactly the fields {', '.join(wanted)}")
+    for name, described in wanted.items():
+        value = item[name]
+        natural = type(value) is int and 0 <= value < 2**63
+        good = natural if described.type is int else isinstance(value, described.type)
+        _require(good, f"{where}.{name} must be a {'natural number' if described.type is int else 'string'}")
+    return kind(**item)
