@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .factors import reconstruct, squared_norms
+from .factors import reconstruct
 
 
 EXACT_LIMIT = 4096  # largest D (or N) whose Gram matrix is formed and decomposed: 128 MiB in float64
@@ -146,14 +146,17 @@ def woodbury_solve(gradients: Tensor, eigenvectors: Tensor, eigenvalues: Tensor,
 def self_influence(left: Tensor, right: Tensor, curvature: Curvature) -> Tensor:
     """vec(G~_i)^T H^-1 vec(G~_i) of stored examples: (n, d1, c), (n, d2, c) -> (n,), never negative."""
     left, right = left.float(), right.float()
-    shrinkage = curvature.eigenvalues / (curvature.eigenvalues + curvature.damping)
-    result = squared_norms(left, right)
+    result = torch.zeros(len(left))
     step = max(1, _BLOCK_NUMBERS // max(1, left.shape[1] * right.shape[1]))
     for start in range(0, len(left), step):
         rows = slice(start, start + step)
-        coordinates = reconstruct(left[rows], right[rows]).flatten(1) @ curvature.eigenvectors
-        result[rows] -= coordinates.square() @ shrinkage
-    return result.clamp_min(0) / curvature.damping
+        gradients = reconstruct(left[rows], right[rows]).flatten(1)
+        coordinates = gradients @ curvature.eigenvectors
+        # Inside the kept space and outside of it apart: the two parts of |g|^2 would cancel in float32.
+        outside = gradients - coordinates @ curvature.eigenvectors.T
+        result[rows] = outside.square().sum(dim=1) / curvature.damping
+        result[rows] += (coordinates.square() / (curvature.eigenvalues + curvature.damping)).sum(dim=1)
+    return result
 
 
 def _gradient_blocks(blocks: FactorBlocks, dim: int) -> Iterator[Tensor]:

@@ -36,8 +36,11 @@ class PaddingCollator:
             if value is not None and not isinstance(value, (str, bytes, Mapping)):
                 try:
                     row["labels" if key in ("label", "label_ids") else key] = torch.as_tensor(value)
-                except (TypeError, ValueError):
+                except (TypeError, ValueError, RuntimeError):
                     continue
+        for key in row.keys() & {"input_ids", "labels", "attention_mask"}:
+            if not row[key].numel():
+                row[key] = row[key].long()  # an empty list has no type; torch takes it for floats
         if "input_ids" in row:
             row.setdefault("attention_mask", torch.ones_like(row["input_ids"]))
             if self.make_labels:

@@ -71,12 +71,18 @@ class CausalLMObjective(Objective):
 
     def _cross_entropy(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         logits = model(**forward_inputs(model, batch)).logits[:, :-1].float()
-        labels = batch["labels"][:, 1:]
+        labels = self._next_tokens(batch)
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none")
         return losses.view(labels.shape).sum(dim=1)
 
     def targets(self, batch: dict[str, Any]) -> Tensor:
-        return (batch["labels"][:, 1:] != -100).sum(dim=1)
+        return (self._next_tokens(batch) != -100).sum(dim=1)
+
+    @staticmethod
+    def _next_tokens(batch: dict[str, Any]) -> Tensor:
+        """The label that each position predicts. After padding on the left the first token is predicted by nothing."""
+        labels, mask = batch["labels"][:, 1:], batch.get("attention_mask")
+        return labels if mask is None or mask.dim() != 2 else labels.masked_fill(mask[:, :-1] == 0, -100)
 
 
 class SequenceClassificationObjective(Objective):

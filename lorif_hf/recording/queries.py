@@ -1,5 +1,6 @@
 """What a user asks, turned into model inputs with something to measure."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -83,17 +84,20 @@ class _QueryReader:
 
     def features(self, item: Any, number: int) -> list[Feature]:
         if isinstance(item, Mapping) and "input_ids" in item:
-            return self._split(dict(item))
+            return self._split(dict(item), number)
         if isinstance(item, Mapping) and {"prompt", "completion"} <= set(item):
             item = (item["prompt"], item["completion"])
         if isinstance(item, Mapping) and "messages" in item:
             item = item["messages"]
         if isinstance(item, Mapping) and "text" in item:
-            item = item["text"]
+            label = item.get("label", item.get("labels")) if self.classifier else None
+            item = item["text"] if label is None else (item["text"], label)
         if isinstance(item, str):
             return [self._encode(item, number)]
         if isinstance(item, tuple) and _is_one(item):
             text, target = item
+            if not self.classifier and not isinstance(target, str):
+                raise QueryError(f"Query {number} pairs a text with {target!r}: expected a (prompt, completion) pair.")
             read = self._labelled if self.classifier else self._completion
             return [read(text, target, number)]
         if isinstance(item, list) and item and all(_is_message(message) for message in item):
@@ -110,9 +114,10 @@ class _QueryReader:
         limit = getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", None)
         if limit and len(ids) > limit:
             raise QueryError(f"Query {number} has {len(ids)} tokens, the model takes at most {limit}: shorten it.")
-        if self.vocabulary and int(ids.max()) >= self.vocabulary:
+        unknown = ids[(ids < 0) | (ids >= self.vocabulary)] if self.vocabulary else ids[:0]
+        if len(unknown):
             raise QueryError(
-                f"Query {number} holds token {int(ids.max())}, the model knows {self.vocabulary}: it was made with "
+                f"Query {number} holds token {int(unknown[0])}, the model knows {self.vocabulary}: it was made with "
                 "another tokenizer."
             )
         if self.causal:
@@ -123,8 +128,13 @@ class _QueryReader:
                     "before it, so at least two tokens are needed, one of them with a label other than -100."
                 )
 
-    def _split(self, batch: Feature) -> list[Feature]:
-        ids = torch.as_tensor(batch["input_ids"])
+    def _split(self, batch: Feature, number: int) -> list[Feature]:
+        try:
+            ids = torch.as_tensor(batch["input_ids"])
+        except (TypeError, ValueError) as error:
+            raise QueryError(
+                f"Query {number} has input_ids that are no row and no matrix ({error}): pass a list of dicts instead."
+            ) from None
         if ids.dim() < 2:
             return [{key: value for key, value in batch.items() if value is not None}]
         rows = [{key: value[i] for key, value in batch.items() if value is not None} for i in range(len(ids))]
@@ -169,8 +179,10 @@ class _QueryReader:
             raise QueryError(f"Query {number} is a chat, but the tokenizer has no chat template: pass text instead.")
         whole = self._template(messages)
         start = self._template(messages[:-1], add_generation_prompt=True)
-        if whole[: len(start)] != start:
-            start = self._template(messages[:-1])
+        if whole[: len(start)] != start:  # a template without a prompt for the answer, or one that closes the chat
+            asked = self._template(messages[:-1])
+            pairs = zip(asked, whole, strict=False)
+            start = [token for token, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
         return {"input_ids": whole, "labels": [-100] * len(start) + whole[len(start) :]}
 
     def _template(self, messages: list[Any], **options: Any) -> list[int]:
@@ -183,4 +195,7 @@ class _QueryReader:
             if label not in known:
                 raise QueryError(f"Query {number} has label '{label}'; the model's labels are {', '.join(known)}.")
             label = known[label]
+        names = getattr(self.config, "id2label", None) or {}
+        if isinstance(label, int) and len(names) > 1 and label not in names:
+            raise QueryError(f"Query {number} has label {label}; the model's labels are {', '.join(names.values())}.")
         return {**self._encode(text, number), "labels": label}

@@ -62,7 +62,7 @@ class GradientRecorder:
         self._projections = dict(projections)
         self._placed: dict[str, tuple[tuple[torch.device, torch.dtype], TwoSidedProjection]] = {}
         self._gradients: dict[str, Tensor] = {}
-        self._without_graph: set[str] = set()
+        self._without_graph: dict[str, None] = {}  # an ordered set
         self._shape: tuple[int, int | None] = (0, None)
         self._warned: set[str] = set()
 
@@ -113,7 +113,7 @@ class GradientRecorder:
         rows = range(size) if rows is None else rows
         ids = moved.get("input_ids")
         self._shape = (size, ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else None)
-        self._gradients, self._without_graph = {}, set()
+        self._gradients, self._without_graph = {}, {}
         with torch.enable_grad():
             losses = self.objective(self.model, moved)
             if not losses.requires_grad:
@@ -134,12 +134,14 @@ class GradientRecorder:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
             if not torch.is_grad_enabled():
                 # Reentrant checkpointing: the layer runs again, with gradients, in the backward pass.
-                self._without_graph.add(tracked.name)
+                self._without_graph[tracked.name] = None
                 return None
             inputs = self._per_example((args[0] if args else next(iter(kwargs.values()))).detach())
             if inputs is not None:
                 projection = self._projection(tracked, inputs)
                 projected, dtype = project(inputs, projection.in_signs), inputs.dtype
+                if projected.data_ptr() == inputs.data_ptr():
+                    projected = projected.clone()  # without a projection: the caller may change its input in place
             replaced = None
             if not output.requires_grad:
                 # The graph starts here. A copy, so that the caller may still change its output in place.
@@ -158,7 +160,11 @@ class GradientRecorder:
                 previous = self._gradients.get(tracked.name)
                 self._gradients[tracked.name] = matrices if previous is None else previous + matrices
 
-            output.register_hook(accumulate)
+            # Most layers return a view of a matrix product. Changing a view in place takes its own node out of the
+            # graph, and a hook on it with it; the product's node stays.
+            product, shape = output._base, output.shape
+            whole = product if product is not None and product.numel() == output.numel() else output
+            whole.register_hook(lambda gradient: accumulate(gradient.reshape(shape)))
             return replaced
 
         return hook

@@ -1,0 +1,126 @@
+import hashlib
+
+import pytest
+import torch
+
+from lorif_hf.algebra.projection import TwoSidedProjection, project, rademacher
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(7)
+
+
+@pytest.mark.parametrize("source, target", [(1, 1), (7, 3), (64, 16), (5, 1), (3, 8)])
+def test_entries_are_plus_or_minus_one_over_sqrt_of_the_target_dimension(source, target):
+    matrix = rademacher(source, target, seed=0, name="layer/in")
+    assert matrix.shape == (source, target) and matrix.dtype == torch.float32 and matrix.device.type == "cpu"
+    assert torch.equal(matrix.abs(), torch.full((source, target), 1.0).div(target**0.5))
+
+
+def test_both_signs_occur_about_equally():
+    signs = rademacher(400, 100, seed=0, name="layer/in").sign()
+    assert abs(float(signs.mean())) < 0.03  # six standard deviations of 40,000 fair signs
+    assert float(signs.mean(dim=0).abs().max()) < 0.3 and float(signs.mean(dim=1).abs().max()) < 0.6
+
+
+def test_the_same_seed_and_name_give_the_same_matrix_whatever_was_drawn_before():
+    torch.manual_seed(1)
+    first = rademacher(32, 8, seed=3, name="layer/in")
+    torch.manual_seed(2)
+    torch.randn(100)
+    assert torch.equal(rademacher(32, 8, seed=3, name="layer/in"), first)
+
+
+def test_drawing_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    rademacher(32, 8, seed=3, name="layer/in")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("seed, name", [(4, "layer/in"), (3, "layer/out"), (3, "layers/in"), (3, ""), (2**40, "x")])
+def test_another_seed_or_name_gives_another_matrix(seed, name):
+    reference = rademacher(32, 8, seed=3, name="layer/in")
+    agreement = (rademacher(32, 8, seed=seed, name=name) == reference).float().mean()
+    assert 0.25 < float(agreement) < 0.75  # independent signs agree half of the time
+
+
+def test_the_expectation_of_p_times_its_transpose_is_the_identity():
+    draws = torch.stack([rademacher(6, 4, seed=seed, name="layer/in").double() for seed in range(2000)])
+    mean = (draws @ draws.transpose(1, 2)).mean(dim=0)
+    torch.testing.assert_close(mean, torch.eye(6, dtype=torch.float64), atol=0.06, rtol=0)
+
+
+def test_one_draw_is_pinned_since_every_index_depends_on_the_generator():
+    drawn = rademacher(64, 16, seed=0, name="x").numpy().tobytes()
+    assert hashlib.sha256(drawn).hexdigest() == "648bc9abc94c7a9e790380dc2a4a5a86d4aa07140b3fe54e73d13cf8f5b18d05"
+
+
+@pytest.mark.parametrize("shape", [(12,), (1, 12), (0, 12), (5, 12), (2, 3, 12)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 4e-2)])
+def test_project_equals_the_product_with_the_rademacher_matrix(generator, shape, dtype, tolerance):
+    matrix = rademacher(12, 5, seed=0, name="layer/in").double()
+    vectors = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    projected = project(vectors, matrix.sign().to(dtype))
+    assert projected.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert projected.shape == (*shape[:-1], 5)
+    expected = vectors.double() @ (matrix.sign() / 5**0.5)
+    torch.testing.assert_close(projected.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype, wide", [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)])
+def test_no_signs_mean_no_projection_but_a_wide_dtype(generator, dtype, wide):
+    vectors = torch.randn(3, 12, generator=generator).to(dtype)
+    assert torch.equal(project(vectors, None), vectors.to(wide)) and project(vectors, None).dtype == wide
+
+
+def test_projecting_both_sides_equals_projecting_the_weight_gradient(generator):
+    inputs = torch.randn(9, 12, generator=generator, dtype=torch.float64)
+    output_gradients = torch.randn(9, 8, generator=generator, dtype=torch.float64)
+    projection = TwoSidedProjection.draw((12, 8), (3, 2), seed=5, name="layer")
+    wide = projection.to(torch.device("cpu"), torch.float64)
+    projected = project(inputs, wide.in_signs).T @ project(output_gradients, wide.out_signs)
+    p_in = rademacher(12, 3, seed=5, name="layer/in").double().sign() / 3**0.5
+    p_out = rademacher(8, 2, seed=5, name="layer/out").double().sign() / 2**0.5
+    torch.testing.assert_close(projected, p_in.T @ (inputs.T @ output_gradients) @ p_out)
+
+
+def test_a_side_that_keeps_its_size_is_not_projected():
+    assert TwoSidedProjection.draw((12, 8), (12, 8), seed=0, name="layer") == TwoSidedProjection(None, None)
+    only_out = TwoSidedProjection.draw((12, 8), (12, 2), seed=0, name="layer")
+    assert only_out.in_signs is None and only_out.out_signs.shape == (8, 2)
+
+
+def test_the_two_sides_of_a_square_layer_differ():
+    projection = TwoSidedProjection.draw((16, 16), (4, 4), seed=0, name="layer")
+    assert not torch.equal(projection.in_signs, projection.out_signs)
+    assert not torch.equal(projection.in_signs, -projection.out_signs)
+
+
+def test_the_hash_notices_one_other_sign():
+    projection = TwoSidedProjection.draw((12, 8), (3, 2), seed=0, name="layer")
+    changed = projection.out_signs.clone()
+    changed[7, 1] *= -1
+    assert TwoSidedProjection(projection.in_signs, changed).sha256() != projection.sha256()
+
+
+def test_the_hash_tells_sides_shapes_and_the_identity_apart():
+    signs = rademacher(8, 8, seed=0, name="layer/in").sign().char()
+    projections = [
+        TwoSidedProjection(None, None),
+        TwoSidedProjection(signs, None),
+        TwoSidedProjection(None, signs),
+        TwoSidedProjection(signs, signs),
+        TwoSidedProjection(signs.reshape(4, 16), None),
+        TwoSidedProjection(signs, signs.T.contiguous()),
+    ]
+    assert len({projection.sha256() for projection in projections}) == len(projections)
+
+
+def test_the_hash_is_of_the_signs_and_not_of_their_dtype():
+    projection = TwoSidedProjection.draw((12, 8), (3, 2), seed=0, name="layer")
+    assert projection.to(torch.device("cpu"), torch.float16).sha256() == projection.sha256()
+    again = TwoSidedProjection.draw((12, 8), (3, 2), seed=0, name="layer")
+    assert again.sha256() == projection.sha256()
+    other = TwoSidedProjection.draw((12, 8), (3, 2), seed=1, name="layer")
+    assert other.sha256() != projection.sha256()

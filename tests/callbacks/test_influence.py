@@ -1,0 +1,147 @@
+"""The Trainer side: row i of the index is row i of the dataset, whatever the Trainer did with it."""
+
+import hashlib
+
+import pytest
+import torch
+from datasets import IterableDataset
+from tiny import make_gpt2, make_rows
+from transformers import Trainer, TrainingArguments
+
+from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf.callbacks import InfluenceCallback
+from lorif_hf.errors import BuildFolderError, DatasetError, RecordingError
+from lorif_hf.recording.recorder import GradientRecorder
+
+
+def collate(features):
+    width = max(len(feature["input_ids"]) for feature in features)
+    ids = [list(feature["input_ids"]) + [0] * (width - len(feature["input_ids"])) for feature in features]
+    labels = [[*f["input_ids"], *[-100] * (width - len(f["input_ids"]))] for f in features]
+    mask = [[1] * len(f["input_ids"]) + [0] * (width - len(f["input_ids"])) for f in features]
+    return {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "attention_mask": torch.tensor(mask)}
+
+
+def train(tmp_path, callback, dataset, **arguments):
+    model = make_gpt2()
+    defaults = {
+        "output_dir": str(tmp_path / "out"),
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 3,
+        "learning_rate": 1e-2,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(**(defaults | arguments)),
+        train_dataset=dataset,
+        data_collator=collate,
+        callbacks=[callback],
+    )
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("remove_unused_columns", [True, False])
+@pytest.mark.parametrize("sampling", ["random", "group_by_length", "sequential"])
+def test_row_i_of_the_index_is_row_i_of_the_dataset(tmp_path, remove_unused_columns, sampling):
+    rows = make_rows(20)
+    callback = InfluenceCallback(
+        tmp_path / "index", config=InfluenceConfig(shard_size=7), examples=rows, example_id="name"
+    )
+    trainer = train(
+        tmp_path,
+        callback,
+        rows,
+        gradient_accumulation_steps=2,
+        remove_unused_columns=remove_unused_columns,
+        train_sampling_strategy=sampling,
+        seed=3,
+    )
+    index = InfluenceIndex.from_pretrained(tmp_path / "index")
+    assert [example["example_id"] for example in index.examples(list(range(20)))] == list(rows["name"])
+    built = InfluenceIndex.build(
+        trainer.model,
+        rows,
+        tmp_path / "built",
+        config=InfluenceConfig(shard_size=7),
+        data_collator=collate,
+        batch_size=3,
+    )
+    digests = [
+        hashlib.sha256((folder / "factors" / "factors-00002-of-00003.safetensors").read_bytes()).hexdigest()
+        for folder in (tmp_path / "index", built.path)
+    ]
+    assert digests[0] == digests[1], "the factors are those of the final weights, in the dataset's order"
+    for row in (0, 11, 19):
+        assert int(callback.index.attribute(trainer.model, rows.select([row]), top_k=1).indices) == row
+
+
+def test_the_model_is_left_as_the_training_left_it(tmp_path):
+    callback = InfluenceCallback(tmp_path / "index")
+    trainer = train(tmp_path, callback, make_rows(6))
+    assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+    assert trainer.model.training
+    assert not any(module._forward_hooks for module in trainer.model.modules())
+
+
+def test_the_best_checkpoint_is_what_gets_indexed(tmp_path):
+    callback = InfluenceCallback(tmp_path / "index")
+    model, rows = make_gpt2(), make_rows(6)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "out"),
+        num_train_epochs=3,
+        report_to="none",
+        save_strategy="epoch",
+        eval_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=True,  # the worst model is the first one: the best checkpoint is not the last
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        model=model, args=arguments, train_dataset=rows, eval_dataset=rows, data_collator=collate, callbacks=[callback]
+    )
+    trainer.train()
+    best = make_gpt2().from_pretrained(trainer.state.best_model_checkpoint)
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    assert callback.index.attribute(best, rows.select([2]), top_k=1).scores.shape == (1, 1)
+
+
+def test_a_folder_in_use_is_refused_before_training(tmp_path):
+    InfluenceIndex.build(make_gpt2(), make_rows(4), tmp_path / "index")
+    with pytest.raises(BuildFolderError, match="already holds an index. Choose another folder"):
+        train(tmp_path, InfluenceCallback(tmp_path / "index"), make_rows(4))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(BuildFolderError, match="is not empty and holds neither an index"):
+        train(tmp_path, InfluenceCallback(tmp_path / "other"), make_rows(4))
+
+
+def test_a_stream_is_refused_before_training(tmp_path):
+    stream = IterableDataset.from_generator(lambda: iter([{"input_ids": [1, 2, 3]}] * 9))
+    with pytest.raises(DatasetError, match="without a length.* needs a map-style dataset"):
+        train(tmp_path, InfluenceCallback(tmp_path / "index"), stream, max_steps=1)
+
+
+def test_an_out_of_memory_error_does_not_restart_the_training(tmp_path, monkeypatch):
+    pytest.importorskip("accelerate")
+    begun = []
+
+    class Counted(InfluenceCallback):
+        def on_train_begin(self, *args, **kwargs):
+            begun.append(1)
+            super().on_train_begin(*args, **kwargs)
+
+    def fail(self, batch, rows=None):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+
+    monkeypatch.setattr(GradientRecorder, "record", fail)
+    with pytest.raises(RecordingError, match="build again with a smaller batch_size to go on"):
+        train(tmp_path, Counted(tmp_path / "index"), make_rows(6), auto_find_batch_size=True)
+    assert len(begun) == 1
