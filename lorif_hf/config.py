@@ -1,8 +1,8 @@
 """`InfluenceConfig`: every choice that shapes an index."""
 
 import json
-import math
 import re
+import sys
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -65,7 +65,8 @@ class InfluenceConfig:
             self._check_integer(name, least=1)
         self._check_integer("seed", least=0)
         damping = self.damping
-        if isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0 < damping < math.inf:
+        number = isinstance(damping, (int, float)) and not isinstance(damping, bool)
+        if not number or not 0 < damping <= sys.float_info.max:
             raise ConfigError(f"damping must be a positive finite number, got {damping!r}.")
         object.__setattr__(self, "damping", float(damping))
         if self.dtype not in STORAGE_DTYPES:
@@ -92,7 +93,7 @@ class InfluenceConfig:
             raise ConfigError(f"{name} must be a regular expression or a list of name suffixes, got {value!r}.")
         try:
             re.compile(value)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ConfigError(f"{name} is not a valid regular expression: {value!r} ({error}).") from error
 
     def __hash__(self) -> int:
@@ -136,6 +137,6 @@ class InfluenceConfig:
         """The inverse of [`~InfluenceConfig.to_json`]."""
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"A config must be JSON: {error}.") from error
         return cls.from_dict(values)

@@ -15,6 +15,7 @@ from .factors import reconstruct
 
 EXACT_LIMIT = 4096  # largest D (or N) whose Gram matrix is formed and decomposed: 128 MiB in float64
 _BLOCK_NUMBERS = 1 << 23  # numbers per reconstructed block of gradients: 32 MiB of float32
+_LEAST_DAMPING = 1e-30
 
 FactorBlocks = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 """Called once per pass, gives the layer's factors in row order: (n, d1, c), (n, d2, c) blocks."""
@@ -59,8 +60,10 @@ def fit(blocks: FactorBlocks, *, count: int, dim: int, rank: int, damping: float
         eigenvectors, eigenvalues, trace = gram_eigenpairs(blocks, dim=dim, rank=rank)
     else:
         eigenvectors, eigenvalues, trace = dual_eigenpairs(blocks, count=count, dim=dim, rank=rank)
-    # A layer without any gradient has no scale of its own: lambda = 1 leaves its scores at zero.
-    strength = damping * trace / dim if trace > 0 else 1.0
+    # A layer without any gradient has no scale of its own: lambda = 1 leaves its scores at zero. So does one whose
+    # squares are too small for float32.
+    strength = damping * trace / dim
+    strength = strength if strength > _LEAST_DAMPING else 1.0
     return Curvature(eigenvectors.float(), eigenvalues.float(), strength, trace)
 
 

@@ -36,7 +36,7 @@ def factorize(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     if rank == limit:
         identity = torch.eye(limit, dtype=matrices.dtype, device=matrices.device).expand(count, limit, limit)
         if rows <= columns:
-            return identity.clone(), matrices.transpose(1, 2).contiguous()
+            return identity.clone(), matrices.transpose(1, 2).clone(memory_format=torch.contiguous_format)
         return matrices.clone(), identity.clone()
 
     # Powers of tiny or huge gradients leave the range of float32: work on matrices of size one.
@@ -46,16 +46,18 @@ def factorize(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     transposed = scaled.transpose(1, 2)
     generator = torch.Generator(device="cpu").manual_seed(0)
     start = torch.randn(columns, rank, generator=generator, dtype=torch.float64).to(matrices)
-    left = _orthonormalize(scaled @ start)
+    image = scaled @ start
     for _ in range(8 if rank == 1 else 16):
-        left = _orthonormalize(scaled @ _orthonormalize(transposed @ left))
+        image = scaled @ _orthonormalize(transposed @ _orthonormalize(image))
+    left = _orthonormalize(image, dropped=_DROPPED)
     return left, (transposed @ left) * scale
 
 
-def _orthonormalize(columns: Tensor) -> Tensor:
-    """Gram-Schmidt over the last axis of (n, d, c), twice for accuracy; a dependent column becomes zero.
+def _orthonormalize(columns: Tensor, dropped: float = 0.0) -> Tensor:
+    """Gram-Schmidt over the last axis of (n, d, c), twice for accuracy.
 
-    A QR decomposition would give a dependent column an arbitrary direction, made of rounding noise, and with it
+    A column of which less than `dropped` times the strongest is left becomes zero: only in the last round, when a weak
+    direction can be told from a dependent one. A QR decomposition would give a dependent column an arbitrary direction, made of rounding noise, and with it
     factors that change from batch to batch.
     """
     strongest = columns.norm(dim=1).amax(dim=1, keepdim=True) if columns.shape[0] else columns.new_zeros(0, 1)
@@ -66,7 +68,7 @@ def _orthonormalize(columns: Tensor) -> Tensor:
         for _ in range(2 if j else 0):
             column = column - done @ (done.transpose(1, 2) @ column)
         norm = column.norm(dim=1)
-        keep = norm > _DROPPED * strongest
+        keep = norm > dropped * strongest
         result[:, :, j] = torch.where(keep, column[:, :, 0] / norm.clamp_min(torch.finfo(norm.dtype).tiny), 0)
     return result
 
@@ -74,8 +76,3 @@ def _orthonormalize(columns: Tensor) -> Tensor:
 def reconstruct(left: Tensor, right: Tensor) -> Tensor:
     """left @ right^T of each example: (n, d1, c), (n, d2, c) -> (n, d1, d2)."""
     return left @ right.transpose(1, 2)
-
-
-def squared_norms(left: Tensor, right: Tensor) -> Tensor:
-    """Squared Frobenius norm of each left @ right^T, without forming it: (n, d1, c), (n, d2, c) -> (n,)."""
-    return ((left.transpose(1, 2) @ left) * (right.transpose(1, 2) @ right)).sum(dim=(1, 2))

@@ -68,7 +68,7 @@ def _top(scores: Tensor, k: int, largest: bool) -> tuple[Tensor, Tensor]:
     if scores.shape[1] > k:
         values, columns = scores.topk(k, dim=1, largest=largest)
         edge = values[:, -1:]
-        tied_beyond = ((scores >= edge) if largest else (scores <= edge)).sum(dim=1) > k
+        tied_beyond = (~((scores < edge) if largest else (scores > edge))).sum(dim=1) > k
         if not bool(tied_beyond.any()):
             columns = columns.sort(dim=1).values
             values, order = scores.gather(1, columns).sort(dim=1, descending=largest, stable=True)

@@ -67,7 +67,7 @@ def open_table(folder: Path, manifest: Manifest, name: str) -> pq.ParquetFile:
     entry = next(shard for shard in manifest.examples if shard.file == name)
     try:
         file = pq.ParquetFile(verified(folder, entry))
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise IndexCorruptedError(name, f"it is no Parquet file ({error})") from error
     if not file.schema_arrow.equals(SCHEMA) or file.metadata.num_rows != entry.rows:
         raise IndexCorruptedError(

@@ -86,7 +86,7 @@ def parse_header(file: str, size: int, head: bytes) -> dict[str, TensorSpan]:
     try:
         declared = json.loads(head[8 : 8 + length])
         spans = {name: _span(item, 8 + length) for name, item in declared.items() if name != "__metadata__"}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise IndexCorruptedError(file, f"its header is not one of safetensors ({error})") from error
     position = 8 + length
     for name, span in sorted(spans.items(), key=lambda item: item[1].begin):
@@ -113,7 +113,7 @@ def header_length(file: str, size: int, head: bytes) -> int:
 
 def _span(item: Any, offset: int) -> TensorSpan:
     shape, (begin, end) = item["shape"], item["data_offsets"]
-    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+    if not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, begin, end)):
         raise ValueError("a shape or offset is not a natural number")
     return TensorSpan(DTYPES[item["dtype"]], tuple(shape), offset + begin, offset + end)
 
@@ -161,11 +161,15 @@ def verified(folder: Path, entry: FileEntry) -> Path:
     Raises:
         [`~lorif_hf.errors.IndexCorruptedError`]: names the file.
     """
-    path = inside(folder, entry.file)
     try:
+        path = inside(folder, entry.file)
         status = path.stat()
+        if not path.is_file():
+            raise IndexCorruptedError(entry.file, "it is not a file")
     except FileNotFoundError:
         raise IndexCorruptedError(entry.file, "it is missing") from None
+    except (OSError, RuntimeError) as error:  # a link to itself, a name too long, a file where a folder should be
+        raise IndexCorruptedError(entry.file, f"it cannot be opened ({error})") from None
     if status.st_size != entry.bytes:
         raise IndexCorruptedError(entry.file, f"it has {status.st_size} bytes, the manifest says {entry.bytes}")
     if _verified.get((str(path.resolve()), entry.sha256)) != (status.st_size, status.st_mtime_ns):

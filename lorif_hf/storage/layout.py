@@ -115,7 +115,7 @@ class Manifest:
         """
         try:
             values = json.loads(text, parse_constant=_refuse_constant)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise IndexFormatError(f"{MANIFEST} is not JSON ({error}): this is not a lorif-hf index.") from error
         if not isinstance(values, dict) or not isinstance(values.get("format_version"), str):
             raise IndexFormatError(f"{MANIFEST} has no format_version: this is not a lorif-hf index.")
@@ -158,8 +158,11 @@ class Manifest:
 def check_relative(path: str) -> None:
     """Refuse a path that could lead out of the index's folder."""
     pure = PurePosixPath(path)
-    bad = not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or "\0" in path
-    _require(not bad and pure.as_posix() == path, f"the path {path!r} is not a plain path inside the index")
+    bad = not pure.parts or pure.is_absolute() or ".." in pure.parts or any(c in path for c in "\\:\0")
+    writable = path.encode(errors="replace").decode() == path  # no half of a surrogate pair
+    _require(
+        not bad and writable and pure.as_posix() == path, f"the path {path!r} is not a plain path inside the index"
+    )
 
 
 def inside(folder: Path, file: str) -> Path:
@@ -180,7 +183,7 @@ def inside(folder: Path, file: str) -> Path:
 
 
 def _check_version(version: str) -> None:
-    found = re.fullmatch(r"(\d+)\.(\d+)", version)
+    found = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version)
     if found is None:
         raise IndexFormatError(f"format_version must look like {FORMAT_VERSION!r}, got {version!r}.")
     newest = FORMAT_VERSION.partition(".")[0]
