@@ -57,8 +57,8 @@ def _orthonormalize(columns: Tensor, dropped: float = 0.0) -> Tensor:
     """Gram-Schmidt over the last axis of (n, d, c), twice for accuracy.
 
     A column of which less than `dropped` times the strongest is left becomes zero: only in the last round, when a weak
-    direction can be told from a dependent one. A QR decomposition would give a dependent column an arbitrary direction, made of rounding noise, and with it
-    factors that change from batch to batch.
+    direction can be told from a dependent one. A QR decomposition would give a dependent column an arbitrary
+    direction, made of rounding noise, and with it factors that change from batch to batch.
     """
     strongest = columns.norm(dim=1).amax(dim=1, keepdim=True) if columns.shape[0] else columns.new_zeros(0, 1)
     result = torch.zeros_like(columns)
