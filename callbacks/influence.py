@@ -29,6 +29,10 @@ class InfluenceCallback(TrainerCallback):
         examples (*optional*): the training rows with the columns that the Trainer removes (texts, ids), in the same
             order, for people to read.
         text_column, example_id, store_text: as in [`InfluenceIndex.build`].
+        push_to_hub (`bool`, *optional*, defaults to `False`): push the index when it is whole; its shards are uploaded
+            while it is recorded.
+        repo_id, private, token (*optional*): as in [`InfluenceIndex.push_to_hub`]; `repo_id` is by default the
+            folder's name.
 
     Example:
 
@@ -50,6 +54,10 @@ class InfluenceCallback(TrainerCallback):
         text_column: str | None = None,
         example_id: str | None = None,
         store_text: bool | int = True,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
     ):
         self.path = Path(path)
         self.config = config
@@ -61,6 +69,10 @@ class InfluenceCallback(TrainerCallback):
             "text_column": text_column,
             "example_id": example_id,
             "store_text": store_text,
+            "push_to_hub": push_to_hub,
+            "repo_id": repo_id,
+            "private": private,
+            "token": token,
         }
         self.index: InfluenceIndex | None = None
 

@@ -29,6 +29,7 @@ class Attribution:
         examples (`Mapping[int, dict]`): the examples of these rows.
         queries (`Sequence[str]`): the queries as text.
         losses (`Sequence[float]`): the queries' losses, nats.
+        repo_id, commit (`str` or `None`): the Hub repo and the commit that answered, where the index is from the Hub.
     """
 
     def __init__(
@@ -38,12 +39,16 @@ class Attribution:
         examples: Mapping[int, dict[str, Any]],
         queries: Sequence[str],
         losses: Sequence[float],
+        repo_id: str | None = None,
+        commit: str | None = None,
     ):
         self.scores = scores
         self.indices = indices
         self.examples = examples
         self.queries = list(queries)
         self.losses = list(losses)
+        self.repo_id = repo_id
+        self.commit = commit
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -53,7 +58,13 @@ class Attribution:
             query = range(len(self))[query]
             query = slice(query, query + 1)
         return Attribution(
-            self.scores[query], self.indices[query], self.examples, self.queries[query], self.losses[query]
+            self.scores[query],
+            self.indices[query],
+            self.examples,
+            self.queries[query],
+            self.losses[query],
+            self.repo_id,
+            self.commit,
         )
 
     def __iter__(self) -> Iterator["Attribution"]:
@@ -104,12 +115,15 @@ class Attribution:
         return figure
 
     def _repr_html_(self) -> str:
-        return _TEMPLATES.get_template("attribution.html").render(panels=self._panels())
+        return _TEMPLATES.get_template("attribution.html").render(panels=self._panels(), source=self._source())
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
         """Write a page that stands alone: no scripts, nothing loaded from elsewhere, every text escaped."""
-        page = _TEMPLATES.get_template("page.html").render(panels=self._panels())
+        page = _TEMPLATES.get_template("page.html").render(panels=self._panels(), source=self._source())
         Path(path).write_text(page, encoding="utf-8")
+
+    def _source(self) -> str | None:
+        return f"{self.repo_id} at {self.commit}" if self.repo_id else None
 
     def _panels(self) -> list[dict[str, Any]]:
         """What the templates show: per query its text, loss and rows with a bar of at most 100 percent."""
@@ -124,8 +138,8 @@ class Attribution:
 
 
 def shorten(text: str | None, length: int) -> str:
-    """One line of at most `length` characters."""
-    line = " ".join((text or "").split())
+    """One line of at most `length` characters, all of them printable: nothing that a terminal would act on."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text or "").split())
     return line if len(line) <= length else line[: length - 1] + "…"
 
 

@@ -8,9 +8,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,13 @@ from .recording.modules import tracked_modules
 from .recording.objectives import Objective
 from .recording.recorder import GradientRecorder, Recording
 from .storage.examples import write_examples
-from .storage.files import file_entry, write_tensors, write_text
+from .storage.files import file_entry, header_sha256, write_tensors, write_text
 from .storage.layout import (
     CURVATURE,
     MANIFEST,
     STAGING,
     TOKENIZER,
+    FactorShard,
     Manifest,
     ModuleEntry,
     Shard,
@@ -44,6 +44,7 @@ from .storage.layout import (
     factor_file,
 )
 from .storage.shards import ShardReader, write_shard
+from .storage.store import LocalStore
 
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ class IndexBuilder:
         objective (`Objective`): the per-example loss.
         processing_class: the tokenizer that goes into the index, if any.
         batch_size (`int`): examples per forward pass.
+        on_shard (`Callable`, *optional*): told of every finished factor file, also of those found finished.
     """
 
     def __init__(
@@ -73,11 +75,14 @@ class IndexBuilder:
         objective: Objective,
         processing_class: Any,
         batch_size: int,
+        on_shard: Callable[[FactorShard], None] | None = None,
     ):
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigError(f"batch_size must be an integer of at least 1, got {batch_size!r}.")
         self.model, self.rows, self.folder, self.config = model, rows, folder, config
         self.objective, self.processing_class, self.batch_size = objective, processing_class, batch_size
+        self.on_shard = on_shard or (lambda shard: None)
+        self._shards: dict[int, FactorShard] = {}
         self.dtype: torch.dtype = getattr(torch, config.dtype)
         self.staging = folder / STAGING
         self.modules = tracked_modules(model, config.target_modules, config.exclude_modules)
@@ -151,6 +156,8 @@ class IndexBuilder:
 
     def _record_all(self) -> None:
         missing = [shard for shard in range(len(self.ranges)) if not self._recorded(shard)]
+        for shard in set(range(len(self.ranges))) - set(missing):
+            self._finished(shard)
         done = self.rows.count - sum(self.ranges[shard][1] - self.ranges[shard][0] for shard in missing)
         if not missing:
             return
@@ -160,14 +167,22 @@ class IndexBuilder:
         with recorder, progress(self.rows.count, "Recording", "examples", initial=done) as bar:
             empty = 0
             for shard in missing:
-                empty += self._record_shard(recorder, shard, bar, empty_before=empty)
+                empty += self._record_shard(recorder, shard, bar)
+                self._finished(shard)
         if empty:
             logger.warning("%d rows have no target (all labels are -100); their scores are zero.", empty)
 
     def _recorded(self, shard: int) -> bool:
         return self._factor_path(shard).exists() and self._rows_path(shard).exists()
 
-    def _record_shard(self, recorder: GradientRecorder, shard: int, bar: Any, empty_before: int) -> int:
+    def _finished(self, shard: int) -> None:
+        start, stop = self.ranges[shard]
+        entry = file_entry(self.folder, factor_file(shard, len(self.ranges)))
+        header = header_sha256(self._factor_path(shard))
+        self._shards[shard] = FactorShard(entry.file, entry.bytes, entry.sha256, start, stop - start, header)
+        self.on_shard(self._shards[shard])
+
+    def _record_shard(self, recorder: GradientRecorder, shard: int, bar: Any) -> int:
         """Record one shard; returns how many of its rows have no target."""
         start, stop = self.ranges[shard]
         factors: dict[str, tuple[list[Tensor], list[Tensor]]] = {entry.name: ([], []) for entry in self.entries}
@@ -214,7 +229,7 @@ class IndexBuilder:
         return stored
 
     def _fit_all(self) -> None:
-        reader = ShardReader(self.folder, self._shards, None, self.dtype, self.config.factor_rank)
+        reader = ShardReader(LocalStore(self.folder), self._table, None, self.dtype, self.config.factor_rank)
         with progress(len(self.entries), "Fitting curvature", "modules") as bar:
             for number, entry in enumerate(self.entries):
                 part = self._curvature_path(number)
@@ -268,7 +283,8 @@ class IndexBuilder:
                 "self_influence": self_influence[start:stop].tolist(),
             }
             write_examples(self.folder / file, columns)
-            examples.append(self._shard_entry(file, start, stop))
+            entry = file_entry(self.folder, file)
+            examples.append(Shard(entry.file, entry.bytes, entry.sha256, start, stop - start))
         if self.processing_class is not None:
             self.processing_class.save_pretrained(self.folder / TOKENIZER)
         tokenizer = sorted(path for path in (self.folder / TOKENIZER).rglob("*") if path.is_file())
@@ -276,9 +292,10 @@ class IndexBuilder:
             config=self.config.to_dict(),
             objective=self.objective.name,
             model=self.identity,
+            dataset=self.rows.source(),
             num_examples=self.rows.count,
             modules=self.entries,
-            shards=self._shards,
+            shards=self._table,
             examples=examples,
             curvature=file_entry(self.folder, CURVATURE),
             build=self.fingerprint,
@@ -286,14 +303,10 @@ class IndexBuilder:
         )
         write_text(self.folder / MANIFEST, manifest.to_json())
 
-    @cached_property
-    def _shards(self) -> list[Shard]:
+    @property
+    def _table(self) -> list[FactorShard]:
         """The manifest's shard table, once all shards are recorded."""
-        return [self._shard_entry(factor_file(i, len(self.ranges)), *rows) for i, rows in enumerate(self.ranges)]
-
-    def _shard_entry(self, file: str, start: int, stop: int) -> Shard:
-        entry = file_entry(self.folder, file)
-        return Shard(entry.file, entry.bytes, entry.sha256, start, stop - start)
+        return [self._shards[shard] for shard in range(len(self.ranges))]
 
     def _factor_path(self, shard: int) -> Path:
         return self.folder / factor_file(shard, len(self.ranges))

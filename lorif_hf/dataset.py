@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -127,6 +128,23 @@ class TrainingRows:
         return [
             None if value is None else str(value) for value in _column(self.examples, self.example_id, start, stop)
         ]
+
+    def source(self) -> dict[str, Any]:
+        """What a `datasets.Dataset` knows of where it comes from: its name, split, licence and Hub revision."""
+        info = getattr(self.examples, "info", None)
+        if info is None:
+            return {}
+        found: dict[str, Any] = {
+            "name": info.dataset_name,
+            "config": info.config_name,
+            "split": str(self.examples.split) if self.examples.split else None,
+            "license": info.license or None,
+        }
+        for url in info.download_checksums or {}:
+            repo = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)@([\w.-]+)/.*", url)
+            if repo:
+                found["name"], found["revision"] = repo[1], repo[2]
+        return {key: value for key, value in found.items() if value}
 
     def fingerprint(self) -> str:
         """Hash over the number of rows, the columns and the content of 256 evenly spaced rows."""

@@ -78,3 +78,23 @@ class NonFiniteGradientError(LorifError, ArithmeticError):
             f"The gradient of module '{module}' is NaN or infinite for row(s) {shown}. Check these rows and the "
             "weights; a float16 model may overflow: load it in bfloat16 or float32."
         )
+
+
+class HubError(LorifError, OSError):
+    """Something on the way to or from the Hub."""
+
+
+class IndexNotFoundError(HubError):
+    """No such repo or revision on the Hub, as far as this token can see."""
+
+
+class HubAccessError(HubError):
+    """The Hub knows the repo but refuses this token."""
+
+
+class HubConnectionError(HubError):
+    """The Hub could not be reached, or gave up in the middle. Trying again goes on where this stopped."""
+
+
+class PublishError(LorifError, ValueError):
+    """What was to be pushed must not leave this machine as it is. Nothing was uploaded."""

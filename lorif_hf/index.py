@@ -1,9 +1,8 @@
-"""`InfluenceIndex`: build, load, query. A facade: the work is in build, query, storage and algebra."""
+"""`InfluenceIndex`: build, load, query, push. A facade: the work is in build, query, storage and algebra."""
 
 import os
-import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,23 @@ from torch import Tensor, nn
 from .algebra.scoring import RunningTopK
 from .attribution import Attribution
 from .build import IndexBuilder, check_folder
+from .cards import index_card
 from .config import InfluenceConfig
 from .dataset import TrainingRows
-from .errors import ConfigError, IndexFormatError, QueryError
-from .query import MeasuredQueries, load_model, measure, score_shards
+from .errors import IndexCorruptedError, QueryError
+from .query import MeasuredQueries, load_model, measure, score_shards, select_modules
 from .recording.modules import unwrap
 from .recording.objectives import UserObjective, find_objective
+from .sharing import StoredIndex
 from .storage.examples import read_column, read_examples
-from .storage.files import verified
-from .storage.layout import MANIFEST, TOKENIZER, Manifest
+from .storage.files import write_text
+from .storage.layout import CARD, TOKENIZER, ModuleEntry
+from .storage.publish import EarlyUploader
 from .storage.shards import ShardReader
+from .storage.store import LocalStore
 
 
-class InfluenceIndex:
+class InfluenceIndex(StoredIndex):
     """An index of a training set: rank-c gradient factors of every example, and the curvature to query them with.
 
     Make one with [`~InfluenceIndex.build`] (or `InfluenceCallback` at the end of a training), load one with
@@ -34,22 +37,14 @@ class InfluenceIndex:
 
     Sign and unit of every score: a positive score is a *proponent*, training on that example more lowers the query's
     loss. Scores are in nats per unit of example weight, summed over the tracked layers.
-
-    Attributes:
-        path (`Path`): the index's folder.
-        config (`InfluenceConfig`): what it was built with.
-        manifest (`Manifest`): every file of it, the layers and the model's identity.
     """
 
-    def __init__(self, path: Path, manifest: Manifest):
-        self.path = path
-        self.manifest = manifest
-        try:
-            self.config = InfluenceConfig.from_dict(manifest.config)
-        except ConfigError as error:
-            raise IndexFormatError(f"{MANIFEST} of {path} holds no valid config: {error}") from error
+    def __init__(self, store: LocalStore, rows: Tensor | None = None):
+        super().__init__(store, rows)
         dtype: torch.dtype = getattr(torch, self.config.dtype)
-        self._reader = ShardReader(path, manifest.shards, manifest.curvature, dtype, self.config.factor_rank)
+        self._reader = ShardReader(
+            store, self.manifest.shards, self.manifest.curvature, dtype, self.config.factor_rank
+        )
         self._processing_class: Any = None
 
     @classmethod
@@ -68,6 +63,10 @@ class InfluenceIndex:
         text_column: str | None = None,
         example_id: str | None = None,
         store_text: bool | int = True,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
     ) -> "InfluenceIndex":
         """Record every row of `dataset` with `model` as it is now and write the index to `path`.
 
@@ -88,6 +87,9 @@ class InfluenceIndex:
             text_column (`str`, *optional*): column shown as text; "text" if there is one, else decoded `input_ids`.
             example_id (`str`, *optional*): column with your own name for each row.
             store_text (`bool` or `int`, *optional*, defaults to `True`): whole text, so many characters, or none.
+            push_to_hub (`bool`, *optional*, defaults to `False`): push the index when it is whole; its shards are
+                uploaded while the build goes on.
+            repo_id, private, token (*optional*): as in [`~InfluenceIndex.push_to_hub`].
 
         Returns:
             `InfluenceIndex`: the finished index.
@@ -104,54 +106,53 @@ class InfluenceIndex:
             dataset, model, found, processing_class, data_collator, examples, text_column, example_id, store_text
         )
         config = config or InfluenceConfig()
-        IndexBuilder(model, rows, folder, config, found, processing_class, batch_size).run()
-        index = cls.from_pretrained(folder)
+        builder = IndexBuilder(model, rows, folder, config, found, processing_class, batch_size)
+        if push_to_hub:
+            uploader = EarlyUploader(folder, repo_id or folder.name, private=private, token=token, revision=None)
+            builder.on_shard = uploader.add
+            try:
+                builder.run()
+            finally:
+                uploader.close()
+        else:
+            builder.run()
+        index = cls(LocalStore(folder))
         index._processing_class = processing_class
+        if not (folder / CARD).exists():
+            write_text(folder / CARD, index_card(index.manifest, index.config, repo_id or "user/my-index", None))
+        if push_to_hub:
+            index.push_to_hub(repo_id or folder.name, private=private, token=token)
         return index
 
-    @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str]) -> "InfluenceIndex":
-        """Load an index from a folder. Reads the manifest only; the rest is read, and checked, when it is needed.
+    def select(self, rows: Sequence[int]) -> "InfluenceIndex":
+        """The same index over some of its rows: queries read and score these alone.
 
         Args:
-            path (`str` or `os.PathLike`): folder of the index.
-
-        Raises:
-            [`~lorif_hf.errors.IndexFormatError`]: the folder is no index.
-            [`~lorif_hf.errors.IndexCorruptedError`]: its manifest is damaged.
+            rows (`Sequence[int]`): row numbers; sorted, each counted once.
         """
-        folder = Path(path)
-        if not (folder / MANIFEST).is_file():
-            what = "holds no index" if folder.is_dir() else "does not exist"
-            raise IndexFormatError(f"{folder} {what}: expected a folder with {MANIFEST}.")
-        return cls(folder, Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8")))
-
-    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
-        """Copy the index, every file checked, to another folder."""
-        target = Path(path)
-        if target.resolve() == self.path.resolve():
-            return
-        check_folder(target)
-        for entry in self.manifest.files:
-            source = verified(self.path, entry)
-            (target / entry.file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target / entry.file)
-        shutil.copyfile(self.path / MANIFEST, target / MANIFEST)
+        chosen = torch.as_tensor(list(rows), dtype=torch.int64).unique()
+        if not len(chosen):
+            raise QueryError("select() needs at least one row.")
+        self._check_rows([int(chosen[0]), int(chosen[-1])])
+        view = InfluenceIndex(self._store, chosen)
+        view._processing_class = self._processing_class
+        return view
 
     def __len__(self) -> int:
-        return self.manifest.num_examples
+        return self.manifest.num_examples if self._rows is None else len(self._rows)
 
     def __repr__(self) -> str:
         model = self.manifest.model
         return (
-            f"InfluenceIndex({str(self.path)!r}, num_examples={len(self)}, modules={len(self.manifest.modules)}, "
-            f"bytes_per_example={self.bytes_per_example:.0f}, model={model.get('name') or model.get('model_class')!r})"
+            f"InfluenceIndex({self.repo_id or str(self.path)!r}, num_examples={len(self)}, "
+            f"modules={len(self.manifest.modules)}, bytes_per_example={self.bytes_per_example:.0f}, "
+            f"model={model.get('name') or model.get('model_class')!r})"
         )
 
     @property
     def bytes_per_example(self) -> float:
         """Bytes of factors stored per example, all layers together."""
-        return sum(shard.bytes for shard in self.manifest.shards) / len(self)
+        return sum(shard.bytes for shard in self.manifest.shards) / self.manifest.num_examples
 
     @property
     def processing_class(self) -> Any:
@@ -160,7 +161,7 @@ class InfluenceIndex:
             from transformers import AutoTokenizer
 
             for entry in self.manifest.tokenizer:
-                verified(self.path, entry)
+                self._store.path(entry)
             self._processing_class = AutoTokenizer.from_pretrained(self.path / TOKENIZER, trust_remote_code=False)
         return self._processing_class
 
@@ -171,6 +172,7 @@ class InfluenceIndex:
         top_k: int = 10,
         *,
         largest: bool = True,
+        modules: str | Sequence[str] | None = None,
         processing_class: Any = None,
         objective: UserObjective | None = None,
         batch_size: int = 8,
@@ -186,6 +188,8 @@ class InfluenceIndex:
             top_k (`int`, *optional*, defaults to 10): k, examples per query; at most N come out.
             largest (`bool`, *optional*, defaults to `True`): proponents first; `False` gives opponents, most negative
                 first.
+            modules (`str` or `Sequence[str]`, *optional*): score only the layers whose names match (a regular
+                expression, or a list of names and suffixes); only their factors are read.
             processing_class (*optional*): tokenizer for text queries; by default the one in the index.
             objective (`Callable`, *optional*): what to measure, `(model, batch) -> (Q,)`; by default the loss.
             batch_size (`int`, *optional*, defaults to 8): queries per forward pass.
@@ -201,13 +205,15 @@ class InfluenceIndex:
         """
         if not isinstance(top_k, int) or top_k < 1:
             raise QueryError(f"top_k must be an integer of at least 1, got {top_k!r}.")
-        measured = self._measure(model, query, processing_class, objective, batch_size, strict)
+        scored = select_modules(self.manifest, modules)
+        measured = self._measure(model, query, scored, processing_class, objective, batch_size, strict)
         best = RunningTopK(len(measured.texts), top_k, largest)
-        for start, scores in score_shards(measured, self._reader, self.manifest.modules):
+        for start, scores in score_shards(measured, self._reader, scored, self._rows):
             best.update(torch.stack(list(scores.values())).sum(dim=0), start)
-        rows = best.indices.unique().tolist()
-        examples = dict(zip(rows, read_examples(self.path, self.manifest, rows), strict=True))
-        return Attribution(best.scores, best.indices, examples, measured.texts, measured.losses)
+        indices = best.indices if self._rows is None else self._rows[best.indices]
+        rows = indices.unique().tolist()
+        examples = dict(zip(rows, read_examples(self._store, self.manifest, rows), strict=True))
+        return Attribution(best.scores, indices, examples, measured.texts, measured.losses, self.repo_id, self.commit)
 
     def scores(
         self,
@@ -215,6 +221,7 @@ class InfluenceIndex:
         queries: Any,
         *,
         per_module: bool = False,
+        modules: str | Sequence[str] | None = None,
         processing_class: Any = None,
         objective: UserObjective | None = None,
         batch_size: int = 8,
@@ -227,13 +234,15 @@ class InfluenceIndex:
 
         Returns:
             `Tensor` of float32 (Q, N), or a `dict` of these by module name. Nats per unit of example weight; positive:
-            a proponent. A tensor that would take over half of the free memory is a memory map of a temporary file.
+            a proponent. The columns of a selection are its rows in ascending order. A tensor that would take over half
+            of the free memory is a memory map of a temporary file.
         """
-        measured = self._measure(model, queries, processing_class, objective, batch_size, strict)
+        scored = select_modules(self.manifest, modules)
+        measured = self._measure(model, queries, scored, processing_class, objective, batch_size, strict)
         shape = (len(measured.texts), len(self))
-        names = [module.name for module in self.manifest.modules]
+        names = [module.name for module in scored]
         dense = _allocate((len(names), *shape) if per_module else shape)
-        for start, scores in score_shards(measured, self._reader, self.manifest.modules):
+        for start, scores in score_shards(measured, self._reader, scored, self._rows):
             block = torch.stack(list(scores.values()))
             dense[..., start : start + block.shape[-1]] = block if per_module else block.sum(dim=0)
         return dict(zip(names, dense, strict=True)) if per_module else dense
@@ -244,17 +253,45 @@ class InfluenceIndex:
         Computed from the stored factors when the index was built: sum over layers of vec(G~_i)^T H^-1 vec(G~_i). High
         values mark rows the model had to memorise: mislabelled, rare or damaged ones.
         """
-        return torch.from_numpy(np.array(read_column(self.path, self.manifest, "self_influence")))
+        influence = torch.from_numpy(np.array(read_column(self._store, self.manifest, "self_influence")))
+        return influence if self._rows is None else influence[self._rows]
 
     def examples(self, rows: list[int]) -> list[dict[str, Any]]:
         """The examples of the given rows: row, example_id, text, num_tokens, loss (nats), self_influence."""
-        outside = [row for row in rows if not 0 <= row < len(self)]
+        self._check_rows(rows)
+        return read_examples(self._store, self.manifest, rows)
+
+    def verify(self) -> None:
+        """Read every file and check it against the manifest; downloads what is not here.
+
+        Raises:
+            [`~lorif_hf.errors.IndexCorruptedError`]: names the first file that is not what it should be.
+        """
+        for entry in self.manifest.files:
+            self._store.path(entry)
+        for module in self.manifest.modules:
+            self._reader.curvature(module)
+        for shard in self.manifest.shards:
+            for name, factors in self._reader.load(shard, self.manifest.modules).items():
+                if not all(bool(torch.isfinite(factor.float().sum())) for factor in factors):
+                    raise IndexCorruptedError(shard.file, f"the factors of '{name}' are not all finite numbers")
+        read_column(self._store, self.manifest, "row")
+
+    def _check_rows(self, rows: Sequence[int]) -> None:
+        count = self.manifest.num_examples
+        outside = [row for row in rows if not 0 <= row < count]
         if outside:
-            raise QueryError(f"Row {outside[0]} is outside the index, which has rows 0 to {len(self) - 1}.")
-        return read_examples(self.path, self.manifest, rows)
+            raise QueryError(f"Row {outside[0]} is outside the index, which has rows 0 to {count - 1}.")
 
     def _measure(
-        self, model: Any, query: Any, processing_class: Any, objective: Any, batch_size: int, strict: bool
+        self,
+        model: Any,
+        query: Any,
+        scored: list[ModuleEntry],
+        processing_class: Any,
+        objective: Any,
+        batch_size: int,
+        strict: bool,
     ) -> MeasuredQueries:
         if isinstance(model, (str, os.PathLike)):
             model = load_model(os.fspath(model), self.manifest.model)
@@ -268,6 +305,7 @@ class InfluenceIndex:
             objective=objective,
             batch_size=batch_size,
             strict=strict,
+            scored=scored,
         )
 
 

@@ -13,11 +13,11 @@ from .algebra.factors import factorize, reconstruct
 from .algebra.projection import TwoSidedProjection
 from .algebra.scoring import bilinear_scores
 from .config import InfluenceConfig
-from .errors import IndexCorruptedError, ModelMismatchError, ObjectiveError
+from .errors import IndexCorruptedError, ModelMismatchError, ObjectiveError, QueryError
 from .progress import progress
 from .recording.collation import PaddingCollator
 from .recording.identity import weights_sha256
-from .recording.modules import TrackedModule, tracked_modules, unwrap
+from .recording.modules import TrackedModule, matches, tracked_modules, unwrap
 from .recording.objectives import CausalLMObjective, Objective, UserObjective, find_objective
 from .recording.queries import query_features, query_text
 from .recording.recorder import GradientRecorder
@@ -73,25 +73,27 @@ def measure(
     objective: UserObjective | None,
     batch_size: int,
     strict: bool,
+    scored: Sequence[ModuleEntry],
 ) -> MeasuredQueries:
-    """Gradients of the queries' losses, preconditioned with the index's curvature.
+    """Gradients of the queries' losses in the `scored` modules, preconditioned with the index's curvature.
 
     Raises:
         [`~lorif_hf.errors.QueryError`], [`~lorif_hf.errors.ModelMismatchError`], [`~lorif_hf.errors.ObjectiveError`].
     """
     model = unwrap(model)
-    modules = _matching_modules(model, manifest, config, strict)
+    matching = _matching_modules(model, manifest, config, strict)
+    modules = [tracked for tracked in matching if tracked.name in {entry.name for entry in scored}]
     if objective is None and manifest.objective == Objective.name:
         raise ObjectiveError(
             "The index was built with an objective of your own: pass objective=, the function that measures the query."
         )
     measured = find_objective(model, objective)
     features = query_features(queries, model, measured, processing_class)
-    projections = {entry.name: _projection(entry, config) for entry in manifest.modules}
+    projections = {entry.name: _projection(entry, config) for entry in scored}
     collator = PaddingCollator(
         getattr(processing_class, "pad_token_id", None), make_labels=isinstance(measured, CausalLMObjective)
     )
-    gradients: dict[str, list[Tensor]] = {entry.name: [] for entry in manifest.modules}
+    gradients: dict[str, list[Tensor]] = {entry.name: [] for entry in scored}
     losses: list[float] = []
     recorder = GradientRecorder(model, modules, projections, measured)
     with recorder, progress(len(features), "Measuring queries", "queries") as bar:
@@ -102,7 +104,7 @@ def measure(
             losses += recording.losses.tolist()
             bar.update(len(numbers))
     preconditioned = {}
-    for entry in manifest.modules:
+    for entry in scored:
         stacked = torch.cat(gradients.pop(entry.name))
         if config.factorize_query:
             stacked = reconstruct(*factorize(stacked, config.factor_rank))
@@ -114,23 +116,44 @@ def measure(
 
 
 def score_shards(
-    measured: MeasuredQueries, reader: ShardReader, modules: Sequence[ModuleEntry]
+    measured: MeasuredQueries, reader: ShardReader, modules: Sequence[ModuleEntry], rows: Tensor | None = None
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Scores shard by shard: (first row, per module (Q, n)), nats per unit of example weight.
+    """Scores shard by shard: (rows scored before it, per module (Q, n)), nats per unit of example weight.
+
+    Args:
+        rows (`Tensor`, *optional*): row numbers to score, ascending; by default all.
 
     Raises:
         [`~lorif_hf.errors.IndexCorruptedError`]: a stored factor is not finite.
     """
-    with progress(sum(shard.rows for shard in reader.shards), "Scoring", "examples") as bar:
-        for shard in reader.shards:
+    total = sum(shard.rows for shard in reader.shards) if rows is None else len(rows)
+    with progress(total, "Scoring", "examples") as bar:
+        for position, factors in reader.stream(modules, rows):
             scores = {}
-            for module in modules:
-                left, right = reader.factors(module, shard)
-                scores[module.name] = bilinear_scores(measured.preconditioned[module.name], left, right)
-                if not bool(torch.isfinite(scores[module.name].sum())):
-                    raise IndexCorruptedError(shard.file, f"the factors of '{module.name}' are not all finite numbers")
-            yield shard.start, scores
-            bar.update(shard.rows)
+            for name, (left, right) in factors.items():
+                scores[name] = bilinear_scores(measured.preconditioned[name], left, right)
+                if not bool(torch.isfinite(scores[name].sum())):
+                    raise IndexCorruptedError("factors", f"those of module '{name}' are not all finite numbers")
+            del factors
+            yield position, scores
+            bar.update(next(iter(scores.values())).shape[1])
+
+
+def select_modules(manifest: Manifest, pattern: str | Sequence[str] | None) -> list[ModuleEntry]:
+    """The index's modules whose names match, as `target_modules` does.
+
+    Raises:
+        [`~lorif_hf.errors.QueryError`]: none does.
+    """
+    if pattern is None:
+        return manifest.modules
+    chosen = [entry for entry in manifest.modules if matches(entry.name, pattern)]
+    if not chosen:
+        raise QueryError(
+            f"modules={pattern!r} matches none of the index's {len(manifest.modules)} modules, for example "
+            f"'{manifest.modules[0].name}'."
+        )
+    return chosen
 
 
 def _matching_modules(

@@ -57,6 +57,7 @@ def test_the_seed_changes_the_factors(gpt2, rows, tmp_path):
 def test_the_folder_holds_the_files_of_the_design_and_nothing_else(gpt2, rows, tmp_path):
     InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=CONFIG)
     assert sorted(digests(tmp_path / "index")) == [
+        "README.md",
         "curvature/curvature.safetensors",
         *[f"data/train-0000{i}-of-00004.parquet" for i in range(1, 5)],
         *[f"factors/factors-0000{i}-of-00004.safetensors" for i in range(1, 5)],

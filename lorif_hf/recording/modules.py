@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,15 +81,15 @@ def tracked_modules(
     chosen = []
     for full_name, module in candidates.items():
         name = full_name.removeprefix(_PEFT_PREFIX)
-        if id(module) in excluded or (exclude_modules is not None and _matches(name, exclude_modules)):
+        if id(module) in excluded or (exclude_modules is not None and matches(name, exclude_modules)):
             continue
         if lora_layers:
-            if target_modules == "all-linear" or _matches(name, target_modules):
+            if target_modules == "all-linear" or matches(name, target_modules):
                 chosen += list(_adapter_matrices(name, module))
         elif target_modules == "all-linear":
             if _kind(module):
                 chosen.append(_tracked(name, module))
-        elif _matches(name, target_modules) and next(module.parameters(recurse=False), None) is not None:
+        elif matches(name, target_modules) and next(module.parameters(recurse=False), None) is not None:
             chosen.append(_tracked(name, module))
     if not chosen:
         supported = [name.removeprefix(_PEFT_PREFIX) for name, m in candidates.items() if lora_layers or _kind(m)]
@@ -101,7 +101,7 @@ def tracked_modules(
     return chosen
 
 
-def _matches(name: str, pattern: str | list[str]) -> bool:
+def matches(name: str, pattern: str | Sequence[str]) -> bool:
     """PEFT's rule: a string is a regular expression for the whole name, a list holds names or name suffixes."""
     if isinstance(pattern, str):
         return re.fullmatch(pattern, name) is not None

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from .layout import FileEntry, inside
 
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64, "I64": torch.int64}
+_HASHES = "sha256"  # key of the tensors' hashes in a file's metadata
 _MAX_HEADER = 100_000_000  # safetensors' own limit
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, sync it and rename it to `path`: a reader sees all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -35,14 +36,26 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: _discard(temporary.write_text(text, encoding="utf-8")))
+    write_bytes(path, text.encode())
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file; equal tensors give equal bytes."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file whose metadata holds each tensor's SHA-256; equal tensors give equal bytes."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary, dict(metadata or {})))
+    # One entry with all hashes: safetensors itself writes several entries in any order.
+    hashes = {name: hashlib.sha256(tensor_bytes(tensor)).hexdigest() for name, tensor in contiguous.items()}
+    metadata = {_HASHES: json.dumps(hashes, sort_keys=True)}
+    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata))
+
+
+def tensor_bytes(tensor: Tensor) -> Any:
+    """The bytes of a contiguous tensor, as a safetensors file holds them."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
 
 
 def file_entry(folder: Path, file: str) -> FileEntry:
@@ -63,12 +76,13 @@ def file_sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class TensorSpan:
-    """Where a tensor lies in its file: `begin` to `end` in bytes from the file's start."""
+    """Where a tensor lies in its file: `begin` to `end` in bytes from the file's start; its hash where declared."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     begin: int
     end: int
+    sha256: str | None = None
 
 
 def parse_header(file: str, size: int, head: bytes) -> dict[str, TensorSpan]:
@@ -85,11 +99,12 @@ def parse_header(file: str, size: int, head: bytes) -> dict[str, TensorSpan]:
     length = header_length(file, size, head[:8])
     try:
         declared = json.loads(head[8 : 8 + length])
-        spans = {name: _span(item, 8 + length) for name, item in declared.items() if name != "__metadata__"}
+        hashes = json.loads(declared.pop("__metadata__", {}).get(_HASHES, "{}"))
+        spans = {name: _span(item, 8 + length, hashes.get(name)) for name, item in declared.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise IndexCorruptedError(file, f"its header is not one of safetensors ({error})") from error
     position = 8 + length
-    for name, span in sorted(spans.items(), key=lambda item: item[1].begin):
+    for name, span in sorted(spans.items(), key=lambda item: (item[1].begin, item[1].end)):
         numbers = 1
         for extent in span.shape:
             numbers *= extent
@@ -111,39 +126,68 @@ def header_length(file: str, size: int, head: bytes) -> int:
     return length
 
 
-def _span(item: Any, offset: int) -> TensorSpan:
+def header_sha256(path: Path) -> str:
+    """Hash of a safetensors file's first bytes: the header's length and the header."""
+    with open(path, "rb") as file:
+        head = file.read(8)
+        return hashlib.sha256(head + file.read(int.from_bytes(head, "little"))).hexdigest()
+
+
+def _span(item: Any, offset: int, sha256: str | None) -> TensorSpan:
     shape, (begin, end) = item["shape"], item["data_offsets"]
     if not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, begin, end)):
         raise ValueError("a shape or offset is not a natural number")
-    return TensorSpan(DTYPES[item["dtype"]], tuple(shape), offset + begin, offset + end)
+    return TensorSpan(DTYPES[item["dtype"]], tuple(shape), offset + begin, offset + end, sha256)
 
 
-class TensorFile:
-    """A safetensors file of an index, verified against its manifest once and then read by memory map."""
+class TensorReader:
+    """The tensors of one safetensors file, wherever its bytes come from.
 
-    def __init__(self, folder: Path, entry: FileEntry):
-        path = verified(folder, entry)
-        with open(path, "rb") as file:
-            head = file.read(8)
-            head += file.read(header_length(entry.file, entry.bytes, head))
-        self.file = entry.file
-        self.spans = parse_header(entry.file, entry.bytes, head)
-        self._bytes = np.memmap(path, dtype=np.uint8, mode="c")
+    Args:
+        file (`str`): its name, for errors.
+        spans (`dict[str, TensorSpan]`): what its header declares, checked.
+    """
+
+    def __init__(self, file: str, spans: dict[str, TensorSpan]):
+        self.file = file
+        self.spans = spans
+
+    def prefetch(self, names: Sequence[str]) -> None:
+        """Get whole tensors at once, where that is cheaper than one by one."""
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows `start` to `stop` of a tensor, without a copy. Nothing is read before it is used."""
+        """Rows `start` to `stop` of a tensor."""
         span = self.span(name)
         if not span.shape:
-            return _as_tensor(self._bytes[span.begin : span.end], span.dtype, ())
+            return _as_tensor(self._piece(name, span.begin, span.end), span.dtype, ())
         stop = span.shape[0] if stop is None else min(stop, span.shape[0])
         row = (span.end - span.begin) // max(1, span.shape[0])
-        piece = self._bytes[span.begin + start * row : span.begin + stop * row]
+        piece = self._piece(name, span.begin + start * row, span.begin + stop * row)
         return _as_tensor(piece, span.dtype, (stop - start, *span.shape[1:]))
 
     def span(self, name: str) -> TensorSpan:
         if name not in self.spans:
             raise IndexCorruptedError(self.file, f"it has no tensor '{name}'")
         return self.spans[name]
+
+    def _piece(self, name: str, begin: int, end: int) -> np.ndarray:
+        """Bytes `begin` to `end` of the file, which lie inside tensor `name`."""
+        raise NotImplementedError
+
+
+class TensorFile(TensorReader):
+    """A file on disk, verified against its manifest once and then read by memory map, without a copy."""
+
+    def __init__(self, folder: Path, entry: FileEntry):
+        path = verified(folder, entry)
+        with open(path, "rb") as file:
+            head = file.read(8)
+            head += file.read(header_length(entry.file, entry.bytes, head))
+        super().__init__(entry.file, parse_header(entry.file, entry.bytes, head))
+        self._map = np.memmap(path, dtype=np.uint8, mode="c")
+
+    def _piece(self, name: str, begin: int, end: int) -> np.ndarray:
+        return self._map[begin:end]
 
 
 def _as_tensor(piece: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
@@ -194,7 +238,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _discard(_: object) -> None:
-    return None

@@ -13,6 +13,7 @@ from ..errors import IndexCorruptedError, IndexFormatError
 FORMAT_VERSION = "1.0"
 
 MANIFEST = "influence_config.json"
+CARD = "README.md"
 CURVATURE = "curvature/curvature.safetensors"
 TOKENIZER = "tokenizer"
 STAGING = ".lorif-build"  # an unfinished build's own notes; gone when the index is whole
@@ -52,6 +53,13 @@ class Shard(FileEntry):
 
 
 @dataclass(frozen=True)
+class FactorShard(Shard):
+    """A factor file; the hash of its header lets a reader of single tensors trust the hashes that stand in it."""
+
+    header_sha256: str
+
+
+@dataclass(frozen=True)
 class ModuleEntry:
     """A tracked layer: I x O projected to d1 x d2, with the hash of its projection's signs."""
 
@@ -72,9 +80,10 @@ class Manifest:
         config (`dict`): the `InfluenceConfig` as JSON values.
         objective (`str`): name of the training objective.
         model (`dict`): identity of the model that was recorded.
+        dataset (`dict`): what is known of where the rows come from.
         num_examples (`int`): N.
         modules (`list[ModuleEntry]`): the tracked layers, in the model's order.
-        shards (`list[Shard]`): factor files, in row order.
+        shards (`list[FactorShard]`): factor files, in row order.
         examples (`list[Shard]`): example tables, in row order.
         curvature (`FileEntry`): the curvature file.
         tokenizer (`list[FileEntry]`): files of the processing class, if one was given.
@@ -84,9 +93,10 @@ class Manifest:
     config: dict[str, Any]
     objective: str
     model: dict[str, Any]
+    dataset: dict[str, Any]
     num_examples: int
     modules: list[ModuleEntry]
-    shards: list[Shard]
+    shards: list[FactorShard]
     examples: list[Shard]
     curvature: FileEntry
     build: str
@@ -124,9 +134,10 @@ class Manifest:
             config=_value(values, "config", dict),
             objective=_value(values, "objective", str),
             model=_value(values, "model", dict),
+            dataset=_value(values, "dataset", dict),
             num_examples=_value(values, "num_examples", int),
             modules=_records(values, "modules", ModuleEntry),
-            shards=_records(values, "shards", Shard),
+            shards=_records(values, "shards", FactorShard),
             examples=_records(values, "examples", Shard),
             curvature=_record(_value(values, "curvature", dict), "curvature", FileEntry),
             build=_value(values, "build", str),

@@ -10,6 +10,7 @@ from lorif_hf.storage import examples, files
 from lorif_hf.storage.examples import SCHEMA, open_table, read_column, read_examples, write_examples
 from lorif_hf.storage.files import file_entry
 from lorif_hf.storage.layout import FileEntry, Manifest, Shard, example_file
+from lorif_hf.storage.store import LocalStore
 
 
 SIZES = [7, 1, 12]
@@ -43,7 +44,7 @@ def manifest_of(folder, sizes):
         entry = file_entry(folder, example_file(i, len(sizes)))
         shards.append(Shard(entry.file, entry.bytes, entry.sha256, start, rows))
         start += rows
-    return Manifest({}, "", {}, start, [], [], shards, FileEntry("c", 0, "0" * 64), "")
+    return Manifest({}, "", {}, {}, start, [], [], shards, FileEntry("c", 0, "0" * 64), "")
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def manifest(tmp_path):
 
 
 def test_a_shard_has_several_row_groups(tmp_path, manifest):
-    with open_table(tmp_path, manifest, example_file(2, 3)) as file:
+    with open_table(LocalStore(tmp_path), manifest.examples[2]) as file:
         assert file.num_row_groups == 4 and file.metadata.num_rows == 12
 
 
@@ -62,31 +63,33 @@ def test_a_shard_has_several_row_groups(tmp_path, manifest):
 def test_rows_come_back_in_the_order_asked_also_twice(tmp_path, manifest, seed):
     chooser = random.Random(seed)
     rows = [chooser.randrange(sum(SIZES)) for _ in range(chooser.randint(1, 40))]
-    assert read_examples(tmp_path, manifest, rows) == [expected_row(i) for i in rows]
+    assert read_examples(LocalStore(tmp_path), manifest, rows) == [expected_row(i) for i in rows]
 
 
 @pytest.mark.parametrize("rows", [[], [0], [19], [6, 7, 8], [2, 3], list(range(20)), list(range(19, -1, -1)), [7] * 9])
 def test_rows_at_the_edges_of_shards_and_row_groups(tmp_path, manifest, rows):
-    assert read_examples(tmp_path, manifest, rows) == [expected_row(i) for i in rows]
-    assert read_examples(tmp_path, manifest, np.array(rows, dtype=np.int64)) == [expected_row(i) for i in rows]
+    assert read_examples(LocalStore(tmp_path), manifest, rows) == [expected_row(i) for i in rows]
+    assert read_examples(LocalStore(tmp_path), manifest, np.array(rows, dtype=np.int64)) == [
+        expected_row(i) for i in rows
+    ]
 
 
 def test_only_the_files_that_hold_the_rows_are_read(tmp_path, manifest):
     (tmp_path / example_file(0, 3)).unlink()
-    assert read_examples(tmp_path, manifest, [8]) == [expected_row(8)]
+    assert read_examples(LocalStore(tmp_path), manifest, [8]) == [expected_row(8)]
     with pytest.raises(IndexCorruptedError, match=f"{example_file(0, 3)}: it is missing"):
-        read_examples(tmp_path, manifest, [8, 6])
+        read_examples(LocalStore(tmp_path), manifest, [8, 6])
 
 
 @pytest.mark.parametrize("name", SCHEMA.names)
 def test_a_column_is_whole_and_in_row_order(tmp_path, manifest, name):
-    assert read_column(tmp_path, manifest, name).tolist() == columns_of(0, 20)[name]
+    assert read_column(LocalStore(tmp_path), manifest, name).tolist() == columns_of(0, 20)[name]
 
 
 def test_missing_numbers_are_kept_apart_from_zero(tmp_path):
     columns = {**columns_of(0, 2), "loss": [None, 0.0], "self_influence": [float("nan"), 0.0], "text": [None, ""]}
     write_examples(tmp_path / example_file(0, 1), columns)
-    first, second = read_examples(tmp_path, manifest_of(tmp_path, [2]), [0, 1])
+    first, second = read_examples(LocalStore(tmp_path), manifest_of(tmp_path, [2]), [0, 1])
     assert (first["loss"], first["text"], second["loss"], second["text"]) == (None, None, 0.0, "")
     assert first["self_influence"] != first["self_influence"]
 
@@ -102,7 +105,10 @@ def test_columns_may_be_arrays(tmp_path):
     columns = {name: np.array(column, dtype=object) for name, column in columns_of(0, 5).items()}
     columns["row"], columns["loss"] = np.arange(5), np.arange(5) / 7
     write_examples(tmp_path / example_file(0, 1), columns)
-    assert read_examples(tmp_path, manifest_of(tmp_path, [5]), [4, 0]) == [expected_row(4), expected_row(0)]
+    assert read_examples(LocalStore(tmp_path), manifest_of(tmp_path, [5]), [4, 0]) == [
+        expected_row(4),
+        expected_row(0),
+    ]
 
 
 @pytest.mark.parametrize("problem", ["a short column", "a wrong type", "a missing column"])
@@ -138,7 +144,10 @@ def test_a_table_of_another_kind_is_refused(tmp_path, wrong):
     (tmp_path / "data").mkdir()
     pq.write_table(wrong, tmp_path / example_file(0, 1))
     manifest = manifest_of(tmp_path, [4])
-    for read in (lambda: read_examples(tmp_path, manifest, [1]), lambda: read_column(tmp_path, manifest, "text")):
+    for read in (
+        lambda: read_examples(LocalStore(tmp_path), manifest, [1]),
+        lambda: read_column(LocalStore(tmp_path), manifest, "text"),
+    ):
         with pytest.raises(
             IndexCorruptedError, match=rf"it has {len(wrong)} rows of .*; expected 4 of row, example_id"
         ):
@@ -160,7 +169,7 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path, data):
     (tmp_path / "data").mkdir()
     (tmp_path / example_file(0, 1)).write_bytes(data)
     with pytest.raises(IndexCorruptedError, match=f"{example_file(0, 1)}: it is no Parquet file"):
-        read_examples(tmp_path, manifest_of(tmp_path, [4]), [0])
+        read_examples(LocalStore(tmp_path), manifest_of(tmp_path, [4]), [0])
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data + b"\0"], ids=["truncated", "appended"])
@@ -168,4 +177,4 @@ def test_a_damaged_file_is_named(tmp_path, manifest, damage):
     path = tmp_path / example_file(1, 3)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(IndexCorruptedError, match=rf"{example_file(1, 3)}: it has \d+ bytes, the manifest says"):
-        read_examples(tmp_path, manifest, [7])
+        read_examples(LocalStore(tmp_path), manifest, [7])

@@ -6,13 +6,14 @@ import pytest
 
 from lorif_hf.errors import IndexCorruptedError, IndexFormatError
 from lorif_hf.storage import layout
-from lorif_hf.storage.layout import FileEntry, Manifest, ModuleEntry, Shard, example_file, factor_file
+from lorif_hf.storage.layout import FactorShard, FileEntry, Manifest, ModuleEntry, Shard, example_file, factor_file
 
 
-def shards_of(name, *sizes):
+def shards_of(kind, name, *sizes):
+    header = ["e" * 64] if kind is FactorShard else []
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return [
-        Shard(name(i, len(sizes)), 100 + i, f"{i + ord(name(0, 1)[0]):064x}", start, rows)
+        kind(name(i, len(sizes)), 100 + i, f"{i + ord(name(0, 1)[0]):064x}", start, rows, *header)
         for i, (start, rows) in enumerate(zip(starts, sizes, strict=True))
     ]
 
@@ -23,13 +24,14 @@ def manifest():
         config={"factor_rank": 1, "damping": 0.5},
         objective="causal_lm",
         model={"name": "gpt2", "revision": None},
+        dataset={"name": "rows"},
         num_examples=25,
         modules=[
             ModuleEntry("a", "linear", 8, 16, 2, 4, "1" * 64),
             ModuleEntry("b", "conv1d", 8, 16, 8, 16, "2" * 64),
         ],
-        shards=shards_of(factor_file, 10, 10, 5),
-        examples=shards_of(example_file, 10, 10, 5),
+        shards=shards_of(FactorShard, factor_file, 10, 10, 5),
+        examples=shards_of(Shard, example_file, 10, 10, 5),
         curvature=FileEntry("curvature/curvature.safetensors", 10, "c" * 64),
         build="0" * 64,
         tokenizer=[FileEntry("tokenizer/tokenizer.json", 3, "d" * 64)],

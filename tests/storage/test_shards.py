@@ -3,9 +3,10 @@ import torch
 
 from lorif_hf.errors import IndexCorruptedError
 from lorif_hf.storage import files
-from lorif_hf.storage.files import file_entry, write_tensors
-from lorif_hf.storage.layout import CURVATURE, FileEntry, ModuleEntry, Shard, factor_file
+from lorif_hf.storage.files import file_entry, header_sha256, write_tensors
+from lorif_hf.storage.layout import CURVATURE, FactorShard, FileEntry, ModuleEntry, factor_file
 from lorif_hf.storage.shards import ShardReader, write_shard
+from lorif_hf.storage.store import LocalStore
 
 
 MODULES = [ModuleEntry("a.b", "linear", 8, 12, 2, 3, "0" * 64), ModuleEntry("c", "linear", 4, 4, 4, 4, "0" * 64)]
@@ -32,7 +33,7 @@ def write_shards(folder, factors, sizes=SIZES):
         part = slice(start, start + rows)
         write_shard(folder / file, {name: (u[part], v[part]) for name, (u, v) in factors.items()})
         entry = file_entry(folder, file)
-        shards.append(Shard(file, entry.bytes, entry.sha256, start, rows))
+        shards.append(FactorShard(file, entry.bytes, entry.sha256, start, rows, header_sha256(folder / file)))
         start += rows
     return shards
 
@@ -49,13 +50,13 @@ def curvature_tensors(rank=2):
 
 def read_curvature(folder, tensors, module=MODULES[0]):
     write_tensors(folder / CURVATURE, tensors)
-    return ShardReader(folder, [], file_entry(folder, CURVATURE), torch.bfloat16, RANK).curvature(module)
+    return ShardReader(LocalStore(folder), [], file_entry(folder, CURVATURE), torch.bfloat16, RANK).curvature(module)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_factors_come_back_bit_by_bit_in_row_order(tmp_path, dtype):
     factors = random_factors(6, dtype)
-    reader = ShardReader(tmp_path, write_shards(tmp_path, factors), None, dtype, RANK)
+    reader = ShardReader(LocalStore(tmp_path), write_shards(tmp_path, factors), None, dtype, RANK)
     for module in MODULES:
         blocks = list(reader.blocks(module))
         assert [len(left) for left, _ in blocks] == SIZES
@@ -65,7 +66,7 @@ def test_factors_come_back_bit_by_bit_in_row_order(tmp_path, dtype):
 
 
 def test_blocks_can_be_read_once_per_pass(tmp_path):
-    reader = ShardReader(tmp_path, write_shards(tmp_path, random_factors(6)), None, torch.bfloat16, RANK)
+    reader = ShardReader(LocalStore(tmp_path), write_shards(tmp_path, random_factors(6)), None, torch.bfloat16, RANK)
     first, second = list(reader.blocks(MODULES[0])), list(reader.blocks(MODULES[0]))
     assert len(first) == len(second) == len(SIZES)
     assert all(
@@ -76,10 +77,10 @@ def test_blocks_can_be_read_once_per_pass(tmp_path):
 def test_one_shard_can_be_read_alone_while_another_is_damaged(tmp_path):
     shards = write_shards(tmp_path, random_factors(6))
     (tmp_path / shards[0].file).unlink()
-    reader = ShardReader(tmp_path, shards, None, torch.bfloat16, RANK)
-    assert reader.factors(MODULES[1], shards[2])[0].shape == (2, 4, RANK)
+    reader = ShardReader(LocalStore(tmp_path), shards, None, torch.bfloat16, RANK)
+    assert reader.load(shards[2], [MODULES[1]])[MODULES[1].name][0].shape == (2, 4, RANK)
     with pytest.raises(IndexCorruptedError, match=f"{shards[0].file}: it is missing"):
-        reader.factors(MODULES[1], shards[0])
+        reader.load(shards[0], [MODULES[1]])[MODULES[1].name]
 
 
 def test_each_file_is_checked_before_its_first_use(tmp_path):
@@ -88,7 +89,7 @@ def test_each_file_is_checked_before_its_first_use(tmp_path):
     data[-1] ^= 128
     (tmp_path / shards[1].file).write_bytes(data)
     files._verified.clear()
-    blocks = ShardReader(tmp_path, shards, None, torch.bfloat16, RANK).blocks(MODULES[0])
+    blocks = ShardReader(LocalStore(tmp_path), shards, None, torch.bfloat16, RANK).blocks(MODULES[0])
     assert len(next(blocks)[0]) == 3
     with pytest.raises(IndexCorruptedError, match=rf"{shards[1].file}: its SHA-256 is"):
         next(blocks)
@@ -105,11 +106,14 @@ def test_factors_of_another_kind_than_the_manifests_are_refused(tmp_path, change
     elif change == "rank":
         rank, expected = 1, expected + r"torch.bfloat16 \(3, 2, 1\)"
     elif change == "rows":
-        shard, expected = Shard(shard.file, shard.bytes, shard.sha256, 0, 4), expected + r"torch.bfloat16 \(4, 2, 2\)"
+        shard, expected = (
+            FactorShard(shard.file, shard.bytes, shard.sha256, 0, 4, shard.header_sha256),
+            expected + r"torch.bfloat16 \(4, 2, 2\)",
+        )
     else:
         module, expected = ModuleEntry("z", "linear", 8, 12, 2, 3, "0" * 64), "it has no tensor 'z.u'"
     with pytest.raises(IndexCorruptedError, match=expected) as caught:
-        ShardReader(tmp_path, [shard], None, dtype, rank).factors(module, shard)
+        ShardReader(LocalStore(tmp_path), [shard], None, dtype, rank).load(shard, [module])[module.name]
     assert caught.value.file == shard.file
 
 
@@ -117,7 +121,9 @@ def test_the_two_sides_are_not_taken_for_one_another(tmp_path):
     factors = {name: (v, u) for name, (u, v) in random_factors(6).items()}
     shards = write_shards(tmp_path, factors)
     with pytest.raises(IndexCorruptedError, match=r"'a.b.u' is .* \(3, 3, 2\), the manifest makes it .* \(3, 2, 2\)"):
-        ShardReader(tmp_path, shards, None, torch.bfloat16, RANK).factors(MODULES[0], shards[0])
+        ShardReader(LocalStore(tmp_path), shards, None, torch.bfloat16, RANK).load(shards[0], [MODULES[0]])[
+            MODULES[0].name
+        ]
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
@@ -172,6 +178,6 @@ def test_a_missing_part_of_the_curvature_is_named(tmp_path, part):
 
 
 def test_a_missing_curvature_file_is_named(tmp_path):
-    reader = ShardReader(tmp_path, [], FileEntry(CURVATURE, 10, "0" * 64), torch.bfloat16, RANK)
+    reader = ShardReader(LocalStore(tmp_path), [], FileEntry(CURVATURE, 10, "0" * 64), torch.bfloat16, RANK)
     with pytest.raises(IndexCorruptedError, match=f"{CURVATURE}: it is missing"):
         reader.curvature(MODULES[0])

@@ -1,0 +1,218 @@
+"""Loading, saving and pushing an index: the part of `InfluenceIndex` that deals with folders and the Hub."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import CommitInfo
+from torch import Tensor
+
+from .build import check_folder
+from .cards import index_card, model_card_section
+from .config import InfluenceConfig
+from .errors import ConfigError, IndexFormatError, PublishError
+from .storage.hub import HubStore, StreamingStore
+from .storage.layout import CARD, MANIFEST, Manifest
+from .storage.publish import publish, update_file
+from .storage.store import LocalStore
+
+
+_LARGEST_MANIFEST = 1 << 28  # bytes of JSON that are read at all
+
+Index = TypeVar("Index", bound="StoredIndex")
+
+
+class StoredIndex:
+    """An index where it is stored: in a folder or in a dataset repo of the Hub.
+
+    Attributes:
+        path (`Path`): the index's folder; of an index from the Hub, its snapshot in the local cache.
+        config (`InfluenceConfig`): what it was built with.
+        manifest (`Manifest`): every file of it, the layers and the model's identity.
+        repo_id (`str` or `None`): the Hub repo it came from.
+        commit (`str` or `None`): the commit that its revision was resolved to.
+    """
+
+    def __init__(self, store: LocalStore, rows: Tensor | None = None):
+        self.path = store.folder
+        if (self.path / MANIFEST).stat().st_size > _LARGEST_MANIFEST:
+            raise IndexFormatError(f"{MANIFEST} of {self.path} has over {_LARGEST_MANIFEST:,} bytes: no index has.")
+        text = (self.path / MANIFEST).read_text(encoding="utf-8", errors="replace")
+        self.manifest = Manifest.from_json(text)
+        try:
+            self.config = InfluenceConfig.from_dict(self.manifest.config)
+        except ConfigError as error:
+            raise IndexFormatError(f"{MANIFEST} of {self.path} holds no valid config: {error}") from error
+        self.repo_id: str | None = getattr(store, "repo_id", None)
+        self.commit: str | None = getattr(store, "commit", None)
+        self._store = store
+        self._rows = rows
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Index],
+        path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        streaming: bool = False,
+    ) -> Index:
+        """Load an index from a folder or from the Hub.
+
+        Args:
+            path (`str` or `os.PathLike`): a folder, or the id of a dataset repo, "user/my-index".
+            revision (`str`, *optional*): branch, tag or commit; what it was resolved to is in `index.commit`.
+            token (`str` or `bool`, *optional*): Hub token; by default the one you logged in with.
+            cache_dir (`str` or `os.PathLike`, *optional*): the Hub cache to use. With `streaming=True` the tensors
+                read are kept in it too; without one nothing is kept.
+            force_download (`bool`, *optional*, defaults to `False`): download again what is in the cache.
+            local_files_only (`bool`, *optional*, defaults to `False`): use the cache alone.
+            streaming (`bool`, *optional*, defaults to `False`): download the manifest and the curvature only; read the
+                factors by HTTP range when a query needs them, two shards of the wanted modules in memory at most.
+
+        Raises:
+            [`~lorif_hf.errors.IndexFormatError`]: the folder or repo is no index that this version can read.
+            [`~lorif_hf.errors.IndexCorruptedError`]: a file is not what the manifest says; names it.
+            [`~lorif_hf.errors.HubError`]: the repo, the revision or the Hub cannot be reached; says what to do.
+        """
+        folder = Path(path)
+        if (folder / MANIFEST).is_file():
+            return cls(LocalStore(folder))
+        name = os.fspath(path)
+        if folder.is_dir() or not isinstance(path, str) or folder.is_absolute() or name.startswith("."):
+            what = "holds no index" if folder.is_dir() else "does not exist"
+            raise IndexFormatError(f"{folder} {what}: expected a folder with {MANIFEST}, or a repo id of the Hub.")
+        options = {
+            "token": token,
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "local_files_only": local_files_only,
+        }
+        if streaming:
+            pieces = Path(cache_dir) / "lorif_hf" if cache_dir is not None else None
+            index = cls(StreamingStore(name, revision, pieces, **options))
+            index._store.path(index.manifest.curvature)
+            return index
+        store = HubStore(name, revision, **options)
+        index = cls(store)
+        store.fetch(index.manifest)
+        return index
+
+    def save_pretrained(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Copy the index, every file checked, to another folder.
+
+        Args:
+            path (`str` or `os.PathLike`): the folder.
+            push_to_hub (`bool`, *optional*, defaults to `False`): push it as well.
+            repo_id (`str`, *optional*): where to; by default the folder's name.
+            options: those of [`~InfluenceIndex.push_to_hub`].
+        """
+        self._refuse_selection()
+        target = Path(path)
+        if target.resolve() != self.path.resolve():
+            check_folder(target)
+            for entry in self.manifest.files:
+                source = self._store.path(entry)
+                (target / entry.file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target / entry.file)
+            for name in (CARD, MANIFEST):  # the manifest last: it makes the folder an index
+                if (self.path / name).is_file():
+                    shutil.copyfile(self.path / name, target / name)
+        if push_to_hub:
+            self.push_to_hub(repo_id or target.name, **options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        tags: Sequence[str] | None = None,
+    ) -> CommitInfo:
+        """Push the index to a dataset repo, in one commit; what the Hub has already is not sent again.
+
+        The repo gets a card, whose own words you may change: they survive a later push. A push of an unchanged index
+        makes no commit.
+
+        Args:
+            repo_id (`str`): "user/my-index"; made where it does not exist.
+            private (`bool`, *optional*): whether a new repo is private; by default as your account has it.
+            token (`str` or `bool`, *optional*): Hub token; by default the one you logged in with.
+            revision (`str`, *optional*): branch to push to, made where it does not exist; by default `main`.
+            create_pr (`bool`, *optional*, defaults to `False`): open a pull request instead.
+            commit_message, commit_description (`str`, *optional*): of the commit.
+            tags (`Sequence[str]`, *optional*): more tags for the card.
+
+        Returns:
+            `CommitInfo`: the new commit, or the repo's present one where nothing changed.
+
+        Raises:
+            [`~lorif_hf.errors.PublishError`], [`~lorif_hf.errors.IndexCorruptedError`]: found before the first byte
+            leaves.
+            [`~lorif_hf.errors.HubError`]: says what to do; pushing again goes on where it stopped.
+        """
+        self._refuse_selection()
+        return publish(
+            self._store,
+            self.manifest,
+            repo_id,
+            lambda existing: index_card(self.manifest, self.config, repo_id, existing, tags or ()),
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            commit_description=commit_description,
+        )
+
+    def push_model_card_section(
+        self,
+        model_id: str,
+        *,
+        index_id: str | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> CommitInfo:
+        """Add the section "This model's training data can be queried" to the card of a model repo.
+
+        Args:
+            model_id (`str`): the model repo.
+            index_id (`str`, *optional*): the repo of this index; by default where it was loaded from.
+            token, revision, create_pr: as in [`~InfluenceIndex.push_to_hub`].
+        """
+        repo_id = index_id or self.repo_id
+        if repo_id is None:
+            raise PublishError(
+                "This index was not loaded from the Hub: pass index_id=, the repo that people can load."
+            )
+        return update_file(
+            model_id,
+            "model",
+            CARD,
+            lambda card: model_card_section(self.manifest, self.config, repo_id, card),
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message="Say that the training data can be queried",
+        )
+
+    def _refuse_selection(self) -> None:
+        if self._rows is not None:
+            raise PublishError("A selection of rows is a view: save or push the index that it was selected from.")

@@ -1,0 +1,38 @@
+"""Where the files of an index are: in a folder here; the Hub's stores build on this one."""
+
+from pathlib import Path
+from typing import Any
+
+from .files import TensorFile, TensorReader, verified
+from .layout import FileEntry
+
+
+class LocalStore:
+    """An index in a folder.
+
+    Args:
+        folder (`Path`): the index.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._files: dict[FileEntry, TensorFile] = {}
+
+    def path(self, entry: FileEntry) -> Path:
+        """The path of a file, checked against its entry once per process.
+
+        Raises:
+            [`~lorif_hf.errors.IndexCorruptedError`]: it is not what the entry says.
+        """
+        return verified(self.folder, entry)
+
+    def tensors(self, entry: FileEntry) -> TensorReader:
+        """The tensors of a file."""
+        if entry not in self._files:
+            self.path(entry)
+            self._files[entry] = TensorFile(self.folder, entry)
+        return self._files[entry]
+
+    def parquet(self, entry: FileEntry) -> Any:
+        """A path or an open file for `pyarrow.parquet.ParquetFile`."""
+        return self.path(entry)
