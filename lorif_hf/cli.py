@@ -39,7 +39,7 @@ def info(index: INDEX, revision: REVISION = None, token: TOKEN = None) -> None:
         "bytes in all": f"{sum(entry.bytes for entry in manifest.files):,}",
         "format version": manifest.format_version,
         "commit": loaded.commit or "(a local folder)",
-        **{name: value for name, value in loaded.config.to_dict().items()},
+        **loaded.config.to_dict(),
     }
     for name, value in rows.items():
         table.add_row(name, escape(shorten(str(value), 200)))
@@ -84,9 +84,7 @@ def push(
     revision: Annotated[str | None, typer.Option(help="Branch to push to.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     commit_message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
-    tag: Annotated[
-        list[str] | None, typer.Option(help="Another tag for the card; may be given several times.")
-    ] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="Another tag for the card; several may be given.")] = None,
     token: TOKEN = None,
 ) -> None:
     """Push an index to the Hub, in one commit. Pushing again sends only what is missing."""
