@@ -12,6 +12,7 @@ from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.build import check_folder
 from lorif_hf.errors import BuildFolderError, DatasetError, RecordingError
 from lorif_hf.storage.layout import MANIFEST
+from lorif_hf.storage.publish import prepare_repo
 
 
 class InfluenceCallback(TrainerCallback):
@@ -63,14 +64,14 @@ class InfluenceCallback(TrainerCallback):
         self.config = config
         self.batch_size = batch_size
         self.data_collator = data_collator
-        self.options = {
+        self.push_to_hub = push_to_hub
+        self.repo_id = repo_id or self.path.name
+        self.options: dict[str, Any] = {
             "objective": objective,
             "examples": examples,
             "text_column": text_column,
             "example_id": example_id,
             "store_text": store_text,
-            "push_to_hub": push_to_hub,
-            "repo_id": repo_id,
             "private": private,
             "token": token,
         }
@@ -89,6 +90,8 @@ class InfluenceCallback(TrainerCallback):
                 f"The train_dataset is a {type(dataset).__name__} without a length, so its rows have no number: an "
                 "influence index needs a map-style dataset."
             )
+        if self.push_to_hub:
+            prepare_repo(self.repo_id, private=self.options["private"], token=self.options["token"])
         if args.world_size > 1:
             raise RecordingError(
                 f"The final pass runs on one process, this training has {args.world_size}. Train without the callback "
@@ -108,5 +111,7 @@ class InfluenceCallback(TrainerCallback):
             processing_class=kwargs.get("processing_class"),
             data_collator=self.data_collator or loader.collate_fn,
             batch_size=self.batch_size or args.per_device_train_batch_size,
+            push_to_hub=self.push_to_hub,
+            repo_id=self.repo_id,
             **self.options,
         )

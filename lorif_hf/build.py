@@ -150,14 +150,17 @@ class IndexBuilder:
                         f"{self.folder} holds an unfinished build of another model, dataset or config. Choose another "
                         "folder or delete this one."
                     )
+                for left_over in self.folder.rglob("*.tmp"):  # of a write that was killed
+                    left_over.unlink()
                 yield
         except Timeout:
             raise BuildFolderError(f"Another process is building the index in {self.folder}.") from None
 
     def _record_all(self) -> None:
         missing = [shard for shard in range(len(self.ranges)) if not self._recorded(shard)]
-        for shard in set(range(len(self.ranges))) - set(missing):
-            self._finished(shard)
+        for shard in range(len(self.ranges)):
+            if shard not in missing:
+                self._finished(shard)
         done = self.rows.count - sum(self.ranges[shard][1] - self.ranges[shard][0] for shard in missing)
         if not missing:
             return

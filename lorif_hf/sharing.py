@@ -151,7 +151,7 @@ class StoredIndex:
         makes no commit.
 
         Args:
-            repo_id (`str`): "user/my-index"; made where it does not exist.
+            repo_id (`str`): "user/my-index", or a name of your own namespace; made where it does not exist.
             private (`bool`, *optional*): whether a new repo is private; by default as your account has it.
             token (`str` or `bool`, *optional*): Hub token; by default the one you logged in with.
             revision (`str`, *optional*): branch to push to, made where it does not exist; by default `main`.
@@ -172,7 +172,7 @@ class StoredIndex:
             self._store,
             self.manifest,
             repo_id,
-            lambda existing: index_card(self.manifest, self.config, repo_id, existing, tags or ()),
+            lambda name, existing: index_card(self.manifest, self.config, name, existing, tags or ()),
             private=private,
             token=token,
             revision=revision,

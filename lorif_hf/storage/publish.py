@@ -31,7 +31,7 @@ def publish(
     store: LocalStore,
     manifest: Manifest,
     repo_id: str,
-    render_card: Callable[[str | None], str],
+    render_card: Callable[[str, str | None], str],
     *,
     private: bool | None = None,
     token: str | bool | None = None,
@@ -49,7 +49,7 @@ def publish(
         store (`LocalStore`): where the files are.
         manifest (`Manifest`): every file of the index.
         repo_id (`str`): the dataset repo; made where it does not exist.
-        render_card (`Callable`): from the card that the repo has (or `None`) to the one it shall have.
+        render_card (`Callable`): from the repo's full id and the card it has (or `None`) to the one it shall have.
         private, token, revision, create_pr, commit_message, commit_description: as in `HfApi.create_commit`.
 
     Raises:
@@ -61,10 +61,10 @@ def publish(
     paths[MANIFEST] = store.folder / MANIFEST
     check_contents(paths, token)
     api = hub_api(token)
+    repo_id, head = prepare_repo(repo_id, private=private, token=token, revision=revision)
     with translated_errors(repo_id, revision, token=token):
-        head = prepare_repo(repo_id, private=private, token=token, revision=revision)
         existing = _existing_card(store, repo_id, head.sha, token)
-        card = render_card(existing)
+        card = render_card(repo_id, existing)
         check_card(card, manifest)
         check_contents({CARD: card.encode()}, token)
         operations: list[Any] = [CommitOperationAdd(file, str(path)) for file, path in paths.items()]
@@ -87,18 +87,27 @@ def publish(
     return commit
 
 
-def prepare_repo(repo_id: str, *, private: bool | None, token: str | bool | None, revision: str | None) -> Any:
-    """The repo's info at the revision to push to; repo and branch are made where they do not exist."""
+def prepare_repo(
+    repo_id: str, *, private: bool | None = None, token: str | bool | None = None, revision: str | None = None
+) -> tuple[str, Any]:
+    """The repo's full id and its info at the revision to push to; repo and branch are made where they do not exist.
+
+    A name without a namespace is one of the token's user, as everywhere on the Hub.
+    """
+    check_repo_id(repo_id)
     api = hub_api(token)
-    try:
-        api.repo_info(repo_id, repo_type=REPO_TYPE)
-    except RepositoryNotFoundError:
-        api.create_repo(repo_id, repo_type=REPO_TYPE, private=private, exist_ok=True)
-    if revision is not None and not revision.startswith("refs/"):
-        branches = api.list_repo_refs(repo_id, repo_type=REPO_TYPE).branches
-        if revision not in [branch.name for branch in branches]:
-            api.create_branch(repo_id, branch=revision, repo_type=REPO_TYPE, exist_ok=True)
-    return retried(lambda: api.repo_info(repo_id, repo_type=REPO_TYPE, revision=revision), repo_id)
+    with translated_errors(repo_id, revision, token=token):
+        if "/" not in repo_id:
+            repo_id = f"{api.whoami()['name']}/{repo_id}"
+        try:
+            api.repo_info(repo_id, repo_type=REPO_TYPE)
+        except RepositoryNotFoundError:
+            api.create_repo(repo_id, repo_type=REPO_TYPE, private=private, exist_ok=True)
+        if revision is not None and not revision.startswith("refs/"):
+            branches = api.list_repo_refs(repo_id, repo_type=REPO_TYPE).branches
+            if revision not in [branch.name for branch in branches]:
+                api.create_branch(repo_id, branch=revision, repo_type=REPO_TYPE, exist_ok=True)
+        return repo_id, retried(lambda: api.repo_info(repo_id, repo_type=REPO_TYPE, revision=revision), repo_id)
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -198,10 +207,8 @@ class EarlyUploader:
     def __init__(
         self, folder: Path, repo_id: str, *, private: bool | None, token: str | bool | None, revision: str | None
     ):
-        check_repo_id(repo_id)
-        with translated_errors(repo_id, revision, token=token):
-            prepare_repo(repo_id, private=private, token=token, revision=revision)
-        self.folder, self.repo_id, self.token, self.revision = folder, repo_id, token, revision
+        self.repo_id, _ = prepare_repo(repo_id, private=private, token=token, revision=revision)
+        self.folder, self.token, self.revision = folder, token, revision
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="lorif-upload")
         self._uploads: list[Future[None]] = []
 
