@@ -1,7 +1,10 @@
 """`InfluenceCallback`: an index at the end of a training."""
 
+import logging
 import os
+import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,13 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
-from lorif_hf.build import check_folder
+from lorif_hf.build import check_folder, plan_build
 from lorif_hf.errors import BuildFolderError, DatasetError, RecordingError
 from lorif_hf.storage.layout import MANIFEST
 from lorif_hf.storage.publish import prepare_repo
+
+
+logger = logging.getLogger(__name__)
 
 
 class InfluenceCallback(TrainerCallback):
@@ -65,15 +71,14 @@ class InfluenceCallback(TrainerCallback):
         self.batch_size = batch_size
         self.data_collator = data_collator
         self.push_to_hub = push_to_hub
-        self.repo_id = repo_id or self.path.name
-        self.options: dict[str, Any] = {
-            "objective": objective,
+        self.repo_id = repo_id
+        self.private, self.token = private, token
+        self.objective = objective
+        self.shown = {
             "examples": examples,
             "text_column": text_column,
             "example_id": example_id,
             "store_text": store_text,
-            "private": private,
-            "token": token,
         }
         self.index: InfluenceIndex | None = None
 
@@ -90,28 +95,45 @@ class InfluenceCallback(TrainerCallback):
                 f"The train_dataset is a {type(dataset).__name__} without a length, so its rows have no number: an "
                 "influence index needs a map-style dataset."
             )
-        if self.push_to_hub:
-            prepare_repo(self.repo_id, private=self.options["private"], token=self.options["token"])
         if args.world_size > 1:
             raise RecordingError(
                 f"The final pass runs on one process, this training has {args.world_size}. Train without the callback "
                 "and call InfluenceIndex.build(model, dataset, path) on one process afterwards."
             )
+        plan_build(folder=self.path, **self._arguments(args, kwargs), **self.shown).check_first_batch()
+        if self.push_to_hub:
+            prepare_repo(self.repo_id or self.path.name, private=self.private, token=self.token)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Record the index. The model is left as it was."""
-        loader = kwargs["train_dataloader"]
-        self.index = InfluenceIndex.build(
-            kwargs["model"],
-            loader.dataset,
-            self.path,
-            config=self.config,
-            processing_class=kwargs.get("processing_class"),
-            data_collator=self.data_collator or loader.collate_fn,
-            batch_size=self.batch_size or args.per_device_train_batch_size,
+        build = partial(
+            InfluenceIndex.build,
+            **self._arguments(args, kwargs),
+            **self.shown,
             push_to_hub=self.push_to_hub,
             repo_id=self.repo_id,
-            **self.options,
+            private=self.private,
+            token=self.token,
         )
+        try:
+            self.index = build(path=self.path)
+        except BuildFolderError as error:
+            # An unfinished build of an earlier training is in the way: this training's index must not be lost for it.
+            beside = self.path.with_name(f"{self.path.name}-{state.global_step}-{uuid.uuid4().hex[:8]}")
+            logger.warning("%s The index goes to %s.", error, beside)
+            self.index = build(path=beside)
+
+    def _arguments(self, args: TrainingArguments, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What the Trainer knows and a build needs."""
+        loader = kwargs["train_dataloader"]
+        return {
+            "model": kwargs["model"],
+            "dataset": loader.dataset,
+            "config": self.config,
+            "processing_class": kwargs.get("processing_class"),
+            "data_collator": self.data_collator or loader.collate_fn,
+            "batch_size": self.batch_size or args.per_device_train_batch_size,
+            "objective": self.objective,
+        }

@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,15 @@ from .algebra import curvature as curvature_algebra
 from .algebra.factors import factorize
 from .algebra.projection import TwoSidedProjection
 from .config import InfluenceConfig
-from .dataset import TrainingRows, tokens_per_example
+from .dataset import TrainingRows, code_identity, tokens_per_example
 from .errors import BuildFolderError, ConfigError, DatasetError, RecordingError
 from .progress import progress
 from .recording.identity import identify
-from .recording.modules import tracked_modules
-from .recording.objectives import Objective
+from .recording.modules import tracked_modules, unwrap
+from .recording.objectives import Objective, UserObjective, find_objective
 from .recording.recorder import GradientRecorder, Recording
 from .storage.examples import write_examples
-from .storage.files import file_entry, header_sha256, write_tensors, write_text
+from .storage.files import file_entry, header_sha256, is_intact, write_tensors, write_text
 from .storage.layout import (
     CURVATURE,
     MANIFEST,
@@ -49,7 +50,7 @@ from .storage.store import LocalStore
 
 logger = logging.getLogger(__name__)
 
-_PATIENCE = 32  # rows in a row without any target before the pass is called off
+_PATIENCE = 1000  # first rows, none with a target, before the pass is called off
 
 
 class IndexBuilder:
@@ -88,10 +89,30 @@ class IndexBuilder:
         self.modules = tracked_modules(model, config.target_modules, config.exclude_modules)
         self.projections: dict[str, TwoSidedProjection] = {}
         self.entries = [self._module_entry(tracked) for tracked in self.modules]
-        self.identity = identify(model, self.modules).to_dict()
         starts = range(0, rows.count, config.shard_size)
         self.ranges = [(start, min(start + config.shard_size, rows.count)) for start in starts]
-        self.fingerprint = self._fingerprint()
+        self._seen = self._empty = 0
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The model's identity, as the manifest has it."""
+        return identify(self.model, self.modules).to_dict()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash over everything that the index depends on but the batch size, which changes it by rounding only."""
+        identity = {
+            "config": self.config.to_dict(),
+            "model": self.identity,
+            "modules": [(entry.name, entry.projection_sha256) for entry in self.entries],
+            "objective": [self.objective.name, code_identity(self.objective.function)],
+            "rows": self.rows.fingerprint(),
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def check_first_batch(self) -> None:
+        """Collate the first rows, so that a dataset that cannot be recorded shows before the pass begins."""
+        next(iter(self.rows.batches(0, min(self.batch_size, self.rows.count), self.batch_size)))
 
     def run(self) -> None:
         """Build what is missing. Returns at once where the folder holds this build's finished index."""
@@ -123,17 +144,6 @@ class IndexBuilder:
         drawn = TwoSidedProjection.draw(shape, (d1, d2), seed=self.config.seed, name=tracked.name)
         self.projections[tracked.name] = drawn
         return ModuleEntry(tracked.name, tracked.kind, *shape, d1, d2, drawn.sha256())
-
-    def _fingerprint(self) -> str:
-        identity = {
-            "config": self.config.to_dict(),
-            "model": self.identity,
-            "modules": [(entry.name, entry.projection_sha256) for entry in self.entries],
-            "objective": self.objective.name,
-            "rows": self.rows.fingerprint(),
-            "text": [self.rows.text_column, self.rows.example_id, self.rows.store_text],
-        }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     @contextmanager
     def _claimed(self) -> Iterator[None]:
@@ -168,15 +178,15 @@ class IndexBuilder:
             logger.info("Going on with %d of %d rows already recorded in %s.", done, self.rows.count, self.folder)
         recorder = GradientRecorder(self.model, self.modules, self.projections, self.objective)
         with recorder, progress(self.rows.count, "Recording", "examples", initial=done) as bar:
-            empty = 0
             for shard in missing:
-                empty += self._record_shard(recorder, shard, bar)
+                self._record_shard(recorder, shard, bar)
                 self._finished(shard)
-        if empty:
-            logger.warning("%d rows have no target (all labels are -100); their scores are zero.", empty)
+        if self._empty:
+            logger.warning("%d rows have no target (all labels are -100); their scores are zero.", self._empty)
 
     def _recorded(self, shard: int) -> bool:
-        return self._factor_path(shard).exists() and self._rows_path(shard).exists()
+        """Whether a shard is there, whole and undamaged."""
+        return is_intact(self._factor_path(shard)) and is_intact(self._rows_path(shard))
 
     def _finished(self, shard: int) -> None:
         start, stop = self.ranges[shard]
@@ -185,35 +195,46 @@ class IndexBuilder:
         self._shards[shard] = FactorShard(entry.file, entry.bytes, entry.sha256, start, stop - start, header)
         self.on_shard(self._shards[shard])
 
-    def _record_shard(self, recorder: GradientRecorder, shard: int, bar: Any) -> int:
-        """Record one shard; returns how many of its rows have no target."""
+    def _record_shard(self, recorder: GradientRecorder, shard: int, bar: Any) -> None:
         start, stop = self.ranges[shard]
         factors: dict[str, tuple[list[Tensor], list[Tensor]]] = {entry.name: ([], []) for entry in self.entries}
-        losses, tokens, empty = [], [], 0
+        losses, tokens = [], []
         for rows, batch in self.rows.batches(start, stop, self.batch_size):
             recording = self._record_batch(recorder, batch, rows)
+            if len(recording.losses) != len(rows):
+                raise DatasetError(
+                    f"The collator made {len(recording.losses)} examples of rows {rows.start} to {rows.stop - 1}: it "
+                    "packs or flattens them (padding_free?). Pass a data_collator that keeps one example per row."
+                )
             for name, gradients in recording.gradients.items():
                 for side, factor in zip(factors[name], factorize(gradients, self.config.factor_rank), strict=True):
                     side.append(self._stored(factor, name))
             losses.append(recording.losses)
             tokens.append(tokens_per_example(batch, len(rows)))
-            if recording.targets is not None:
-                empty += int((recording.targets == 0).sum())
-            seen = rows.stop - start
-            if shard == 0 and empty == seen and (seen >= _PATIENCE or rows.stop == self.rows.count):
-                raise DatasetError(
-                    f"None of rows 0 to {seen - 1} has a target: all their labels are -100 (or there is a single "
-                    "token). Check the collator and the truncation."
-                )
+            self._count_targets(recording.targets, rows)
             bar.update(len(rows))
         stored = {name: (torch.cat(left), torch.cat(right)) for name, (left, right) in factors.items()}
         write_tensors(self._rows_path(shard), {"losses": torch.cat(losses), "num_tokens": torch.cat(tokens)})
         write_shard(self._factor_path(shard), stored)
-        return empty
+
+    def _count_targets(self, targets: Tensor | None, rows: range) -> None:
+        """Count the rows without a target. Where no row has one, something is wrong with the labels."""
+        self._seen += len(rows)
+        self._empty += 0 if targets is None else int((targets == 0).sum())
+        if self._empty == self._seen and (self._seen >= _PATIENCE or rows.stop == self.rows.count):
+            raise DatasetError(
+                f"None of the {self._seen} rows up to row {rows.stop - 1} has a target: all their labels are -100 (or "
+                "there is a single token). Check the collator and the truncation."
+            )
 
     def _record_batch(self, recorder: GradientRecorder, batch: dict[str, Any], rows: range) -> Recording:
         try:
             return recorder.record(batch, rows)
+        except IndexError as error:
+            raise DatasetError(
+                f"The model cannot take rows {rows.start} to {rows.stop - 1} ({error}): a row is longer than its "
+                "positions, or a token is outside its vocabulary. Truncate the rows; use the model's own tokenizer."
+            ) from error
         except (MemoryError, RuntimeError) as error:
             text = str(error).lower()
             if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
@@ -319,6 +340,29 @@ class IndexBuilder:
 
     def _curvature_path(self, module: int) -> Path:
         return self.staging / f"curvature-{module + 1:05d}.safetensors"
+
+
+def plan_build(
+    model: Any,
+    dataset: Any,
+    folder: Path,
+    *,
+    config: InfluenceConfig | None,
+    processing_class: Any,
+    data_collator: Callable[[list[Any]], Any] | None,
+    batch_size: int,
+    objective: UserObjective | None,
+    **shown: Any,
+) -> IndexBuilder:
+    """A build that is ready to run: everything that can be checked without a forward pass is.
+
+    The arguments are those of `InfluenceIndex.build`; `shown` are the ones that decide what people see of a row.
+    """
+    check_folder(folder)
+    model = unwrap(model)
+    found = find_objective(model, objective)
+    rows = TrainingRows(dataset, model, found, processing_class, data_collator, **shown)
+    return IndexBuilder(model, rows, folder, config or InfluenceConfig(), found, processing_class, batch_size)
 
 
 def check_folder(folder: Path) -> None:

@@ -20,8 +20,12 @@ from .storage.layout import Manifest
 TAGS = ("lorif", "influence-functions", "training-data-attribution")
 
 _BEGIN, _END = "<!-- lorif-hf: begin {} -->", "<!-- lorif-hf: end -->"
-_SECTION = re.compile(r"<!-- lorif-hf: begin ([0-9a-f]{16}) -->\n(.*?)<!-- lorif-hf: end -->", re.DOTALL)
-_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+_SECTION = re.compile(r"<!-- lorif-hf: begin ([0-9a-f]{16}) -->\r?\n(.*?)<!-- lorif-hf: end -->", re.DOTALL)
+_REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_BOUNDS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+_SIZES = [(10 ** (3 + i), f"{_BOUNDS[i - 1]}<n<{bound}" if i else f"n<{bound}") for i, bound in enumerate(_BOUNDS)]
+_DATASET = ("name", "config", "split", "revision")
+_AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSequenceClassification")
 _QUERIES = {
     "causal-lm": '("The capital of France is", " Paris")',
     "sequence-classification": '"A text to classify"',
@@ -36,7 +40,12 @@ _TEMPLATES = Environment(
 
 
 def index_card(
-    manifest: Manifest, config: InfluenceConfig, repo_id: str, existing: str | None, tags: Sequence[str] = ()
+    manifest: Manifest,
+    config: InfluenceConfig,
+    repo_id: str,
+    existing: str | None,
+    tags: Sequence[str] = (),
+    model_id: str | None = None,
 ) -> str:
     """The card of an index's repo.
 
@@ -46,6 +55,7 @@ def index_card(
         repo_id (`str`): where it lives.
         existing (`str` or `None`): the card there is; its own words and its own YAML stay.
         tags (`Sequence[str]`): more tags for the YAML.
+        model_id (`str` or `None`): the repo of the model that was indexed, where the owner says it.
 
     Returns:
         `str`: YAML and Markdown.
@@ -58,45 +68,54 @@ def index_card(
         # Tags add up, and the tables are where they are; the rest is the owner's once it is there.
         if name in ("tags", "configs", "size_categories") or data.get(name) is None:
             data[name] = value
-    body = _with_section(old.text if old else "", _render("index_card.md", manifest, config, repo_id))
+    body = _with_section(old.text if old else "", _render("index_card.md", manifest, config, repo_id, model_id))
     return f"---\n{DatasetCardData(**data).to_yaml()}\n---\n{body}"
 
 
-def model_card_section(manifest: Manifest, config: InfluenceConfig, repo_id: str, existing: str) -> str:
+def model_card_section(manifest: Manifest, config: InfluenceConfig, repo_id: str, existing: str, model_id: str) -> str:
     """A model's card with the section "This model's training data can be queried" in it, everything else as it was."""
-    return _with_section(existing, _render("model_section.md", manifest, config, repo_id))
+    return _with_section(existing, _render("model_section.md", manifest, config, repo_id, model_id))
 
 
 def _metadata(manifest: Manifest) -> dict[str, Any]:
     """The YAML that the Hub reads."""
-    size = next((name for limit, name in _SIZES if manifest.num_examples < limit), "n>10M")
+    size = next((name for limit, name in _SIZES if manifest.num_examples < limit), "n>1T")
     values: dict[str, Any] = {
         "tags": list(TAGS),
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
         "size_categories": [size],
     }
     name = manifest.model.get("name")
-    if isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    # Only a model from the Hub has a commit; "output/checkpoint-500" looks like a repo and is none.
+    if isinstance(name, str) and _REPO_ID.fullmatch(name) and manifest.model.get("commit"):
         values["base_model"] = name
-    for key in ("license", "language"):
-        if manifest.dataset.get(key):
-            values[key] = manifest.dataset[key]
+    license_id = str(manifest.dataset.get("license") or "").lower()
+    if re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license_id):  # an identifier; datasets may hold free text instead
+        values["license"] = license_id
     return CardData(**values).to_dict()
 
 
-def _render(template: str, manifest: Manifest, config: InfluenceConfig, repo_id: str) -> str:
-    name = _plain(manifest.model.get("name") or "")
-    dataset = manifest.dataset
-    known = [_plain(str(dataset[key])) for key in ("name", "config", "split", "revision") if dataset.get(key)]
+def _render(template: str, manifest: Manifest, config: InfluenceConfig, repo_id: str, model_id: str | None) -> str:
+    began = manifest.model
+    source = [_plain(dataset_value) for dataset_value in map(manifest.dataset.get, _DATASET) if dataset_value]
+    auto_class = next((known for known in _AUTO_CLASSES if known == began.get("auto_class")), "AutoModel")
+    library = "transformers"
+    if began.get("adapter"):
+        library, auto_class = "peft", auto_class.replace("AutoModel", "AutoPeftModel")
     return _TEMPLATES.get_template(template).render(
         manifest=manifest,
-        config={key: _plain(str(value)) for key, value in config.to_dict().items()},
-        repo_id=repo_id,
-        title=repo_id.rsplit("/", 1)[-1],
-        model=name or _plain(str(manifest.model.get("model_class"))),
-        model_name=name or "path/to/the/model",
-        auto_class=manifest.model.get("auto_class") or "AutoModel",
-        dataset=", ".join(known) or "not recorded",
+        config={key: _cell(value) for key, value in config.to_dict().items()},
+        objective=_plain(manifest.objective),
+        repo_id=_code(repo_id),
+        title=_plain(repo_id.rsplit("/", 1)[-1]),
+        model=_plain(model_id or began.get("model_class")),
+        began_with=_plain(began.get("name") or "not recorded"),
+        began_at=_plain(began.get("commit") or "not recorded"),
+        weights=_plain(began.get("weights_sha256", ""))[:16],
+        model_name=_code(model_id) if model_id else "path/to/the/indexed/model",
+        library=library,
+        auto_class=auto_class,
+        dataset=", ".join(source) or "not recorded",
         bytes_per_example=sum(shard.bytes for shard in manifest.shards) / manifest.num_examples,
         query=_QUERIES.get(manifest.objective, "batch"),
     )
@@ -114,9 +133,19 @@ def _with_section(text: str, section: str) -> str:
 
 
 def _digest(section: str) -> str:
-    return hashlib.sha256(section.encode()).hexdigest()[:16]
+    return hashlib.sha256(section.replace("\r\n", "\n").encode()).hexdigest()[:16]
 
 
-def _plain(text: str) -> str:
-    """One line without anything that Markdown or a table would act on."""
-    return re.sub(r"[^\w .,:;/@+*()'\"\[\]-]", "", text.replace("\n", " "))[:200]
+def _plain(value: Any) -> str:
+    """One line in which Markdown, HTML and a table find nothing to act on."""
+    return re.sub(r"[^\w .,:;/@+=-]", "", str(value).replace("\n", " ")).replace("://", ":")[:200]
+
+
+def _cell(value: Any) -> str:
+    """A setting as HTML that shows it as it is: every character that is not a plain one is written as its number."""
+    return re.sub(r"[^\w .,:/-]", lambda found: f"&#{ord(found[0])};", str(value).replace("\n", " "))[:400]
+
+
+def _code(value: str) -> str:
+    """A name that can stand between quotes in the card's code."""
+    return re.sub(r"[^\w./-]", "", value)[:200]

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from .attribution import shorten
 from .errors import LorifError
@@ -42,7 +42,7 @@ def info(index: INDEX, revision: REVISION = None, token: TOKEN = None) -> None:
         **loaded.config.to_dict(),
     }
     for name, value in rows.items():
-        table.add_row(name, escape(shorten(str(value), 200)))
+        table.add_row(name, Text(shorten(str(value), 200)))
     Console().print(table)
 
 
@@ -67,13 +67,13 @@ def attribute(
     """Rank the training examples behind a text."""
     asked = query if completion is None else (query, completion)
     result = _run(lambda: _load(index, revision, token).attribute(model, asked, top_k=top_k))
-    table = Table("score", "row", "id", "training example", title=escape(shorten(result.queries[0], 200)))
+    table = Table("score", "row", "id", "training example", title=Text(shorten(result.queries[0], 200)))
     for row in result.to_list():
-        identity, text = (escape(shorten(row[name], 300)) for name in ("example_id", "text"))
+        identity, text = (Text(shorten(row[name], 300)) for name in ("example_id", "text"))
         table.add_row(f"{row['score']:+.4g}", str(row["row"]), identity, text)
     Console().print(table)
     if html is not None:
-        result.save_html(html)
+        _run(lambda: result.save_html(html))
 
 
 @app.command()
@@ -107,9 +107,10 @@ def _load(index: str, revision: str | None, token: str | None) -> InfluenceIndex
 
 
 def _run(work):  # type: ignore[no-untyped-def]
-    """Our own errors are for people: the message alone, and exit status 1."""
+    """What can go wrong with names, files and the Hub is for people: the message alone, and exit status 1."""
     try:
         return work()
-    except LorifError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+    except (LorifError, OSError) as error:
+        shown = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(error))
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), shown), soft_wrap=True)
         raise typer.Exit(1) from None

@@ -106,7 +106,14 @@ class InfluenceConfig:
         Args:
             changes: fields to set otherwise, e.g. `factor_rank=4`.
         """
-        published = {"projection_factor": 4, "factor_rank": 1, "dtype": "bfloat16", "factorize_query": True}
+        published = {
+            "projection_factor": 4,
+            "factor_rank": 1,
+            "curvature_rank": 512,
+            "damping": 0.5,
+            "dtype": "bfloat16",
+            "factorize_query": True,
+        }
         return cls(**{**published, **changes})
 
     def projected_shape(self, in_features: int, out_features: int) -> tuple[int, int]:

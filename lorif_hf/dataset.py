@@ -7,17 +7,15 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from .errors import DatasetError
-from .recording.collation import PaddingCollator
+from .recording.collation import PaddingCollator, padding_collator
 from .recording.modules import base_model
 from .recording.objectives import CausalLMObjective, Objective, forward_inputs
-
-
-_SAMPLED_ROWS = 256  # rows whose content enters the fingerprint
 
 
 class TrainingRows:
@@ -69,11 +67,8 @@ class TrainingRows:
                 raise DatasetError(f"The dataset has no column '{column}'; it has {', '.join(columns) or 'none'}.")
         self.text_column = text_column or ("text" if "text" in columns else None)
         self.example_id, self.store_text = example_id, store_text
-        pad = getattr(self.tokenizer, "pad_token_id", None)
-        if pad is None:
-            pad = getattr(getattr(base_model(model), "config", None), "pad_token_id", None)
-        self._own = data_collator is None
-        self._collate = data_collator or PaddingCollator(pad, make_labels=isinstance(objective, CausalLMObjective))
+        causal = isinstance(objective, CausalLMObjective)
+        self._collate = data_collator or padding_collator(model, processing_class, make_labels=causal)
 
     def batches(self, start: int, stop: int, batch_size: int) -> Iterator[tuple[range, dict[str, Any]]]:
         """The batches of rows start to stop, in order: (rows, batch)."""
@@ -85,10 +80,10 @@ class TrainingRows:
             row += size
 
     def _checked_batch(self, features: list[Any]) -> dict[str, Any]:
-        if self.objective.needs_labels and all(isinstance(feature, dict) for feature in features):
-            # As the Trainer does before it collates: a collator cannot pad names and texts.
+        if type(self._collate).__module__.startswith("transformers.") and isinstance(features[0], dict):
+            # As the Trainer does before it collates: these collators cannot pad names and texts. Others may need them.
             known = {*self._signature(), "labels", "label", "label_ids"}
-            features = [{k: v for k, v in feature.items() if k in known} for feature in features]
+            features = [{k: v for k, v in feature.items() if k in known or _is_number(v)} for feature in features]
         batch = dict(self._collate(features)) if features and features[0] else {}
         inputs = forward_inputs(self.model, batch) if self.objective.needs_labels else batch
         if not inputs:
@@ -147,11 +142,13 @@ class TrainingRows:
         return {key: value for key, value in found.items() if value}
 
     def fingerprint(self) -> str:
-        """Hash over the number of rows, the columns and the content of 256 evenly spaced rows."""
-        step = max(1, self.count // _SAMPLED_ROWS)
-        sample = [_plain(self.dataset[i]) for i in range(0, self.count, step)]
-        content = json.dumps([self.count, _columns(self.dataset), sample], sort_keys=True, default=str)
-        return hashlib.sha256(content.encode()).hexdigest()
+        """Hash over every row, the way rows become batches and what is shown of them."""
+        how = [self.count, _columns(self.dataset), code_identity(self._collate), self.text_column, self.example_id]
+        how += [self.store_text, vars(self._collate) if isinstance(self._collate, PaddingCollator) else None]
+        digest = hashlib.sha256(json.dumps(how, default=str).encode())
+        for i in range(self.count):
+            digest.update(json.dumps(_plain(self.dataset[i]), sort_keys=True, default=str).encode())
+        return digest.hexdigest()
 
 
 def tokens_per_example(batch: dict[str, Any], size: int) -> Tensor:
@@ -176,8 +173,21 @@ def _column(dataset: Any, name: str, start: int, stop: int) -> Sequence[Any]:
     return [dataset[i][name] for i in range(start, stop)]
 
 
+def code_identity(function: Any) -> str:
+    """What tells one user's function from another: its name and, where it has one, the hash of its code."""
+    kind = function if hasattr(function, "__qualname__") else type(function)
+    code = getattr(getattr(kind, "__code__", None), "co_code", b"")
+    return f"{kind.__module__}.{kind.__qualname__} {hashlib.sha256(code).hexdigest()[:16]}"
+
+
+def _is_number(value: Any) -> bool:
+    while isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    return isinstance(value, (int, float, Tensor, np.ndarray))
+
+
 def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, np.ndarray)):
         return value.tolist()
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}

@@ -1,6 +1,8 @@
 """`InfluenceIndex`: build, load, query, push. A facade: the work is in build, query, storage and algebra."""
 
+import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,14 +14,12 @@ from torch import Tensor, nn
 
 from .algebra.scoring import RunningTopK
 from .attribution import Attribution
-from .build import IndexBuilder, check_folder
+from .build import plan_build
 from .cards import index_card
 from .config import InfluenceConfig
-from .dataset import TrainingRows
-from .errors import IndexCorruptedError, QueryError
+from .errors import IndexCorruptedError, IndexFormatError, QueryError
 from .query import MeasuredQueries, load_model, measure, score_shards, select_modules
-from .recording.modules import unwrap
-from .recording.objectives import UserObjective, find_objective
+from .recording.objectives import UserObjective
 from .sharing import StoredIndex
 from .storage.examples import read_column, read_examples
 from .storage.files import write_text
@@ -71,7 +71,7 @@ class InfluenceIndex(StoredIndex):
         """Record every row of `dataset` with `model` as it is now and write the index to `path`.
 
         Row i of the index is row i of `dataset`. A build that was interrupted goes on when called again with the same
-        arguments (the batch size may differ) and ends with the same bytes.
+        arguments and ends with the same bytes.
 
         Args:
             model (`nn.Module`): a transformers model or a `PeftModel` with LoRA adapters.
@@ -80,7 +80,7 @@ class InfluenceIndex(StoredIndex):
             config (`InfluenceConfig`, *optional*): by default `InfluenceConfig()`.
             processing_class (*optional*): the tokenizer; goes into the index, so that it answers text queries.
             data_collator (`Callable`, *optional*): by default pads on the right, labels with -100.
-            batch_size (`int`, *optional*, defaults to 8): examples per forward pass. Does not change the result.
+            batch_size (`int`, *optional*, defaults to 8): examples per forward pass; changes the result by rounding.
             objective (`Callable`, *optional*): `(model, batch) -> (B,)` per-example losses in nats; by default that of
                 the model's task: token-summed cross-entropy, or the classifier's loss.
             examples (*optional*): the same rows with columns for people, where `dataset` has lost them.
@@ -98,15 +98,21 @@ class InfluenceIndex(StoredIndex):
             [`~lorif_hf.errors.LorifError`]: a typed one for everything that can be wrong with the input; finished
             shards are kept.
         """
-        model = unwrap(model)
         folder = Path(path)
-        check_folder(folder)
-        found = find_objective(model, objective)
-        rows = TrainingRows(
-            dataset, model, found, processing_class, data_collator, examples, text_column, example_id, store_text
+        builder = plan_build(
+            model,
+            dataset,
+            folder,
+            config=config,
+            processing_class=processing_class,
+            data_collator=data_collator,
+            batch_size=batch_size,
+            objective=objective,
+            examples=examples,
+            text_column=text_column,
+            example_id=example_id,
+            store_text=store_text,
         )
-        config = config or InfluenceConfig()
-        builder = IndexBuilder(model, rows, folder, config, found, processing_class, batch_size)
         if push_to_hub:
             uploader = EarlyUploader(folder, repo_id or folder.name, private=private, token=token, revision=None)
             builder.on_shard = uploader.add
@@ -130,11 +136,15 @@ class InfluenceIndex(StoredIndex):
         Args:
             rows (`Sequence[int]`): row numbers; sorted, each counted once.
         """
-        chosen = torch.as_tensor(list(rows), dtype=torch.int64).unique()
+        numbers = torch.as_tensor(rows if isinstance(rows, (Tensor, np.ndarray)) else list(rows))
+        if numbers.dtype == torch.bool or (numbers.is_floating_point() and numbers.numel()):
+            raise QueryError(f"select() takes row numbers, got {numbers.dtype}; of a mask take mask.nonzero()[:, 0].")
+        chosen = numbers.long().flatten().unique()
         if not len(chosen):
             raise QueryError("select() needs at least one row.")
         self._check_rows([int(chosen[0]), int(chosen[-1])])
         view = InfluenceIndex(self._store, chosen)
+        view._token = self._token
         view._processing_class = self._processing_class
         return view
 
@@ -160,9 +170,21 @@ class InfluenceIndex(StoredIndex):
         if self._processing_class is None and self.manifest.tokenizer:
             from transformers import AutoTokenizer
 
-            for entry in self.manifest.tokenizer:
-                self._store.path(entry)
-            self._processing_class = AutoTokenizer.from_pretrained(self.path / TOKENIZER, trust_remote_code=False)
+            files = [(entry.file, self._store.path(entry)) for entry in self.manifest.tokenizer]
+            try:
+                with (
+                    tempfile.TemporaryDirectory() as folder
+                ):  # with the files that the manifest vouches for, and no others
+                    for name, path in files:
+                        (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+                        shutil.copyfile(path, Path(folder) / name)
+                    self._processing_class = AutoTokenizer.from_pretrained(
+                        Path(folder) / TOKENIZER, trust_remote_code=False
+                    )
+            except Exception as error:  # whatever a damaged or hostile tokenizer makes transformers raise
+                raise IndexFormatError(
+                    f"The tokenizer of the index cannot be loaded ({type(error).__name__}): pass processing_class=."
+                ) from error
         return self._processing_class
 
     def attribute(
@@ -294,7 +316,9 @@ class InfluenceIndex(StoredIndex):
         strict: bool,
     ) -> MeasuredQueries:
         if isinstance(model, (str, os.PathLike)):
-            model = load_model(os.fspath(model), self.manifest.model)
+            model = load_model(os.fspath(model), self.manifest.model, self._token)
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise QueryError(f"batch_size must be an integer of at least 1, got {batch_size!r}.")
         return measure(
             model,
             query,
@@ -311,12 +335,17 @@ class InfluenceIndex(StoredIndex):
 
 def _allocate(shape: tuple[int, ...]) -> Tensor:
     """A float32 tensor, in a temporary file where it would take over half of the free memory."""
-    numbers = int(np.prod(shape))
+    numbers = math.prod(shape)
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         free = 1 << 32  # a system that does not tell: take 4 GiB
     if numbers * 4 <= free // 2:
         return torch.empty(shape)
-    with tempfile.TemporaryFile() as file:  # the map keeps the file alive until the tensor is gone
-        return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))
+    try:
+        with tempfile.TemporaryFile() as file:  # the map keeps the file alive until the tensor is gone
+            return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))
+    except (OSError, ValueError, OverflowError, RuntimeError) as error:
+        raise QueryError(
+            f"No room for scores of shape {shape} ({error}): ask for fewer queries, or attribute()."
+        ) from None

@@ -1,5 +1,6 @@
 """Querying: measure the query's gradients, precondition them, score every stored example block by block."""
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,14 +16,21 @@ from .algebra.scoring import bilinear_scores
 from .config import InfluenceConfig
 from .errors import IndexCorruptedError, ModelMismatchError, ObjectiveError, QueryError
 from .progress import progress
-from .recording.collation import PaddingCollator
-from .recording.identity import weights_sha256
-from .recording.modules import TrackedModule, matches, tracked_modules, unwrap
+from .recording.collation import padding_collator
+from .recording.identity import identify
+from .recording.modules import TrackedModule, matches, modules_by_name, unwrap
 from .recording.objectives import CausalLMObjective, Objective, UserObjective, find_objective
 from .recording.queries import query_features, query_text
 from .recording.recorder import GradientRecorder
 from .storage.layout import Manifest, ModuleEntry
 from .storage.shards import ShardReader
+
+
+_DIFFERENCES = {
+    "weights_sha256": "the recorded layers",
+    "other_weights": "parameters outside of the recorded layers",
+    "adapter": "the adapters' settings",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class MeasuredQueries:
     losses: list[float]
 
 
-def load_model(name: str, identity: dict[str, Any]) -> nn.Module:
+def load_model(name: str, identity: dict[str, Any], token: str | bool | None) -> nn.Module:
     """Load the model to query with from a Hub id or folder, with the Auto class that the manifest names.
 
     Raises:
@@ -58,8 +66,8 @@ def load_model(name: str, identity: dict[str, Any]) -> nn.Module:
     if identity.get("adapter"):
         import peft
 
-        return getattr(peft, auto_class.replace("AutoModel", "AutoPeftModel")).from_pretrained(name)
-    return getattr(transformers, auto_class).from_pretrained(name)
+        return getattr(peft, auto_class.replace("AutoModel", "AutoPeftModel")).from_pretrained(name, token=token)
+    return getattr(transformers, auto_class).from_pretrained(name, token=token)
 
 
 def measure(
@@ -81,7 +89,7 @@ def measure(
         [`~lorif_hf.errors.QueryError`], [`~lorif_hf.errors.ModelMismatchError`], [`~lorif_hf.errors.ObjectiveError`].
     """
     model = unwrap(model)
-    matching = _matching_modules(model, manifest, config, strict)
+    matching = _matching_modules(model, manifest, strict)
     modules = [tracked for tracked in matching if tracked.name in {entry.name for entry in scored}]
     if objective is None and manifest.objective == Objective.name:
         raise ObjectiveError(
@@ -90,9 +98,7 @@ def measure(
     measured = find_objective(model, objective)
     features = query_features(queries, model, measured, processing_class)
     projections = {entry.name: _projection(entry, config) for entry in scored}
-    collator = PaddingCollator(
-        getattr(processing_class, "pad_token_id", None), make_labels=isinstance(measured, CausalLMObjective)
-    )
+    collator = padding_collator(model, processing_class, make_labels=isinstance(measured, CausalLMObjective))
     gradients: dict[str, list[Tensor]] = {entry.name: [] for entry in scored}
     losses: list[float] = []
     recorder = GradientRecorder(model, modules, projections, measured)
@@ -128,12 +134,12 @@ def score_shards(
     """
     total = sum(shard.rows for shard in reader.shards) if rows is None else len(rows)
     with progress(total, "Scoring", "examples") as bar:
-        for position, factors in reader.stream(modules, rows):
+        for position, shard, factors in reader.stream(modules, rows):
             scores = {}
             for name, (left, right) in factors.items():
                 scores[name] = bilinear_scores(measured.preconditioned[name], left, right)
                 if not bool(torch.isfinite(scores[name].sum())):
-                    raise IndexCorruptedError("factors", f"those of module '{name}' are not all finite numbers")
+                    raise IndexCorruptedError(shard.file, f"the factors of '{name}' are not all finite numbers")
             del factors
             yield position, scores
             bar.update(next(iter(scores.values())).shape[1])
@@ -147,7 +153,10 @@ def select_modules(manifest: Manifest, pattern: str | Sequence[str] | None) -> l
     """
     if pattern is None:
         return manifest.modules
-    chosen = [entry for entry in manifest.modules if matches(entry.name, pattern)]
+    try:
+        chosen = [entry for entry in manifest.modules if matches(entry.name, pattern)]
+    except re.error as error:
+        raise QueryError(f"modules={pattern!r} is not a valid regular expression ({error}).") from None
     if not chosen:
         raise QueryError(
             f"modules={pattern!r} matches none of the index's {len(manifest.modules)} modules, for example "
@@ -156,28 +165,31 @@ def select_modules(manifest: Manifest, pattern: str | Sequence[str] | None) -> l
     return chosen
 
 
-def _matching_modules(
-    model: nn.Module, manifest: Manifest, config: InfluenceConfig, strict: bool
-) -> list[TrackedModule]:
+def _matching_modules(model: nn.Module, manifest: Manifest, strict: bool) -> list[TrackedModule]:
     """The model's layers that the index records, or an error that says how the model differs."""
-    selected = tracked_modules(model, config.target_modules, config.exclude_modules)
-    found = {tracked.name: tracked for tracked in selected}
     expected = {entry.name: (entry.in_features, entry.out_features) for entry in manifest.modules}
+    # By name, not by the manifest's pattern: a pattern from the Hub could be one that takes for ever.
+    found = modules_by_name(model, list(expected))
     shapes = {name: (tracked.in_features, tracked.out_features) for name, tracked in found.items()}
     if shapes != expected:
-        different = sorted(name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name))
+        different = [name for name in expected if shapes.get(name) != expected[name]]
         name = different[0]
         raise ModelMismatchError(
             f"The index was made with another architecture ({manifest.model.get('model_class')}): {len(different)} "
-            f"module(s) differ, first '{name}': indexed {expected.get(name, 'not at all')}, the query's model has "
+            f"module(s) differ, first '{name}': indexed {expected[name]}, the query's model has "
             f"{shapes.get(name, 'no such module')}. Query with the model that was indexed."
         )
     modules = [found[name] for name in expected]
-    if weights_sha256(modules) != manifest.model.get("weights_sha256"):
+    queried = identify(model, modules).to_dict()
+    different = [
+        key for key in ("weights_sha256", "other_weights", "adapter") if queried[key] != manifest.model.get(key)
+    ]
+    if different:
         problem = (
             "The weights of the query's model are not those that were indexed "
-            f"({manifest.model.get('name') or manifest.model.get('model_class')}): its training went on, another "
-            "checkpoint was loaded, or the dtype differs."
+            f"({_DIFFERENCES[different[0]]} differ; the index is of "
+            f"{manifest.model.get('name') or manifest.model.get('model_class')}): its training went on, "
+            "another checkpoint was loaded, or the dtype differs."
         )
         if strict:
             raise ModelMismatchError(f"{problem} Load the indexed model, or pass strict=False to go on all the same.")

@@ -3,23 +3,25 @@
 import os
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import CommitInfo
+from huggingface_hub import CommitInfo, constants
 from torch import Tensor
 
 from .build import check_folder
 from .cards import index_card, model_card_section
 from .config import InfluenceConfig
-from .errors import ConfigError, IndexFormatError, PublishError
+from .errors import BuildFolderError, ConfigError, IndexFormatError, PublishError
+from .storage.files import write_atomically
 from .storage.hub import HubStore, StreamingStore
-from .storage.layout import CARD, MANIFEST, Manifest
+from .storage.layout import CARD, MANIFEST, Manifest, inside
 from .storage.publish import publish, update_file
 from .storage.store import LocalStore
 
 
-_LARGEST_MANIFEST = 1 << 28  # bytes of JSON that are read at all
+_LARGEST_MANIFEST = 1 << 25  # bytes of JSON that are read at all
 
 Index = TypeVar("Index", bound="StoredIndex")
 
@@ -49,6 +51,7 @@ class StoredIndex:
         self.commit: str | None = getattr(store, "commit", None)
         self._store = store
         self._rows = rows
+        self._token: str | bool | None = None  # the one it was loaded with; a model loaded by name uses it too
 
     @classmethod
     def from_pretrained(
@@ -93,14 +96,14 @@ class StoredIndex:
             "force_download": force_download,
             "local_files_only": local_files_only,
         }
-        if streaming:
+        if streaming and not (local_files_only or constants.HF_HUB_OFFLINE):
             pieces = Path(cache_dir) / "lorif_hf" if cache_dir is not None else None
-            index = cls(StreamingStore(name, revision, pieces, **options))
-            index._store.path(index.manifest.curvature)
-            return index
-        store = HubStore(name, revision, **options)
+            store: HubStore = StreamingStore(name, revision, pieces, **options)
+        else:
+            store = HubStore(name, revision, **options)
         index = cls(store)
         store.fetch(index.manifest)
+        index._token = token
         return index
 
     def save_pretrained(
@@ -123,13 +126,15 @@ class StoredIndex:
         target = Path(path)
         if target.resolve() != self.path.resolve():
             check_folder(target)
-            for entry in self.manifest.files:
-                source = self._store.path(entry)
-                (target / entry.file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target / entry.file)
-            for name in (CARD, MANIFEST):  # the manifest last: it makes the folder an index
-                if (self.path / name).is_file():
-                    shutil.copyfile(self.path / name, target / name)
+            if (target / MANIFEST).exists():
+                raise BuildFolderError(f"{target} already holds an index. Choose another folder or delete this one.")
+            sources = {entry.file: self._store.path(entry) for entry in self.manifest.files}
+            sources |= {
+                name: inside(self.path, name) for name in (CARD, MANIFEST)
+            }  # the manifest last: it makes an index
+            for name, source in sources.items():
+                if source.is_file():
+                    write_atomically(target / name, partial(shutil.copyfile, source))
         if push_to_hub:
             self.push_to_hub(repo_id or target.name, **options)
 
@@ -144,6 +149,7 @@ class StoredIndex:
         commit_message: str | None = None,
         commit_description: str | None = None,
         tags: Sequence[str] | None = None,
+        model_id: str | None = None,
     ) -> CommitInfo:
         """Push the index to a dataset repo, in one commit; what the Hub has already is not sent again.
 
@@ -158,6 +164,8 @@ class StoredIndex:
             create_pr (`bool`, *optional*, defaults to `False`): open a pull request instead.
             commit_message, commit_description (`str`, *optional*): of the commit.
             tags (`Sequence[str]`, *optional*): more tags for the card.
+            model_id (`str`, *optional*): the repo of the model that was indexed, for the card; the index itself only
+                knows which model the training began with.
 
         Returns:
             `CommitInfo`: the new commit, or the repo's present one where nothing changed.
@@ -172,7 +180,7 @@ class StoredIndex:
             self._store,
             self.manifest,
             repo_id,
-            lambda name, existing: index_card(self.manifest, self.config, name, existing, tags or ()),
+            lambda name, existing: index_card(self.manifest, self.config, name, existing, tags or (), model_id),
             private=private,
             token=token,
             revision=revision,
@@ -206,7 +214,7 @@ class StoredIndex:
             model_id,
             "model",
             CARD,
-            lambda card: model_card_section(self.manifest, self.config, repo_id, card),
+            lambda card: model_card_section(self.manifest, self.config, repo_id, card, model_id),
             token=token,
             revision=revision,
             create_pr=create_pr,

@@ -260,9 +260,9 @@ def test_nothing_to_track_is_refused_before_anything_is_written(gpt2, rows, tmp_
         (Dataset.from_dict({"text": ["a", "b"]}), "no column that GPT2LMHeadModel takes. It has text; .* Tokenize it"),
         (
             Dataset.from_dict({"input_ids": [[1, 2, 3]] * 3, "labels": [[-100] * 3] * 3}),
-            "None of rows 0 to 2 has a tar",
+            "None of the 3 rows up to row 2 has a",
         ),
-        (Dataset.from_dict({"input_ids": [[1], [2]]}), "None of rows 0 to 1 has a target: .* single token"),
+        (Dataset.from_dict({"input_ids": [[1], [2]]}), "None of the 2 rows .* single token"),
     ],
     ids=["empty", "iterable", "no columns", "labels all -100", "single tokens"],
 )

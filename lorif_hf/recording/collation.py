@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError
+from .modules import base_model
 
 
 class PaddingCollator:
@@ -56,3 +57,12 @@ class PaddingCollator:
                 "pass a data_collator that knows how to pad it."
             )
         return torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=self.padding.get(key, 0))
+
+
+def padding_collator(model: Any, processing_class: Any, make_labels: bool) -> PaddingCollator:
+    """The collator of rows and queries that come without one: pads with the tokenizer's token, else the model's."""
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    pad = getattr(tokenizer, "pad_token_id", None)
+    if pad is None:
+        pad = getattr(getattr(base_model(model), "config", None), "pad_token_id", None)
+    return PaddingCollator(pad, make_labels)

@@ -22,7 +22,8 @@ class ModelIdentity:
     model_class (`str`): the model's class.
     auto_class (`str` or `None`): transformers' Auto class that loads it.
     weights_sha256 (`str`): hash over the names, dtypes and bytes of the tracked weights.
-    adapter (`dict` or `None`): the PEFT adapter's configs by name, where there is one.
+    other_weights (`str`): hash over the bit sums of all other parameters, which shape the gradients too.
+    adapter (`dict` or `None`): the PEFT adapters' configs and scalings by name, where there are any.
     """
 
     name: str | None
@@ -30,6 +31,7 @@ class ModelIdentity:
     model_class: str
     auto_class: str | None
     weights_sha256: str
+    other_weights: str
     adapter: dict[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -49,6 +51,7 @@ def identify(model: nn.Module, modules: Sequence[TrackedModule]) -> ModelIdentit
         model_class=type(base).__name__,
         auto_class=auto_class(model),
         weights_sha256=weights_sha256(modules),
+        other_weights=_other_weights(model, modules),
         adapter=_adapter_configs(model),
     )
 
@@ -56,8 +59,8 @@ def identify(model: nn.Module, modules: Sequence[TrackedModule]) -> ModelIdentit
 def weights_sha256(modules: Sequence[TrackedModule]) -> str:
     """SHA-256 over the tracked weights, computed once for as long as they do not change.
 
-    That they did not is seen by the exact sum of their bits, which is much faster than the hash and, on a GPU, needs
-    no copy; PyTorch's own version counter misses what is written through `.data`.
+    That they did not is seen by sums of their bits, which are much faster than the hash and, on a GPU, need no copy;
+    PyTorch's own version counter misses what is written through `.data`.
     """
     return hashlib.sha256(
         json.dumps([(tracked.name, _parameter_sha256(tracked.module)) for tracked in modules]).encode()
@@ -65,13 +68,38 @@ def weights_sha256(modules: Sequence[TrackedModule]) -> str:
 
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _bit_sums(tensor: torch.Tensor) -> tuple[int, int]:
+    """Sums of a tensor's bits read as integers, weighted by row and by column: any change of one number shows."""
+    bits = (
+        tensor.detach()
+        .contiguous()
+        .view(_INTEGERS[tensor.element_size()])
+        .reshape(len(tensor) if tensor.dim() else 1, -1)
+    )
+    sums = bits.sum(dim=1, dtype=torch.int64), bits.sum(dim=0, dtype=torch.int64)
+    by_row, by_column = (int((one * torch.arange(1, len(one) + 1, device=one.device)).sum()) for one in sums)
+    return by_row, by_column
+
+
+def _other_weights(model: nn.Module, modules: Sequence[TrackedModule]) -> str:
+    tracked = {id(one.module.weight) for one in modules}
+    # Without names: the same model has others inside a PeftModel than with an adapter that transformers injected.
+    sums = sorted(
+        (str(parameter.dtype), list(parameter.shape), _bit_sums(parameter))
+        for parameter in model.parameters()
+        if id(parameter) not in tracked and parameter.numel()
+    )
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+
 _known: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]]" = weakref.WeakKeyDictionary()
 
 
 def _parameter_sha256(module: nn.Module) -> str:
     weight: Any = module.weight
-    bits = weight.detach().contiguous().view(_INTEGERS[weight.element_size()])
-    state = (weight.dtype, tuple(weight.shape), int(bits.sum(dtype=torch.int64)))
+    state = (weight.dtype, tuple(weight.shape), *_bit_sums(weight))
     cached = _known.get(module)
     if cached and cached[0] == state:
         return cached[1]
@@ -88,10 +116,14 @@ def _adapter_configs(model: nn.Module) -> dict[str, Any] | None:
     if not configs:
         return None
     kept = ("peft_type", "r", "lora_alpha", "use_dora", "use_rslora", "bias", "fan_in_fan_out")
-    return {
+    found: dict[str, Any] = {
         name: {key: _plain(getattr(config, key)) for key in kept if hasattr(config, key)}
         for name, config in sorted(configs.items())
     }
+    for name, values in found.items():
+        scalings: list[Any] = [getattr(module, "scaling", None) for module in model.modules()]
+        values["scaling"] = sorted({float(one[name]) for one in scalings if isinstance(one, dict) and name in one})
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -101,6 +101,12 @@ def tracked_modules(
     return chosen
 
 
+def modules_by_name(model: nn.Module, names: Sequence[str]) -> dict[str, TrackedModule]:
+    """The layers of these names that the model has and that can be tracked, in the order asked for."""
+    present = {name.removeprefix(_PEFT_PREFIX): module for name, module in model.named_modules()}
+    return {name: _tracked(name, present[name]) for name in names if name in present and _kind(present[name])}
+
+
 def matches(name: str, pattern: str | Sequence[str]) -> bool:
     """PEFT's rule: a string is a regular expression for the whole name, a list holds names or name suffixes."""
     if isinstance(pattern, str):

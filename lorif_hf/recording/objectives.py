@@ -39,10 +39,10 @@ class Objective:
     needs_labels = False
 
     def __init__(self, loss: UserObjective):
-        self._loss = loss
+        self.function = loss
 
     def loss(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
-        return self._loss(model, batch)
+        return self.function(model, batch)
 
     def targets(self, batch: dict[str, Any]) -> Tensor | None:
         """(B,) number of targets each example is measured on, or `None` where the objective does not tell."""

@@ -126,7 +126,7 @@ class GradientRecorder:
         targets = self.objective.targets(moved)
         return Recording(
             {t.name: self._gradient_of(t, size, device) for t in self.modules},
-            losses.detach().double().cpu(),
+            losses.detach().cpu().double(),
             None if targets is None else targets.to("cpu", torch.int64),
         )
 

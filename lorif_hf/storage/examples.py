@@ -1,12 +1,15 @@
 """The example table: what a row of the index is to a person, and what the dataset viewer shows."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface_hub.errors import HTTPError
 
 from ..errors import IndexCorruptedError, LorifError
 from .files import write_atomically
@@ -15,7 +18,8 @@ from .store import LocalStore
 
 
 ROW_GROUP = 1000  # rows read together when a few examples are looked up
-_MOST_UNPACKED = 1000  # times its size that a file may unpack to
+_TEXTS = ["example_id", "text"]
+_MOST_UNPACKED = 100  # times its size that a file may unpack to
 
 SCHEMA = pa.schema(
     [
@@ -46,14 +50,17 @@ def read_examples(store: LocalStore, manifest: Manifest, rows: Sequence[int]) ->
         here = wanted[(wanted >= shard.start) & (wanted < shard.stop)]
         if not len(here):
             continue
-        with open_table(store, shard) as file:
+        with _table(store, shard) as file:
             start = shard.start
             for group in range(file.num_row_groups):
                 stop = start + file.metadata.row_group(group).num_rows
                 inside = here[(here >= start) & (here < stop)] - start
                 if len(inside):
-                    table = _read_group(file, shard, group).take(pa.array(inside))
-                    found.update((int(r) + start, v) for r, v in zip(inside, table.to_pylist(), strict=True))
+                    examples = _read_group(file, shard, group, SCHEMA.names).take(pa.array(inside)).to_pylist()
+                    found.update(
+                        (int(row) + start, _checked(example, int(row) + start, shard))
+                        for row, example in zip(inside, examples, strict=True)
+                    )
                 start = stop
     return [found[int(row)] for row in rows]
 
@@ -62,40 +69,49 @@ def read_column(store: LocalStore, manifest: Manifest, name: str) -> np.ndarray:
     """One column of the whole table, in row order."""
     parts = []
     for shard in manifest.examples:
-        with open_table(store, shard) as file:
-            parts.append(file.read(columns=[name]).column(name).to_numpy())
+        with _table(store, shard) as file:
+            groups = [_read_group(file, shard, group, [name]).column(name) for group in range(file.num_row_groups)]
+        parts.append(np.concatenate([group.to_numpy() for group in groups]))
     return np.concatenate(parts)
 
 
-def open_table(store: LocalStore, shard: Shard) -> pq.ParquetFile:
-    """Open one example file, checked: the expected columns, rows, and no more data than such a file can hold.
+@contextmanager
+def _table(store: LocalStore, shard: Shard) -> Iterator[pq.ParquetFile]:
+    """One example file, open and checked: the expected columns and rows.
 
     Raises:
-        [`~lorif_hf.errors.IndexCorruptedError`]: names the file.
+        [`~lorif_hf.errors.IndexCorruptedError`]: names the file; also for what goes wrong while it is read.
+        [`~lorif_hf.errors.HubError`]: it could not be read from the Hub.
     """
-    try:
-        file = pq.ParquetFile(store.parquet(shard), page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, LorifError):
-            raise
-        raise IndexCorruptedError(shard.file, f"it is no Parquet file ({error})") from error
-    if not file.schema_arrow.equals(SCHEMA) or file.metadata.num_rows != shard.rows:
-        raise IndexCorruptedError(
-            shard.file,
-            f"it has {file.metadata.num_rows} rows of {', '.join(file.schema_arrow.names)}; expected {shard.rows} of "
-            f"{', '.join(SCHEMA.names)}",
-        )
-    return file
+    with store.reading(shard):
+        try:
+            source = store.parquet(shard)
+            # Texts stay dictionaries until a row is taken: a small file could repeat a long one without end.
+            with pq.ParquetFile(source, page_checksum_verification=True, read_dictionary=_TEXTS) as file:
+                if not file.metadata.schema.to_arrow_schema().equals(SCHEMA) or file.metadata.num_rows != shard.rows:
+                    raise IndexCorruptedError(
+                        shard.file,
+                        f"it has {file.metadata.num_rows} rows of {', '.join(file.schema_arrow.names)}; expected "
+                        f"{shard.rows} of {', '.join(SCHEMA.names)}",
+                    )
+                yield file
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if isinstance(error, (LorifError, HTTPError)) or isinstance(error.__cause__, HTTPError):
+                raise
+            raise IndexCorruptedError(shard.file, f"it cannot be read as Parquet ({error})") from error
 
 
-def _read_group(file: pq.ParquetFile, shard: Shard, group: int) -> pa.Table:
-    """One row group, unless it would unpack to far more than its file can mean."""
+def _read_group(file: pq.ParquetFile, shard: Shard, group: int, columns: list[str]) -> pa.Table:
+    """Columns of one row group, unless it would unpack to far more than its file can mean."""
     unpacked = file.metadata.row_group(group).total_byte_size
     if unpacked > _MOST_UNPACKED * (shard.bytes + 1024):
         raise IndexCorruptedError(shard.file, f"{shard.bytes} bytes claim to unpack to {unpacked}")
-    try:
-        return file.read_row_group(group)
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, LorifError):
-            raise
-        raise IndexCorruptedError(shard.file, f"row group {group} cannot be read ({error})") from error
+    return file.read_row_group(group, columns=columns)
+
+
+def _checked(example: dict[str, Any], row: int, shard: Shard) -> dict[str, Any]:
+    """An example whose row number is its place and whose numbers are numbers."""
+    numbers = [example[name] for name in ("num_tokens", "loss", "self_influence")]
+    if example["row"] != row or not all(number is not None and math.isfinite(number) for number in numbers):
+        raise IndexCorruptedError(shard.file, f"row {row} calls itself {example['row']} or holds no finite numbers")
+    return example

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,13 +131,27 @@ def header_sha256(path: Path) -> str:
     """Hash of a safetensors file's first bytes: the header's length and the header."""
     with open(path, "rb") as file:
         head = file.read(8)
-        return hashlib.sha256(head + file.read(int.from_bytes(head, "little"))).hexdigest()
+        length = min(int.from_bytes(head, "little"), path.stat().st_size)
+        return hashlib.sha256(head + file.read(length)).hexdigest()
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a safetensors file of ours is there and each of its tensors has the hash that its header declares."""
+    try:
+        content = path.read_bytes()
+        spans = parse_header(path.name, len(content), content)
+    except (OSError, IndexCorruptedError):
+        return False
+    view = memoryview(content)
+    return all(hashlib.sha256(view[span.begin : span.end]).hexdigest() == span.sha256 for span in spans.values())
 
 
 def _span(item: Any, offset: int, sha256: str | None) -> TensorSpan:
     shape, (begin, end) = item["shape"], item["data_offsets"]
     if not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, begin, end)):
         raise ValueError("a shape or offset is not a natural number")
+    if sha256 is not None and not (isinstance(sha256, str) and re.fullmatch(r"[0-9a-f]{64}", sha256)):
+        raise ValueError("the hash of a tensor is none")
     return TensorSpan(DTYPES[item["dtype"]], tuple(shape), offset + begin, offset + end, sha256)
 
 

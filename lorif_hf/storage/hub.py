@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,18 +18,18 @@ from huggingface_hub import HfApi, HfFileSystem, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import httpx, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 
 from ..errors import HubAccessError, HubConnectionError, IndexCorruptedError, IndexFormatError, IndexNotFoundError
 from .files import TensorReader, header_length, parse_header, write_bytes
-from .layout import MANIFEST, FactorShard, FileEntry, Manifest, check_relative
+from .layout import CARD, MANIFEST, FactorShard, FileEntry, Manifest, check_relative
 from .store import LocalStore
 
 
@@ -81,6 +81,10 @@ class HubStore(LocalStore):
         self.path(manifest.curvature)
         with ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="lorif-download") as pool:
             list(pool.map(self.path, [*manifest.shards, *manifest.examples, *manifest.tokenizer]))
+        try:
+            download(self.repo_id, CARD, self.commit, **self._options)  # the owner's words, for a later push elsewhere
+        except (IndexCorruptedError, HubConnectionError):
+            logger.debug("%s has no card.", self.repo_id)
         self._options["force_download"] = False  # once is enough
 
 
@@ -94,27 +98,35 @@ class StreamingStore(HubStore):
     def __init__(self, repo_id: str, revision: str | None, pieces: Path | None, **options: Any):
         super().__init__(repo_id, revision, **options)
         self._pieces = pieces
-        self._files_here = HfFileSystem(token=options.get("token"))
+        self._filesystem = HfFileSystem(token=options.get("token"))
+        self._heads: dict[FileEntry, bytes] = {}
+
+    def fetch(self, manifest: Manifest) -> None:
+        """Download the curvature alone."""
+        self.path(manifest.curvature)
+        self._options["force_download"] = False
 
     def tensors(self, entry: FileEntry) -> TensorReader:
-        if isinstance(entry, FactorShard):
-            return RemoteTensors(entry, lambda begin, end: self._range(entry, begin, end), self._pieces)
-        return super().tensors(entry)
+        if not isinstance(entry, FactorShard):
+            return super().tensors(entry)
+        if entry not in self._heads:
+            length = header_length(entry.file, entry.bytes, self._range(entry, 0, 8))
+            self._heads[entry] = self._range(entry, 0, 8 + length)
+        return RemoteTensors(
+            entry, self._heads[entry], lambda begin, end: self._range(entry, begin, end), self._pieces
+        )
 
     def parquet(self, entry: FileEntry) -> Any:
-        with translated_errors(self.repo_id, self.commit, entry.file):
-            return retried(lambda: self._open(entry), entry.file)
+        return self._open(entry)
+
+    def reading(self, entry: FileEntry) -> AbstractContextManager[None]:
+        return translated_errors(self.repo_id, self.commit, entry.file)
 
     def _range(self, entry: FileEntry, begin: int, end: int) -> bytes:
         """Bytes `begin` to `end` of a file, and no others."""
-
-        def request() -> bytes:
-            with self._open(entry) as file:
-                file.seek(begin)
-                return file.read(end - begin)
-
-        with translated_errors(self.repo_id, self.commit, entry.file):
-            content = retried(request, entry.file)
+        with translated_errors(self.repo_id, self.commit, entry.file), self._open(entry) as file:
+            file.seek(begin)
+            content = file.read(end - begin)
         if len(content) != end - begin:
             raise IndexCorruptedError(entry.file, f"the Hub gave {len(content)} bytes of {end - begin} asked for")
         return content
@@ -122,7 +134,7 @@ class StreamingStore(HubStore):
     def _open(self, entry: FileEntry) -> Any:
         check_relative(entry.file)
         name = f"datasets/{self.repo_id}@{self.commit}/{entry.file}"
-        file = self._files_here.open(name, "rb", cache_type="none")
+        file = self._filesystem.open(name, "rb", cache_type="none")
         if file.size != entry.bytes:
             raise IndexCorruptedError(entry.file, f"it has {file.size} bytes, the manifest says {entry.bytes}")
         return file
@@ -133,13 +145,12 @@ class RemoteTensors(TensorReader):
 
     Args:
         entry (`FactorShard`): the file.
+        head (`bytes`): its first 8 bytes and its header.
         fetch (`Callable[[int, int], bytes]`): gives bytes `begin` to `end` of it.
         pieces (`Path` or `None`): folder of tensors already read, by hash.
     """
 
-    def __init__(self, entry: FactorShard, fetch: Callable[[int, int], bytes], pieces: Path | None):
-        head = fetch(0, 8)
-        head += fetch(8, 8 + header_length(entry.file, entry.bytes, head))
+    def __init__(self, entry: FactorShard, head: bytes, fetch: Callable[[int, int], bytes], pieces: Path | None):
         if hashlib.sha256(head).hexdigest() != entry.header_sha256:
             raise IndexCorruptedError(entry.file, "its header is not the one that the manifest vouches for")
         super().__init__(entry.file, parse_header(entry.file, entry.bytes, head))
@@ -208,7 +219,7 @@ def retried(request: Callable[[], T], what: str) -> T:
     for wait in (*_WAITS, None):
         try:
             return request()
-        except (HfHubHTTPError, httpx.TransportError) as error:
+        except HTTPError as error:
             response = getattr(error, "response", None)
             if wait is None or (response is not None and response.status_code < 500):
                 raise
@@ -219,30 +230,40 @@ def retried(request: Callable[[], T], what: str) -> T:
 
 @contextmanager
 def translated_errors(
-    repo_id: str, revision: str | None, file: str | None = None, token: str | bool | None = None
+    repo_id: str,
+    revision: str | None,
+    file: str | None = None,
+    token: str | bool | None = None,
+    repo_type: str = REPO_TYPE,
 ) -> Iterator[None]:
     """Turn the errors of huggingface_hub into ours, each with the next step in it."""
     try:
         yield
-    except (HfHubHTTPError, httpx.TransportError, FileNotFoundError, OfflineModeIsEnabled, RuntimeError) as raised:
+    except (HTTPError, FileNotFoundError, OfflineModeIsEnabled, RuntimeError) as raised:
         cause = raised.__cause__
         # HfFileSystem and uploads wrap what happened.
-        error = cause if isinstance(cause, (HfHubHTTPError, httpx.TransportError)) else raised
+        error = cause if isinstance(cause, HTTPError) else raised
         if isinstance(error, RuntimeError) and "uploading" not in str(error):
             raise
-        raise _translated(error, repo_id, revision, file, token) from raised
+        raise _translated(error, repo_id, revision, file, token, repo_type) from raised
 
 
 def _translated(
-    error: Exception, repo_id: str, revision: str | None, file: str | None, token: str | bool | None
+    error: Exception,
+    repo_id: str,
+    revision: str | None,
+    file: str | None,
+    token: str | bool | None,
+    repo_type: str,
 ) -> Exception:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, GatedRepoError):
         return HubAccessError(f"'{repo_id}' is gated: ask for access on its page, then log in (hf auth login).")
     if isinstance(error, RepositoryNotFoundError):
+        hint = _model_hint(repo_id, token) if repo_type == REPO_TYPE else ""
         return IndexNotFoundError(
-            f"No dataset repo '{repo_id}' that this {'token' if token else 'machine'} can see: it does not exist, or "
-            f"it is private. Check the name, log in (hf auth login) or pass token=.{_model_hint(repo_id, token)}"
+            f"No {repo_type} repo '{repo_id}' that this {'token' if token else 'machine'} can see: it does not exist, "
+            f"or it is private. Check the name, log in (hf auth login) or pass token=.{hint}"
         )
     if isinstance(error, RevisionNotFoundError):
         return IndexNotFoundError(
@@ -253,7 +274,7 @@ def _translated(
             f"{file or repo_id} of '{repo_id}' is not in the local cache and the Hub cannot be reached (offline, or "
             "local_files_only=True). Connect, or download the index once while you are connected."
         )
-    if isinstance(error, EntryNotFoundError):
+    if isinstance(error, (EntryNotFoundError, FileNotFoundError)):
         if file == MANIFEST:
             return IndexFormatError(
                 f"The dataset repo '{repo_id}' is no lorif-hf index: it has no {MANIFEST}. Check the name, or the "

@@ -108,10 +108,6 @@ class Manifest:
         """Every file that the manifest vouches for."""
         return [self.curvature, *self.shards, *self.examples, *self.tokenizer]
 
-    def entry(self, file: str) -> FileEntry:
-        """The entry of a file by its path."""
-        return next(entry for entry in self.files if entry.file == file)
-
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
@@ -171,6 +167,7 @@ def check_relative(path: str) -> None:
     pure = PurePosixPath(path)
     bad = not pure.parts or pure.is_absolute() or ".." in pure.parts or any(c in path for c in "\\:\0")
     writable = path.encode(errors="replace").decode() == path  # no half of a surrogate pair
+    bad = bad or len(path) > 1024 or any(len(part.encode(errors="replace")) > 255 for part in pure.parts)
     _require(
         not bad and writable and pure.as_posix() == path, f"the path {path!r} is not a plain path inside the index"
     )

@@ -1,8 +1,10 @@
 """Pushing an index: everything checked here first, then one atomic commit."""
 
+import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,12 +13,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetCard, get_token
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import LorifError, PublishError
 from .hub import REPO_TYPE, hub_api, retried, translated_errors
-from .layout import CARD, FORMAT_VERSION, MANIFEST, FileEntry, Manifest
+from .layout import CARD, FORMAT_VERSION, MANIFEST, FileEntry, Manifest, inside
 from .store import LocalStore
 
 
@@ -58,13 +65,16 @@ def publish(
     """
     check_repo_id(repo_id)
     paths = {entry.file: store.path(entry) for entry in manifest.files}
-    paths[MANIFEST] = store.folder / MANIFEST
+    paths[MANIFEST] = inside(store.folder, MANIFEST)
+    own_card = _local_card(store)
+    if own_card is not None:
+        _rendered(render_card, repo_id, own_card)  # a card that cannot be read shows before a repo is made
     check_contents(paths, token)
     api = hub_api(token)
     repo_id, head = prepare_repo(repo_id, private=private, token=token, revision=revision)
     with translated_errors(repo_id, revision, token=token):
-        existing = _existing_card(store, repo_id, head.sha, token)
-        card = render_card(repo_id, existing)
+        existing = _existing_card(repo_id, head.sha, token)
+        card = _rendered(render_card, repo_id, own_card if existing is None else existing)
         check_card(card, manifest)
         check_contents({CARD: card.encode()}, token)
         operations: list[Any] = [CommitOperationAdd(file, str(path)) for file, path in paths.items()]
@@ -72,6 +82,10 @@ def publish(
         present = [sibling.rfilename for sibling in head.siblings or []]
         stale = [file for file in present if file.startswith(_OURS) and file not in paths]
         operations += [CommitOperationDelete(file) for file in stale]
+        try:
+            DatasetCard(card).validate(repo_type=REPO_TYPE)
+        except ValueError as error:
+            raise PublishError(f"The Hub does not take the YAML of {CARD} ({error}): mend it by hand.") from error
         commit = api.create_commit(
             repo_id,
             operations,
@@ -82,7 +96,7 @@ def publish(
             create_pr=create_pr,
             parent_commit=None if create_pr else head.sha,
         )
-        if not create_pr and commit.oid != head.sha and revision in (None, "main"):
+        if not create_pr and revision in (None, "main"):
             _move_format_tag(api, repo_id, commit.oid)
     return commit
 
@@ -125,16 +139,19 @@ def check_contents(files: dict[str, Any], token: str | bool | None) -> None:
         [`~lorif_hf.errors.PublishError`]: names the file.
     """
     secrets = [secret.encode() for secret in {token, get_token()} if isinstance(secret, str) and len(secret) > 8]
-    places = [os.fsencode(place) for place in (Path.home(), Path.cwd()) if len(str(place)) > 5]
+    here = [str(place) for place in (Path.home(), Path.cwd()) if place != Path("/")]
+    spellings = {os.fsencode(place) for place in here} | {json.dumps(place)[1:-1].encode() for place in here}
+    places = [re.compile(rb"(?<![\w.-])" + re.escape(place) + rb"(?![\w.-])") for place in spellings]
     for name, content in files.items():
-        people_wrote_it = name.endswith(".parquet")
+        # The owner's data may speak of any path, and a vocabulary holds all kinds of strings.
+        exempt = name.endswith(".parquet") or Path(name).name.startswith(("tokenizer.json", "vocab", "merges"))
         for piece in _texts(name, content):
             if any(secret in piece for secret in secrets) or _TOKEN.search(piece):
                 raise PublishError(
                     f"{name} holds an access token of Hugging Face. Take it out of the data (or build with "
                     "store_text=False), and revoke it."
                 )
-            if not people_wrote_it and any(place in piece for place in places):
+            if not exempt and any(place.search(piece) for place in places):
                 raise PublishError(f"{name} holds a path of this machine. Take it out before you push.")
 
 
@@ -144,7 +161,7 @@ def _texts(name: str, content: Any) -> Iterable[bytes]:
         yield content
     elif name.endswith(".safetensors"):
         with open(content, "rb") as file:
-            yield file.read(int.from_bytes(file.read(8), "little"))
+            yield file.read(min(int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size))
     elif name.endswith(".parquet"):
         with pq.ParquetFile(content) as table:
             for batch in table.iter_batches(columns=["example_id", "text"]):
@@ -176,20 +193,36 @@ def _config_files(config: Any) -> list[str]:
     return [str(file.get("path")) if isinstance(file, dict) else str(file) for file in files]
 
 
-def _existing_card(store: LocalStore, repo_id: str, commit: str, token: str | bool | None) -> str | None:
-    """The card that the repo has at its head, else the one beside the index."""
+def _rendered(render_card: Callable[[str, str | None], str], repo_id: str, existing: str | None) -> str:
+    try:
+        return render_card(repo_id, existing)
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise PublishError(f"The YAML of {CARD} cannot be read ({error}): mend it by hand.") from error
+
+
+def _local_card(store: LocalStore) -> str | None:
+    """The card beside the index."""
+    path = inside(store.folder, CARD)
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+def _existing_card(repo_id: str, commit: str, token: str | bool | None) -> str | None:
+    """The card that the repo has at its head."""
     try:
         api = hub_api(token)
         path = Path(retried(lambda: api.hf_hub_download(repo_id, CARD, repo_type=REPO_TYPE, revision=commit), CARD))
-        return path.read_text(encoding="utf-8")
-    except EntryNotFoundError:
-        local = store.folder / CARD
-        return local.read_text(encoding="utf-8") if local.is_file() else None
+        return path.read_bytes().decode()  # with the line endings that its owner chose
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise  # the Hub did not answer: that is no word on whether there is a card
+        return None
 
 
 def _move_format_tag(api: Any, repo_id: str, commit: str) -> None:
     """Let the tag of this format version point to the newest index of that version."""
-    tags = [ref.name for ref in api.list_repo_refs(repo_id, repo_type=REPO_TYPE).tags]
+    tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id, repo_type=REPO_TYPE).tags}
+    if tags.get(FORMAT_TAG) == commit:
+        return
     if FORMAT_TAG in tags:
         api.delete_tag(repo_id, tag=FORMAT_TAG, repo_type=REPO_TYPE)
     api.create_tag(repo_id, tag=FORMAT_TAG, revision=commit, repo_type=REPO_TYPE)
@@ -226,9 +259,9 @@ class EarlyUploader:
 
     def close(self) -> None:
         """Wait for the uploads. One that failed is tried again by the push, so it is only told."""
-        self._pool.shutdown(wait=True)
+        self._pool.shutdown(wait=True, cancel_futures=sys.exc_info()[0] is not None)
         for upload in self._uploads:
-            error = upload.exception()
+            error = None if upload.cancelled() else upload.exception()
             if isinstance(error, LorifError):
                 logger.warning("A file could not be uploaded early: %s", error)
             elif error is not None:
@@ -247,13 +280,15 @@ def update_file(
     commit_message: str,
 ) -> CommitInfo:
     """Change one text file of a repo in a commit of its own; none where the change changes nothing."""
-    with translated_errors(repo_id, revision, file, token):
+    with translated_errors(repo_id, revision, file, token, repo_type):
         api = hub_api(token)
         head = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
         try:
             path = api.hf_hub_download(repo_id, file, repo_type=repo_type, revision=head.sha)
-            text = Path(path).read_text(encoding="utf-8")
-        except EntryNotFoundError:
+            text = Path(path).read_bytes().decode()
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError):
+                raise
             text = ""
         content = change(text).encode()
         check_contents({file: content}, token)

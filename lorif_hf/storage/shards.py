@@ -68,8 +68,8 @@ class ShardReader:
 
     def stream(
         self, modules: Sequence[ModuleEntry], rows: Tensor | None = None
-    ) -> Iterator[tuple[int, dict[str, Factors]]]:
-        """The factors shard by shard: (rows of the index before it, factors), or of the selected rows alone.
+    ) -> Iterator[tuple[int, FactorShard, dict[str, Factors]]]:
+        """The factors shard by shard, of all rows or of the selected ones: (rows given before, shard, factors).
 
         The next shard is read while the caller works on this one: two are held at most.
 
@@ -87,11 +87,11 @@ class ShardReader:
                 tasks.append((first, shard, rows[first:last] - shard.start))
         with ThreadPoolExecutor(1, thread_name_prefix="lorif-read-ahead") as ahead:
             following = [ahead.submit(self.load, shard, modules, some) for _, shard, some in tasks[:1]]
-            for number, (position, _, _) in enumerate(tasks):
+            for number, (position, shard, _) in enumerate(tasks):
                 factors = following.pop().result()
-                for _, shard, some in tasks[number + 1 : number + 2]:
-                    following.append(ahead.submit(self.load, shard, modules, some))
-                yield position, factors
+                for _, next_shard, some in tasks[number + 1 : number + 2]:
+                    following.append(ahead.submit(self.load, next_shard, modules, some))
+                yield position, shard, factors
                 del factors
 
     def blocks(self, module: ModuleEntry) -> Iterator[Factors]:
