@@ -142,8 +142,8 @@ def _plain(value: Any) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A setting as HTML that shows it as it is: every character that is not a plain one is written as its number."""
-    return re.sub(r"[^\w .,:/-]", lambda found: f"&#{ord(found[0])};", str(value).replace("\n", " "))[:400]
+    """A setting that stands between backticks in a table: shown as it is, but for the two marks that would end it."""
+    return " ".join(str(value).replace("`", "").split()).replace("|", "\\|")[:400]
 
 
 def _code(value: str) -> str:

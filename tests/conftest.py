@@ -26,7 +26,8 @@ from types import SimpleNamespace
 import pytest
 from datasets import Dataset
 from tiny import make_gpt2, make_rows
-from transformers import GPT2LMHeadModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 
 @pytest.fixture
@@ -37,6 +38,14 @@ def gpt2() -> GPT2LMHeadModel:
 @pytest.fixture
 def rows() -> Dataset:
     return make_rows(20)
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word "0" to "49"."""
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(50)}, unk_token="0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", unk_token="0")
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def code(text):
 
 
 def test_the_hub_accepts_the_yaml(hub):
-    made = DatasetCard(card(tags=["mine"], dataset={"license": "mit", "language": ["en"]}))
+    made = DatasetCard(card(tags=["mine"], dataset={"license": "MIT"}))
     made.validate(repo_type="dataset")
     assert made.data.to_dict() == {
         "tags": [*TAGS, "mine"],
@@ -67,7 +67,6 @@ def test_the_hub_accepts_the_yaml(hub):
         "size_categories": ["1K<n<10K"],
         "base_model": "org/model",
         "license": "mit",
-        "language": ["en"],
     }
 
 
@@ -176,7 +175,7 @@ def test_every_choice_and_every_number_is_in_the_table():
         name: str(value) for name, value in config.to_dict().items()
     }
     assert rows["bytes per example"] == "125" and rows["layers recorded"] == "1"  # (123,456 + 1,544) / 1,000
-    assert rows["model"] == "org/model" and rows["its revision"] == "c0ffee"
+    assert rows["its training began with"] == "org/model" and rows["at revision"] == "c0ffee"
     assert rows["hash of the recorded weights"] == f"`{'5' * 16}`"
     assert rows["training data"] == "wikitext, raw, train, abc" and rows["format version"] == "1.0"
     assert "each of 1,000 training examples" in text
@@ -228,7 +227,7 @@ def test_what_comes_from_outside_cannot_break_the_table(fields):
     ids=["plain", "no name", "no class", "windows", "quotes", "newline", "class"],
 )
 def test_the_code_is_python_that_does_nothing_else(objective, model):
-    section = model_card_section(manifest(model=model, objective=objective), InfluenceConfig(), REPO, "")
+    section = model_card_section(manifest(model=model, objective=objective), InfluenceConfig(), REPO, "", "user/model")
     for text, statements in ((card(model=model, objective=objective), 7), (section, 4)):
         tree = code(text)
         compile(tree, "card", "exec")

@@ -8,7 +8,11 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from tiny import make_gpt2, make_rows
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.algebra.factors import factorize, reconstruct

@@ -154,7 +154,10 @@ class _QueryReader:
                 f"Query {number} is text, but the index holds no tokenizer: pass processing_class= or a dict with "
                 "input_ids."
             )
-        return list(self.tokenizer(text, **options)["input_ids"])
+        try:
+            return list(self.tokenizer(text, **options)["input_ids"])
+        except Exception as error:  # a tokenizer may come with an index, from anybody
+            raise QueryError(f"The tokenizer fails at query {number} ({type(error).__name__}: {error}).") from error
 
     def _encode(self, text: str, number: int) -> Feature:
         return {"input_ids": self._tokens(text, number)}

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub.errors import HTTPError
 
 from ..errors import IndexCorruptedError, LorifError
 from .files import write_atomically
@@ -71,7 +70,7 @@ def read_column(store: LocalStore, manifest: Manifest, name: str) -> np.ndarray:
     for shard in manifest.examples:
         with _table(store, shard) as file:
             groups = [_read_group(file, shard, group, [name]).column(name) for group in range(file.num_row_groups)]
-        parts.append(np.concatenate([group.to_numpy() for group in groups]))
+        parts.append(np.concatenate([group.cast(SCHEMA.field(name).type).to_numpy() for group in groups]))
     return np.concatenate(parts)
 
 
@@ -83,22 +82,25 @@ def _table(store: LocalStore, shard: Shard) -> Iterator[pq.ParquetFile]:
         [`~lorif_hf.errors.IndexCorruptedError`]: names the file; also for what goes wrong while it is read.
         [`~lorif_hf.errors.HubError`]: it could not be read from the Hub.
     """
-    with store.reading(shard):
-        try:
-            source = store.parquet(shard)
-            # Texts stay dictionaries until a row is taken: a small file could repeat a long one without end.
-            with pq.ParquetFile(source, page_checksum_verification=True, read_dictionary=_TEXTS) as file:
-                if not file.metadata.schema.to_arrow_schema().equals(SCHEMA) or file.metadata.num_rows != shard.rows:
-                    raise IndexCorruptedError(
-                        shard.file,
-                        f"it has {file.metadata.num_rows} rows of {', '.join(file.schema_arrow.names)}; expected "
-                        f"{shard.rows} of {', '.join(SCHEMA.names)}",
-                    )
-                yield file
-        except (pa.ArrowException, OSError, ValueError) as error:
-            if isinstance(error, (LorifError, HTTPError)) or isinstance(error.__cause__, HTTPError):
-                raise
-            raise IndexCorruptedError(shard.file, f"it cannot be read as Parquet ({error})") from error
+    try:
+        source = store.parquet(shard)
+        with pq.ParquetFile(source) as file:
+            metadata, schema = file.metadata, file.schema_arrow
+        if not schema.equals(SCHEMA) or metadata.num_rows != shard.rows:
+            raise IndexCorruptedError(
+                shard.file,
+                f"it has {metadata.num_rows} rows of {', '.join(schema.names)}; expected {shard.rows} of "
+                f"{', '.join(SCHEMA.names)}",
+            )
+        # Texts stay dictionaries until a row is taken: a small file could repeat a long one without end.
+        with pq.ParquetFile(
+            source, metadata=metadata, page_checksum_verification=True, read_dictionary=_TEXTS
+        ) as file:
+            yield file
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, LorifError):
+            raise
+        raise IndexCorruptedError(shard.file, f"it is no Parquet file ({error})") from error
 
 
 def _read_group(file: pq.ParquetFile, shard: Shard, group: int, columns: list[str]) -> pa.Table:

@@ -110,17 +110,16 @@ class StreamingStore(HubStore):
         if not isinstance(entry, FactorShard):
             return super().tensors(entry)
         if entry not in self._heads:
-            length = header_length(entry.file, entry.bytes, self._range(entry, 0, 8))
-            self._heads[entry] = self._range(entry, 0, 8 + length)
+            start = self._range(entry, 0, 8)
+            length = header_length(entry.file, entry.bytes, start)
+            self._heads[entry] = start + self._range(entry, 8, 8 + length)
         return RemoteTensors(
             entry, self._heads[entry], lambda begin, end: self._range(entry, begin, end), self._pieces
         )
 
     def parquet(self, entry: FileEntry) -> Any:
-        return self._open(entry)
-
-    def reading(self, entry: FileEntry) -> AbstractContextManager[None]:
-        return translated_errors(self.repo_id, self.commit, entry.file)
+        with translated_errors(self.repo_id, self.commit, entry.file):
+            return _RemoteFile(self._open(entry), lambda: translated_errors(self.repo_id, self.commit, entry.file))
 
     def _range(self, entry: FileEntry, begin: int, end: int) -> bytes:
         """Bytes `begin` to `end` of a file, and no others."""
@@ -138,6 +137,21 @@ class StreamingStore(HubStore):
         if file.size != entry.bytes:
             raise IndexCorruptedError(entry.file, f"it has {file.size} bytes, the manifest says {entry.bytes}")
         return file
+
+
+class _RemoteFile:
+    """An open file of the Hub whose reads raise our own errors."""
+
+    def __init__(self, file: Any, translated: Callable[[], AbstractContextManager[None]]):
+        self._file = file
+        self._translated = translated
+
+    def read(self, size: int = -1) -> bytes:
+        with self._translated():
+            return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 class RemoteTensors(TensorReader):
@@ -242,7 +256,7 @@ def translated_errors(
     except (HTTPError, FileNotFoundError, OfflineModeIsEnabled, RuntimeError) as raised:
         cause = raised.__cause__
         # HfFileSystem and uploads wrap what happened.
-        error = cause if isinstance(cause, HTTPError) else raised
+        error = cause if isinstance(cause, HTTPError) and not isinstance(raised, HTTPError) else raised
         if isinstance(error, RuntimeError) and "uploading" not in str(error):
             raise
         raise _translated(error, repo_id, revision, file, token, repo_type) from raised
@@ -290,7 +304,9 @@ def _translated(
         )
     if status == 412:
         return HubConnectionError(f"'{repo_id}' was changed by someone else meanwhile: push again.")
-    return HubConnectionError(f"The Hub failed at {file or repo_id}: {error}. Try again: what is done is kept.")
+    # Not the client's own words: they may hold the signed address of an upload.
+    what = f"status {status}" if status else type(error).__name__
+    return HubConnectionError(f"The Hub failed at {file or repo_id} ({what}). Try again: what is done is kept.")
 
 
 def _model_hint(repo_id: str, token: str | bool | None) -> str:

@@ -259,7 +259,7 @@ class EarlyUploader:
 
     def close(self) -> None:
         """Wait for the uploads. One that failed is tried again by the push, so it is only told."""
-        self._pool.shutdown(wait=True, cancel_futures=sys.exc_info()[0] is not None)
+        self._pool.shutdown(wait=True, cancel_futures=isinstance(sys.exc_info()[1], KeyboardInterrupt))
         for upload in self._uploads:
             error = None if upload.cancelled() else upload.exception()
             if isinstance(error, LorifError):

@@ -1,6 +1,5 @@
 """Where the files of an index are: in a folder here; the Hub's stores build on this one."""
 
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,6 @@ class LocalStore:
             self.path(entry)
             self._files[entry] = TensorFile(self.folder, entry)
         return self._files[entry]
-
-    def reading(self, entry: FileEntry) -> AbstractContextManager[None]:
-        """Around reads of a file that `parquet` opened: turns errors of the way into ours."""
-        return nullcontext()
 
     def parquet(self, entry: FileEntry) -> Any:
         """A path or an open file for `pyarrow.parquet.ParquetFile`."""

@@ -199,6 +199,7 @@ def test_what_is_known_of_a_model(build):
         "model_class": "GPT2LMHeadModel",
         "auto_class": "AutoModelForCausalLM",
         "weights_sha256": _hash(model),
+        "other_weights": found.other_weights,
         "adapter": None,
     }
     plain = nn.ModuleDict({"a": nn.Linear(2, 2)})

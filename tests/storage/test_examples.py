@@ -7,7 +7,7 @@ import pytest
 
 from lorif_hf.errors import IndexCorruptedError
 from lorif_hf.storage import examples, files
-from lorif_hf.storage.examples import SCHEMA, open_table, read_column, read_examples, write_examples
+from lorif_hf.storage.examples import SCHEMA, read_column, read_examples, write_examples
 from lorif_hf.storage.files import file_entry
 from lorif_hf.storage.layout import FileEntry, Manifest, Shard, example_file
 from lorif_hf.storage.store import LocalStore
@@ -55,7 +55,7 @@ def manifest(tmp_path):
 
 
 def test_a_shard_has_several_row_groups(tmp_path, manifest):
-    with open_table(LocalStore(tmp_path), manifest.examples[2]) as file:
+    with pq.ParquetFile(tmp_path / manifest.examples[2].file) as file:
         assert file.num_row_groups == 4 and file.metadata.num_rows == 12
 
 
@@ -86,12 +86,24 @@ def test_a_column_is_whole_and_in_row_order(tmp_path, manifest, name):
     assert read_column(LocalStore(tmp_path), manifest, name).tolist() == columns_of(0, 20)[name]
 
 
-def test_missing_numbers_are_kept_apart_from_zero(tmp_path):
-    columns = {**columns_of(0, 2), "loss": [None, 0.0], "self_influence": [float("nan"), 0.0], "text": [None, ""]}
-    write_examples(tmp_path / example_file(0, 1), columns)
+def test_no_text_is_kept_apart_from_an_empty_one(tmp_path):
+    write_examples(tmp_path / example_file(0, 1), {**columns_of(0, 2), "text": [None, ""]})
     first, second = read_examples(LocalStore(tmp_path), manifest_of(tmp_path, [2]), [0, 1])
-    assert (first["loss"], first["text"], second["loss"], second["text"]) == (None, None, 0.0, "")
-    assert first["self_influence"] != first["self_influence"]
+    assert (first["text"], second["text"]) == (None, "")
+
+
+@pytest.mark.parametrize("column", ["loss", "self_influence", "num_tokens", "row"])
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), 777])
+def test_numbers_that_no_build_writes_are_refused(tmp_path, column, value):
+    if (value == 777 and column != "row") or (column in ("row", "num_tokens") and isinstance(value, float)):
+        pytest.skip("a number that the column may hold, or cannot")
+    columns = columns_of(0, 2)
+    columns[column] = [value, columns[column][1]]
+    write_examples(tmp_path / example_file(0, 1), columns)
+    manifest = manifest_of(tmp_path, [2])
+    with pytest.raises(IndexCorruptedError, match="row 0 calls itself .* or holds no finite numbers"):
+        read_examples(LocalStore(tmp_path), manifest, [0])
+    assert read_examples(LocalStore(tmp_path), manifest, [1]) == [expected_row(1)]
 
 
 def test_equal_columns_give_equal_bytes(tmp_path):

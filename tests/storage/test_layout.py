@@ -70,9 +70,9 @@ def test_equal_manifests_have_equal_bytes(manifest, values):
     assert again.to_json() == manifest.to_json()
 
 
-def test_the_manifest_lists_every_file_and_finds_it_by_name(manifest):
-    assert len(manifest.files) == 8
-    assert all(manifest.entry(entry.file) is entry for entry in manifest.files)
+def test_the_manifest_lists_every_file(manifest):
+    tables = [*manifest.shards, *manifest.examples, *manifest.tokenizer]
+    assert manifest.files == [manifest.curvature, *tables] and len(manifest.files) == 8
 
 
 def test_a_newer_format_is_refused_with_the_version_to_install(values):

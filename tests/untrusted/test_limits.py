@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_untrusted import CONFIG, MODULE, REPO, edit, query, sign, upload
+from tampering import CONFIG, MODULE, REPO, edit, query, sign, upload
 from tiny import make_gpt2, make_rows
 
 from lorif_hf import InfluenceIndex
@@ -101,7 +101,7 @@ def dictionary_bomb(folder, count=1000, size=2_000_000):
 
 def widen(folder, count):
     """Make the second shard one of `count` rows, factors and all."""
-    from test_untrusted import SHARD, edit_tensors
+    from tampering import SHARD, edit_tensors
 
     def change(values):
         values["num_examples"] = 4 + count
@@ -273,14 +273,10 @@ def test_missing_values_are_shown_or_refused(folder, name):
         pass
 
 
-def test_the_row_shown_is_the_row_scored_whatever_the_table_says(folder):
+def test_a_table_that_numbers_its_rows_otherwise_is_refused(folder):
     rewrite(folder, with_column(folder, "row", [777, 778], pa.int64()))
-    result = query(InfluenceIndex.from_pretrained(folder))
-    try:
-        shown = [row["row"] for row in result.to_list()]
-    except LorifError:
-        return
-    assert shown == result.indices[0].tolist()
+    with pytest.raises(IndexCorruptedError, match="row 2 calls itself 777"):
+        query(InfluenceIndex.from_pretrained(folder))
 
 
 @pytest.mark.parametrize("offset", range(0, 400, 5))
@@ -300,7 +296,7 @@ def test_a_table_damaged_and_signed_is_our_error(folder, offset):
 
 @pytest.mark.parametrize("offset", range(0, 400, 40))
 def test_a_shard_damaged_and_signed_is_our_error_or_a_number(folder, offset):
-    from test_untrusted import SHARD
+    from tampering import SHARD
 
     content = bytearray((folder / SHARD).read_bytes())
     content[offset] ^= 0x55

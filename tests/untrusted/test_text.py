@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_untrusted import CONFIG, MODULE, REPO, SHARD, edit, edit_tensors, query, sign, upload
+from tampering import CONFIG, MODULE, REPO, SHARD, edit, edit_tensors, query, sign, upload
 from tiny import VOCABULARY, make_gpt2, make_rows
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast

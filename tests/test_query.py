@@ -1,0 +1,84 @@
+"""What a query may be asked with: the right model, rows, modules and padding."""
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from tiny import make_gpt2
+from transformers import GPT2Config, GPT2ForSequenceClassification
+
+from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf.errors import (
+    ModelMismatchError,
+    QueryError,
+)
+
+
+def test_parameters_outside_of_the_recorded_layers_and_the_order_of_rows_count_too(gpt2, rows, tmp_path):
+    index = InfluenceIndex.build(gpt2, rows, tmp_path / "index")
+    with torch.no_grad():
+        gpt2.transformer.wpe.weight[3, 3] += 1
+    with pytest.raises(ModelMismatchError, match="parameters outside of the recorded layers differ"):
+        index.attribute(gpt2, rows.select([0]))
+    swapped = make_gpt2()
+    index.attribute(swapped, rows.select([0]))
+    weight = swapped.transformer.h[0].mlp.c_fc.weight
+    with torch.no_grad():
+        weight.copy_(weight.flip(0))
+    with pytest.raises(ModelMismatchError, match="the recorded layers differ"):
+        index.attribute(swapped, rows.select([0]))
+
+
+def test_an_adapter_of_another_scaling_is_another_model(gpt2, rows, tmp_path):
+    model = get_peft_model(gpt2, LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True))
+    index = InfluenceIndex.build(model, rows, tmp_path / "index", config=InfluenceConfig(projection_factor=1))
+    index.attribute(model, rows.select([0]))
+    for module in model.modules():
+        if isinstance(getattr(module, "scaling", None), dict):
+            module.scaling["default"] *= 2
+    with pytest.raises(ModelMismatchError, match="the adapters' settings differ"):
+        index.attribute(model, rows.select([0]))
+
+
+def test_queries_are_padded_with_the_models_own_token(tmp_path):
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=50,
+        n_positions=16,
+        n_embd=8,
+        n_layer=1,
+        n_head=2,
+        num_labels=3,
+        pad_token_id=5,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    model = GPT2ForSequenceClassification(config).eval()
+    rows = Dataset.from_dict({"input_ids": [[6, 7, 8, 9], [0, 0, 7]], "label": [0, 2]})
+    index = InfluenceIndex.build(model, rows, tmp_path / "index", config=InfluenceConfig(projection_factor=1))
+    together = index.scores(model, [{"input_ids": [0, 0, 7]}, {"input_ids": [6, 7, 8, 9, 10]}])
+    assert torch.allclose(together[0], index.scores(model, {"input_ids": [0, 0, 7]})[0], rtol=1e-4)
+
+
+def test_select_takes_row_numbers_alone(gpt2, rows, tmp_path):
+    index = InfluenceIndex.build(gpt2, rows, tmp_path / "index")
+    with pytest.raises(QueryError, match=r"takes row numbers, got torch.bool; of a mask take mask.nonzero"):
+        index.select(torch.tensor([True, False, True]))
+    with pytest.raises(QueryError, match="takes row numbers, got torch.float32"):
+        index.select([1.5])
+    with pytest.raises(QueryError, match="needs at least one row"):
+        index.select([])
+    with pytest.raises(QueryError, match="Row -1 is outside the index"):
+        index.select([-1])
+
+
+def test_only_modules_that_match_are_scored(gpt2, rows, tmp_path):
+    index = InfluenceIndex.build(gpt2, rows, tmp_path / "index")
+    parts = index.scores(gpt2, rows.select([0, 1]), per_module=True)
+    chosen = index.scores(gpt2, rows.select([0, 1]), modules=["mlp.c_fc"])
+    assert torch.allclose(chosen, sum(part for name, part in parts.items() if name.endswith("mlp.c_fc")), atol=1e-6)
+    assert torch.equal(chosen, index.scores(gpt2, rows.select([0, 1]), modules=r".*mlp\.c_fc"))
+    with pytest.raises(QueryError, match="matches none of the index's 8 modules, for example 'transformer.h.0"):
+        index.scores(gpt2, rows.select([0]), modules=["nothing"])
+    with pytest.raises(QueryError, match="is not a valid regular expression"):
+        index.scores(gpt2, rows.select([0]), modules="h.0(")
