@@ -10,7 +10,15 @@ from transformers import Trainer, TrainingArguments
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.callbacks import InfluenceCallback
-from lorif_hf.errors import BuildFolderError, DatasetError, RecordingError
+from lorif_hf.errors import (
+    BuildFolderError,
+    ConfigError,
+    DatasetError,
+    HubAccessError,
+    PublishError,
+    RecordingError,
+    UnsupportedModuleError,
+)
 from lorif_hf.recording.recorder import GradientRecorder
 
 
@@ -145,3 +153,41 @@ def test_an_out_of_memory_error_does_not_restart_the_training(tmp_path, monkeypa
     with pytest.raises(RecordingError, match="build again with a smaller batch_size to go on"):
         train(tmp_path, Counted(tmp_path / "index"), make_rows(6), auto_find_batch_size=True)
     assert len(begun) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"config": InfluenceConfig(factor_rank=7)}, ConfigError, "factor_rank=7 is above the limit of module"),
+        ({"config": InfluenceConfig(target_modules=["q_proj"])}, UnsupportedModuleError, "selects no module"),
+        ({"example_id": "title"}, DatasetError, "no column 'title'"),
+        ({"data_collator": lambda features: {"x": torch.ones(1)}}, DatasetError, "no column that GPT2LMHeadModel"),
+        ({"push_to_hub": True, "repo_id": "a/b/c"}, PublishError, "is no repo id"),
+        (
+            {"push_to_hub": True, "repo_id": "user/x", "token": "hf_wrong"},
+            HubAccessError,
+            "does not accept this token",
+        ),
+    ],
+    ids=["rank", "modules", "column", "batch", "repo", "token"],
+)
+def test_what_could_only_fail_at_the_end_fails_before_training(tmp_path, hub, options, error, message):
+    steps = []
+
+    class Watching(InfluenceCallback):
+        def on_step_end(self, *args, **kwargs):
+            steps.append(1)
+
+    with pytest.raises(error, match=message):
+        train(tmp_path, Watching(tmp_path / "index", **options), make_rows(6))
+    assert steps == []
+
+
+def test_an_unfinished_build_of_an_earlier_training_does_not_cost_this_one(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr(GradientRecorder, "record", None)
+        InfluenceIndex.build(make_gpt2(seed=5), make_rows(6), tmp_path / "index")
+    callback = InfluenceCallback(tmp_path / "index")
+    trainer = train(tmp_path, callback, make_rows(6))
+    assert callback.index.path.name.startswith("index-4-")
+    assert len(callback.index.attribute(trainer.model, make_rows(6).select([1]), top_k=2).to_list()) == 2
