@@ -54,7 +54,7 @@ def test_every_lower_bound_is_the_one_that_was_promised():
         "datasets": "4.0",
         "huggingface_hub": "1.0",
         "safetensors": "0.5",
-        "peft": "0.17",
+        "peft": "0.18",
         "evaluate": "0.4.6",
     }
     for name, bound in promised.items():

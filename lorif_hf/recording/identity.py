@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .modules import TrackedModule, base_model
+from .modules import TrackedModule, base_model, has_adapter
 from .objectives import auto_class
 
 
@@ -113,7 +113,7 @@ def _parameter_sha256(module: nn.Module) -> str:
 
 def _adapter_configs(model: nn.Module) -> dict[str, Any] | None:
     configs = getattr(model, "peft_config", None)
-    if not configs:
+    if not configs or not has_adapter(model):
         return None
     kept = ("peft_type", "r", "lora_alpha", "use_dora", "use_rslora", "bias", "fan_in_fan_out")
     found: dict[str, Any] = {

@@ -70,7 +70,7 @@ def tracked_modules(
     """
     lora_layers = _lora_layers(model)
     peft_configs: Any = getattr(model, "peft_config", None)
-    if peft_configs and not lora_layers:
+    if peft_configs and has_adapter(model) and not lora_layers:
         methods = sorted({str(getattr(c.peft_type, "value", c.peft_type)) for c in peft_configs.values()})
         raise UnsupportedModuleError(
             f"The PEFT model has no LoRA layer to track (its method is {', '.join(methods)}): only LoRA adapters are "
@@ -99,6 +99,11 @@ def tracked_modules(
             f"{type(model).__name__}: {found}. Supported are {_SUPPORTED}."
         )
     return chosen
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Whether PEFT has a part in the model. A merged and unloaded one may keep the config of what it was merged with."""
+    return any(type(module).__module__.startswith("peft.") for module in model.modules())
 
 
 def modules_by_name(model: nn.Module, names: Sequence[str]) -> dict[str, TrackedModule]:

@@ -16,6 +16,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
@@ -83,19 +84,20 @@ def publish(
         stale = [file for file in present if file.startswith(_OURS) and file not in paths]
         operations += [CommitOperationDelete(file) for file in stale]
         try:
-            DatasetCard(card).validate(repo_type=REPO_TYPE)
+            commit = api.create_commit(
+                repo_id,
+                operations,
+                commit_message=commit_message or "Upload influence index with lorif-hf",
+                commit_description=commit_description,
+                repo_type=REPO_TYPE,
+                revision=revision,
+                create_pr=create_pr,
+                parent_commit=None if create_pr else head.sha,
+            )
         except ValueError as error:
+            if isinstance(error, HTTPError):
+                raise
             raise PublishError(f"The Hub does not take the YAML of {CARD} ({error}): mend it by hand.") from error
-        commit = api.create_commit(
-            repo_id,
-            operations,
-            commit_message=commit_message or "Upload influence index with lorif-hf",
-            commit_description=commit_description,
-            repo_type=REPO_TYPE,
-            revision=revision,
-            create_pr=create_pr,
-            parent_commit=None if create_pr else head.sha,
-        )
         if not create_pr and revision in (None, "main"):
             _move_format_tag(api, repo_id, commit.oid)
     return commit
