@@ -102,7 +102,7 @@ def tracked_modules(
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether PEFT has a part in the model. A merged and unloaded one may keep the config of what it was merged with."""
+    """Whether PEFT has a part in the model. A merged one may keep the config of what it was merged with."""
     return any(type(module).__module__.startswith("peft.") for module in model.modules())
 
 
