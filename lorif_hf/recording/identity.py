@@ -120,8 +120,8 @@ def _adapter_configs(model: nn.Module) -> dict[str, Any] | None:
         name: {key: _plain(getattr(config, key)) for key in kept if hasattr(config, key)}
         for name, config in sorted(configs.items())
     }
+    scalings: list[Any] = [getattr(module, "scaling", None) for module in model.modules()]
     for name, values in found.items():
-        scalings: list[Any] = [getattr(module, "scaling", None) for module in model.modules()]
         values["scaling"] = sorted({float(one[name]) for one in scalings if isinstance(one, dict) and name in one})
     return found
 

@@ -1,7 +1,6 @@
 """An index from anybody cannot make a reader take memory, disk or time that its size does not explain."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tampering import CONFIG, MODULE, REPO, edit, query, sign, upload
+from tampering import MODULE, REPO, edit, query, sign, upload
 from tiny import make_gpt2, make_rows
 
 from lorif_hf import InfluenceIndex
@@ -21,19 +20,6 @@ from lorif_hf.storage.layout import MANIFEST
 
 
 TABLE = "data/train-00002-of-00003.parquet"
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("built") / "index"
-    InfluenceIndex.build(make_gpt2(), make_rows(6), folder, config=CONFIG, example_id="name")
-    return folder
-
-
-@pytest.fixture
-def folder(built, tmp_path):
-    shutil.copytree(built, tmp_path / "index")
-    return tmp_path / "index"
 
 
 def rewrite(folder, table=None, **options):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tampering import CONFIG, MODULE, REPO, SHARD, edit, edit_tensors, query, sign, upload
+from tampering import CONFIG, MODULE, REPO, SHARD, edit, edit_tensors, query, sign
 from tiny import VOCABULARY, make_gpt2, make_rows
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -46,18 +46,6 @@ def folder(built, tmp_path):
 @pytest.fixture
 def model(folder):
     return str(folder.parent / "model")
-
-
-@pytest.fixture(params=["folder", "hub", "streaming"])
-def load(request, hub, folder, tmp_path):
-    def from_pretrained():
-        if request.param == "folder":
-            return InfluenceIndex.from_pretrained(folder)
-        upload(hub, folder)
-        streaming = request.param == "streaming"
-        return InfluenceIndex.from_pretrained(REPO, cache_dir=tmp_path / "cache", streaming=streaming)
-
-    return from_pretrained
 
 
 # Code
