@@ -80,6 +80,10 @@ class NonFiniteGradientError(LorifError, ArithmeticError):
         )
 
 
+class EvaluationError(LorifError, ValueError):
+    """What an evaluation was given does not fit together, or holds numbers that nothing can be measured with."""
+
+
 class HubError(LorifError, OSError):
     """Something on the way to or from the Hub."""
 

@@ -23,6 +23,7 @@ def test_everything_raised_on_purpose_has_one_base_class_and_an_explanation(kind
         (errors.IndexFormatError, ValueError),
         (errors.ModelMismatchError, ValueError),
         (errors.UnsupportedModuleError, ValueError),
+        (errors.EvaluationError, ValueError),
         (errors.BuildFolderError, FileExistsError),
         (errors.NonFiniteGradientError, ArithmeticError),
     ],

@@ -33,6 +33,7 @@ def repo_info(repo: Repo, commit: Commit, with_blobs: bool) -> Entry:
         "downloads": 0,
         "likes": 0,
         "siblings": siblings,
+        **({"sdk": repo.sdk} if repo.sdk else {}),
     }
 
 

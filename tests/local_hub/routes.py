@@ -49,6 +49,7 @@ def create_repo(call: Call) -> Reply:
     private = payload.get("visibility") == "private" or bool(payload.get("private"))
     try:
         repo = call.state.create_repo(kind, repo_id, call.token, private)
+        repo.sdk = payload.get("sdk")
     except HubError as error:
         if error.status == 409:  # with exist_ok the client reads the url from the error
             error.extra["url"] = call.repo_url(call.state.get(kind, repo_id))

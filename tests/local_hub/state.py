@@ -74,6 +74,7 @@ class Repo:
     repo_id: str
     private: bool = False
     gated: bool = False
+    sdk: str | None = None  # of a space
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)

@@ -32,6 +32,7 @@ def test_create_upload_download_delete(hub, api, tmp_path, kind):
     )
     assert open(path, "rb").read() == b"1"
     info = api.repo_info("user/x", repo_type=kind, files_metadata=True)
+    assert getattr(info, "sdk", None) == options.get("space_sdk")
     assert info.private and {s.rfilename: s.size for s in info.siblings}["a b/c.txt"] == 1
     api.delete_repo("user/x", repo_type=kind)
     assert not api.repo_exists("user/x", repo_type=kind)

@@ -1,0 +1,87 @@
+"""What every metric is given: arrays of the right shape, with numbers in them. Errors name the place."""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import EvaluationError
+
+
+def as_array(value: Any, name: str) -> np.ndarray:
+    """A tensor, array or nested list as an array; nothing is copied where it need not be.
+
+    Raises:
+        [`~lorif_hf.errors.EvaluationError`]: it is ragged, or no array at all.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        # NumPy has no bfloat16.
+        return (value.float() if value.is_floating_point() and value.itemsize == 2 else value).numpy()
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        array = np.empty(0, dtype=object)
+    if array.dtype.kind == "O":
+        raise EvaluationError(f"{name} must be an array; found rows of different lengths, or no numbers.")
+    return array
+
+
+def numbers(value: Any, name: str, axes: tuple[str, ...]) -> np.ndarray:
+    """Finite integers or floats, in the precision they came in.
+
+    Args:
+        value: tensor, array or nested list.
+        name (`str`): what errors call it.
+        axes (`tuple[str, ...]`): what one step along each axis is, for example `("query", "training row")`.
+
+    Raises:
+        [`~lorif_hf.errors.EvaluationError`]: another number of axes, nothing in it, no numbers, or NaN or infinity,
+            whose place is named.
+    """
+    array = _with_axes(as_array(value, name), name, axes)
+    if array.dtype.kind not in "iuf":
+        raise EvaluationError(f"{name} must hold numbers, found {array.dtype}.")
+    # Row by row: the scores of a large index may be a memory map.
+    for number, part in enumerate(array if array.ndim > 1 else [array]):
+        finite = np.isfinite(part)
+        if not finite.all():
+            inside = np.argwhere(~finite)[0]
+            place = (number, *inside) if array.ndim > 1 else tuple(inside)
+            where = ", ".join(f"{axis} {index}" for axis, index in zip(axes, place, strict=True))
+            raise EvaluationError(
+                f"{name} must be finite, found {array[place]} at {where}. Leave that {axes[0]} out, or find "
+                "out where the value comes from."
+            )
+    return array
+
+
+def booleans(value: Any, name: str, axes: tuple[str, ...]) -> np.ndarray:
+    """A mask. Numbers are refused: a list of row numbers would pass for one.
+
+    Raises:
+        [`~lorif_hf.errors.EvaluationError`]: another number of axes, nothing in it, or something else than booleans.
+    """
+    array = _with_axes(as_array(value, name), name, axes)
+    if array.dtype != np.bool_:
+        raise EvaluationError(
+            f"{name} must be boolean, found {array.dtype}. If it holds zeros and ones, pass np.asarray({name}) == 1; "
+            "if it holds row numbers, set these rows of a mask to True."
+        )
+    return array
+
+
+def whole_number(value: Any, name: str, least: int) -> int:
+    """Raises [`~lorif_hf.errors.EvaluationError`] where it is no integer of at least `least`."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < least:
+        raise EvaluationError(f"{name} must be an integer of at least {least}, found {value!r}.")
+    return int(value)
+
+
+def _with_axes(array: np.ndarray, name: str, axes: tuple[str, ...]) -> np.ndarray:
+    shape = f"({', '.join(f'one {axis}' for axis in axes)})"
+    if array.ndim != len(axes):
+        raise EvaluationError(f"{name} must have {len(axes)} axes {shape}, found shape {array.shape}.")
+    if array.size == 0:
+        raise EvaluationError(f"{name} is empty, shape {array.shape}: there is nothing to evaluate.")
+    return array

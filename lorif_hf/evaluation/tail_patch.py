@@ -1,0 +1,232 @@
+"""The tail-patch score: does one more step on a query's proponents make the model say it more?
+
+Source: Chang et al. 2024, "Scalable Influence and Fact Tracing for Large Language Model Pretraining",
+arXiv:2410.17413. Unlike other scores it needs no ground truth and no retraining.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import EvaluationError
+from ..recording.collation import padding_collator
+from ..recording.modules import unwrap
+from ..recording.objectives import (
+    CausalLMObjective,
+    Objective,
+    SequenceClassificationObjective,
+    UserObjective,
+    find_objective,
+    forward_inputs,
+)
+from ..recording.queries import query_features
+from .arrays import numbers
+from .bootstrap import Interval, check_bootstrap, mean_interval
+
+
+@dataclass(frozen=True, eq=False)
+class TailPatchResult:
+    """Change of the queries' log-probabilities, nats. Positive is good: the proponents make the query more likely.
+
+    Args:
+        mean (`float`): mean of `per_query`.
+        per_query (`np.ndarray`): (Q,) after minus before.
+        interval (`tuple[float, float]`): bootstrap interval of the mean over queries; NaN for a single query.
+        before (`np.ndarray`): (Q,) log-probabilities under the weights as they are.
+        after (`np.ndarray`): (Q,) log-probabilities after the step.
+    """
+
+    mean: float
+    per_query: np.ndarray
+    interval: Interval
+    before: np.ndarray
+    after: np.ndarray
+
+
+def tail_patch(
+    model: nn.Module,
+    queries: Any,
+    batches: Iterable[Mapping[str, Any]],
+    *,
+    learning_rate: float,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
+    processing_class: Any = None,
+    objective: UserObjective | None = None,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> TailPatchResult:
+    """Change of each query's log-probability after one optimizer step on the rows that are held to be behind it.
+
+    Every query starts from the weights as they are, and they are restored bit for bit afterwards, also after an error.
+    The step lowers the mean, over the rows of the query's batch, of the per-example objective that an index is built
+    with (summed over an example's tokens). Dropout is off. The device must hold the trained parameters twice more: a
+    copy, and gradients. To first order the change is the learning rate times the mean, over the rows, of the product
+    of the row's and the query's gradients.
+
+    Args:
+        model (`nn.Module`): the model that was indexed. The parameters that require a gradient take the step.
+        queries: as in [`InfluenceIndex.attribute`].
+        batches (`Iterable[Mapping]`): one batch per query: its top-k training rows, as [`proponent_batches`] makes
+            them.
+        learning_rate (`float`): of the one step; that of the end of the training is a fair choice.
+        optimizer (`Callable`, *optional*, defaults to `torch.optim.SGD`): `(parameters, lr=...)` -> a fresh optimizer.
+        processing_class (*optional*): tokenizer for text queries.
+        objective (`Callable`, *optional*): `(model, batch) -> (B,)` losses; by default that of the model's task. The
+            log-probability is minus this loss: for a language model the sum over the query's tokens.
+        confidence, resamples, seed (*optional*): of the bootstrap interval.
+
+    Returns:
+        [`TailPatchResult`].
+
+    Raises:
+        [`~lorif_hf.errors.EvaluationError`]: another number of batches than queries, no parameter to train, a
+            learning rate that is none, a step after which the loss is not finite (the query is named).
+        [`~lorif_hf.errors.QueryError`], [`~lorif_hf.errors.ObjectiveError`]: as in [`InfluenceIndex.attribute`].
+    """
+    check_bootstrap(confidence, resamples)
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise EvaluationError(f"learning_rate must be above 0, found {learning_rate!r}.")
+    model = unwrap(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise EvaluationError("No parameter of the model requires a gradient, so no step can be taken: unfreeze some.")
+    measured = find_objective(model, objective)
+    features = query_features(queries, model, measured, processing_class)
+    collator = padding_collator(model, processing_class, make_labels=isinstance(measured, CausalLMObjective))
+    before, after = [], []
+    steps = iter(batches)
+    for number, feature in enumerate(features):
+        batch = next(steps, None)
+        if batch is None:
+            raise EvaluationError(f"Each query needs its batch: expected {len(features)} of them, found {number}.")
+        # Alone, and before and after in the same batch: padding must not show up as a change.
+        query = _on_device(model, collator([feature]))
+        with _restored(model):
+            query = _with_target(model, measured, query)
+            before.append(_log_probability(model, measured, query))
+            _step(model, measured, _on_device(model, batch), optimizer, learning_rate)
+            after.append(_log_probability(model, measured, query))
+        if not (math.isfinite(before[-1]) and math.isfinite(after[-1])):
+            raise EvaluationError(
+                f"The log-probability of query {number} must be finite, found {before[-1]} before and {after[-1]} "
+                f"after the step: lower the learning rate (found {learning_rate}), or check the rows."
+            )
+    if next(steps, None) is not None:
+        raise EvaluationError(f"Each query needs its batch: expected {len(features)} of them, found more.")
+    return tail_patch_of(before, after, confidence=confidence, resamples=resamples, seed=seed)
+
+
+def tail_patch_of(
+    before: Any, after: Any, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> TailPatchResult:
+    """The score from log-probabilities that were measured already.
+
+    Args:
+        before, after (array or `Tensor`): (Q,) log-probabilities, nats.
+        confidence, resamples, seed (*optional*): of the bootstrap interval over queries.
+
+    Raises:
+        [`~lorif_hf.errors.EvaluationError`]: lengths that differ, NaN or infinity (the query is named).
+    """
+    check_bootstrap(confidence, resamples)
+    first = numbers(before, "before", ("query",)).astype(np.float64)
+    second = numbers(after, "after", ("query",)).astype(np.float64)
+    if len(first) != len(second):
+        raise EvaluationError(f"after must have one value per query: expected {len(first)}, found {len(second)}.")
+    change = second - first
+    interval = mean_interval(change, confidence=confidence, resamples=resamples, seed=seed)
+    return TailPatchResult(float(change.mean()), change, interval, first, second)
+
+
+def proponent_batches(
+    model: nn.Module,
+    dataset: Any,
+    indices: Any,
+    *,
+    data_collator: Callable[[list[Any]], Any] | None = None,
+    processing_class: Any = None,
+    objective: UserObjective | None = None,
+) -> Iterator[dict[str, Any]]:
+    """The top-k rows of each query as a batch, one after the other.
+
+    Args:
+        model (`nn.Module`): decides how rows are padded.
+        dataset: the training set as it was indexed: row i is row i of the index.
+        indices (array or `Tensor`): (Q, k) row numbers, as in [`Attribution.indices`].
+        data_collator (`Callable`, *optional*): the one of the training; by default pads on the right, labels with
+            -100.
+        processing_class, objective (*optional*): as in [`tail_patch`].
+
+    Raises:
+        [`~lorif_hf.errors.EvaluationError`]: a row that the dataset does not have.
+    """
+    rows = numbers(indices, "indices", ("query", "row"))
+    if rows.dtype.kind not in "iu":
+        raise EvaluationError(f"indices must be row numbers, found {rows.dtype}.")
+    outside = rows[(rows < 0) | (rows >= len(dataset))]
+    if len(outside):
+        raise EvaluationError(f"indices name row {outside[0]}, the dataset has {len(dataset)}: pass the one indexed.")
+    causal = isinstance(find_objective(unwrap(model), objective), CausalLMObjective)
+    collate = data_collator or padding_collator(model, processing_class, make_labels=causal)
+    return (dict(collate([dataset[row] for row in of_query])) for of_query in rows.tolist())
+
+
+def _on_device(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    device = next(model.parameters()).device
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def _with_target(model: nn.Module, objective: Objective, batch: dict[str, Any]) -> dict[str, Any]:
+    """Holds a classifier to the prediction it made before the step, where the query names no label."""
+    if "labels" in batch or not isinstance(objective, SequenceClassificationObjective):
+        return batch
+    with torch.no_grad():
+        objective(model, batch)  # its errors: a regression, say, has no prediction to be held to
+        return {**batch, "labels": model(**forward_inputs(model, batch)).logits.argmax(dim=-1)}
+
+
+def _log_probability(model: nn.Module, objective: Objective, batch: dict[str, Any]) -> float:
+    with torch.no_grad():
+        return -float(objective(model, batch).double().sum())
+
+
+def _step(
+    model: nn.Module,
+    objective: Objective,
+    batch: dict[str, Any],
+    optimizer: Callable[..., torch.optim.Optimizer],
+    learning_rate: float,
+) -> None:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.enable_grad():
+        stepper = optimizer(trained, lr=learning_rate)
+        objective(model, batch).mean().backward()
+        stepper.step()
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and gradients of nothing inside; afterwards weights, buffers, gradients and modes as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    changing = [parameter for parameter in model.parameters() if parameter.requires_grad] + list(model.buffers())
+    saved = [(tensor, tensor.detach().clone()) for tensor in changing]
+    try:
+        model.eval()
+        for parameter, _ in gradients:
+            parameter.grad = None
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in saved:
+                tensor.copy_(value)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module, mode in modes:
+            module.training = mode
