@@ -4,8 +4,10 @@ from importlib.metadata import version
 
 from .attribution import Attribution
 from .config import InfluenceConfig
+from .ensemble import ensemble_scores
+from .evaluation import metric
 from .index import InfluenceIndex
 
 
 __version__ = version("lorif-hf")
-__all__ = ["Attribution", "InfluenceConfig", "InfluenceIndex", "__version__"]
+__all__ = ["Attribution", "InfluenceConfig", "InfluenceIndex", "__version__", "ensemble_scores", "metric"]

@@ -8,8 +8,9 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,17 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .algebra import curvature as curvature_algebra
-from .algebra.factors import factorize
 from .algebra.projection import TwoSidedProjection
+from .algebra.whitening import SecondMoments, whiteners
 from .config import InfluenceConfig
 from .dataset import TrainingRows, code_identity, tokens_per_example
+from .encoding import Encoder, draw_projection, module_entry, stored_entries
 from .errors import BuildFolderError, ConfigError, DatasetError, RecordingError
+from .fitting import fit_curvature
 from .progress import progress
 from .recording.identity import identify
-from .recording.modules import tracked_modules, unwrap
-from .recording.objectives import Objective, UserObjective, find_objective
+from .recording.modules import TrackedModule, tracked_modules, unwrap
+from .recording.objectives import MarginObjective, Objective, UserObjective, find_objective
 from .recording.recorder import GradientRecorder, Recording
 from .storage.examples import write_examples
 from .storage.files import file_entry, header_sha256, is_intact, write_tensors, write_text
@@ -84,11 +86,12 @@ class IndexBuilder:
         self.objective, self.processing_class, self.batch_size = objective, processing_class, batch_size
         self.on_shard = on_shard or (lambda shard: None)
         self._shards: dict[int, FactorShard] = {}
-        self.dtype: torch.dtype = getattr(torch, config.dtype)
+        self.codec = config.codec()
         self.staging = folder / STAGING
         self.modules = tracked_modules(model, config.target_modules, config.exclude_modules)
         self.projections: dict[str, TwoSidedProjection] = {}
         self.entries = [self._module_entry(tracked) for tracked in self.modules]
+        self.stored = stored_entries(config, self.entries)
         starts = range(0, rows.count, config.shard_size)
         self.ranges = [(start, min(start + config.shard_size, rows.count)) for start in starts]
         self._seen = self._empty = 0
@@ -127,23 +130,15 @@ class IndexBuilder:
             shutil.rmtree(self.staging, ignore_errors=True)
             return
         with self._claimed():
+            self._whiten()
             self._record_all()
-            self._fit_all()
-            self._finish()
+            self._finish(self._fit_all())
         shutil.rmtree(self.staging)
 
-    def _module_entry(self, tracked: Any) -> ModuleEntry:
-        shape = (tracked.in_features, tracked.out_features)
-        d1, d2 = self.config.projected_shape(*shape)
-        if self.config.factor_rank > min(d1, d2):
-            raise ConfigError(
-                f"factor_rank={self.config.factor_rank} is above the limit of module '{tracked.name}': its projected "
-                f"gradient is {d1} x {d2}, so the rank is at most {min(d1, d2)}. Lower factor_rank or "
-                "projection_factor, or leave the module out."
-            )
-        drawn = TwoSidedProjection.draw(shape, (d1, d2), seed=self.config.seed, name=tracked.name)
-        self.projections[tracked.name] = drawn
-        return ModuleEntry(tracked.name, tracked.kind, *shape, d1, d2, drawn.sha256())
+    def _module_entry(self, tracked: TrackedModule) -> ModuleEntry:
+        entry = module_entry(tracked, self.config)
+        self.projections[entry.name], sha256 = draw_projection(entry, self.config)
+        return replace(entry, projection_sha256=sha256)
 
     @contextmanager
     def _claimed(self) -> Iterator[None]:
@@ -166,6 +161,29 @@ class IndexBuilder:
         except Timeout:
             raise BuildFolderError(f"Another process is building the index in {self.folder}.") from None
 
+    def _whiten(self) -> None:
+        """Estimate the second moments on a sample of rows: what is stored is whitened, so they come first."""
+        if self.config.whitening == "none" or is_intact(self._whitening_path):
+            return
+        moments = {entry.name: SecondMoments.zeros(entry.d1, entry.d2) for entry in self.entries}
+        recorder = GradientRecorder(self.model, self.modules, self.projections, self.objective, moments)
+        count = min(self.config.whitening_samples, self.rows.count)
+        with recorder, progress(count, "Estimating second moments", "examples") as bar:
+            for rows, batch in self.rows.sample(count, self.batch_size):
+                self._record_batch(recorder, batch, rows)
+                bar.update(len(rows))
+        tensors = {}
+        for name, moment in moments.items():
+            try:
+                sides = whiteners(moment, damping=self.config.whitening_damping, scale=self.rows.count / count)
+            except ValueError as error:
+                raise RecordingError(
+                    f"Module '{name}' cannot be whitened ({error}): its inputs or gradients are too large. Leave it "
+                    "out with exclude_modules, or set whitening='none'."
+                ) from None
+            tensors[f"{name}.in_whitener"], tensors[f"{name}.out_whitener"] = sides
+        write_tensors(self._whitening_path, tensors)
+
     def _record_all(self) -> None:
         missing = [shard for shard in range(len(self.ranges)) if not self._recorded(shard)]
         for shard in range(len(self.ranges)):
@@ -177,9 +195,10 @@ class IndexBuilder:
         if done:
             logger.info("Going on with %d of %d rows already recorded in %s.", done, self.rows.count, self.folder)
         recorder = GradientRecorder(self.model, self.modules, self.projections, self.objective)
+        encoder = Encoder(self.config, self.entries, self._whiteners())
         with recorder, progress(self.rows.count, "Recording", "examples", initial=done) as bar:
             for shard in missing:
-                self._record_shard(recorder, shard, bar)
+                self._record_shard(recorder, encoder, shard, bar)
                 self._finished(shard)
         if self._empty:
             logger.warning("%d rows have no target (all labels are -100); their scores are zero.", self._empty)
@@ -195,10 +214,11 @@ class IndexBuilder:
         self._shards[shard] = FactorShard(entry.file, entry.bytes, entry.sha256, start, stop - start, header)
         self.on_shard(self._shards[shard])
 
-    def _record_shard(self, recorder: GradientRecorder, shard: int, bar: Any) -> None:
+    def _record_shard(self, recorder: GradientRecorder, encoder: Encoder, shard: int, bar: Any) -> None:
         start, stop = self.ranges[shard]
-        factors: dict[str, tuple[list[Tensor], list[Tensor]]] = {entry.name: ([], []) for entry in self.entries}
-        losses, tokens = [], []
+        layouts = {entry.name: self.codec.layout(entry.d1, entry.d2) for entry in self.stored}
+        parts: dict[str, dict[str, list[Tensor]]] = {name: {part: [] for part in layouts[name]} for name in layouts}
+        columns: dict[str, list[Tensor]] = {"losses": [], "num_tokens": [], "weights": [], "self_influence": []}
         for rows, batch in self.rows.batches(start, stop, self.batch_size):
             recording = self._record_batch(recorder, batch, rows)
             if len(recording.losses) != len(rows):
@@ -206,16 +226,21 @@ class IndexBuilder:
                     f"The collator made {len(recording.losses)} examples of rows {rows.start} to {rows.stop - 1}: it "
                     "packs or flattens them (padding_free?). Pass a data_collator that keeps one example per row."
                 )
-            for name, gradients in recording.gradients.items():
-                for side, factor in zip(factors[name], factorize(gradients, self.config.factor_rank), strict=True):
-                    side.append(self._stored(factor, name))
-            losses.append(recording.losses)
-            tokens.append(tokens_per_example(batch, len(rows)))
+            influence = torch.zeros(len(rows), dtype=torch.float64)
+            for name, gradients in encoder.encode(recording.gradients).items():
+                for part, tensor in self.codec.encode(gradients).items():
+                    parts[name][part].append(self._finite(tensor, name))
+                influence += gradients.flatten(1).square().sum(dim=1).double().cpu()
+            columns["self_influence"].append(influence)
+            columns["losses"].append(recording.losses)
+            columns["num_tokens"].append(tokens_per_example(batch, len(rows)))
+            columns["weights"].append(torch.ones(len(rows)) if recording.weights is None else recording.weights)
             self._count_targets(recording.targets, rows)
             bar.update(len(rows))
-        stored = {name: (torch.cat(left), torch.cat(right)) for name, (left, right) in factors.items()}
-        write_tensors(self._rows_path(shard), {"losses": torch.cat(losses), "num_tokens": torch.cat(tokens)})
-        write_shard(self._factor_path(shard), stored)
+        table = {name: torch.cat(column) for name, column in columns.items()}
+        write_tensors(self._rows_path(shard), table)
+        stored = {name: {part: torch.cat(one) for part, one in some.items()} for name, some in parts.items()}
+        write_shard(self._factor_path(shard), stored, table["weights"] if self.config.output == "margin" else None)
 
     def _count_targets(self, targets: Tensor | None, rows: range) -> None:
         """Count the rows without a target. Where no row has one, something is wrong with the labels."""
@@ -227,76 +252,65 @@ class IndexBuilder:
                 "there is a single token). Check the collator and the truncation."
             )
 
-    def _record_batch(self, recorder: GradientRecorder, batch: dict[str, Any], rows: range) -> Recording:
+    def _record_batch(self, recorder: GradientRecorder, batch: dict[str, Any], rows: Sequence[int]) -> Recording:
         try:
             return recorder.record(batch, rows)
         except IndexError as error:
             raise DatasetError(
-                f"The model cannot take rows {rows.start} to {rows.stop - 1} ({error}): a row is longer than its "
+                f"The model cannot take rows {rows[0]} to {rows[-1]} ({error}): a row is longer than its "
                 "positions, or a token is outside its vocabulary. Truncate the rows; use the model's own tokenizer."
             ) from error
         except (MemoryError, RuntimeError) as error:
             text = str(error).lower()
             if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
                 raise RecordingError(
-                    f"Out of memory at rows {rows.start} to {rows.stop - 1} with batch_size={self.batch_size}. The "
+                    f"Out of memory at rows {rows[0]} to {rows[-1]} with batch_size={self.batch_size}. The "
                     f"finished shards in {self.folder} are kept: build again with a smaller batch_size to go on."
                 ) from error
             raise
 
-    def _stored(self, factor: Tensor, name: str) -> Tensor:
-        stored = factor.to("cpu", self.dtype)
-        if not bool(torch.isfinite(stored).all()):
+    def _finite(self, part: Tensor, name: str) -> Tensor:
+        if not bool(torch.isfinite(part).all()):
             raise RecordingError(
                 f"A gradient of module '{name}' is too large for {self.config.dtype}: build with dtype='bfloat16'."
             )
-        return stored
+        return part
 
-    def _fit_all(self) -> None:
-        reader = ShardReader(LocalStore(self.folder), self._table, None, self.dtype, self.config.factor_rank)
-        with progress(len(self.entries), "Fitting curvature", "modules") as bar:
-            for number, entry in enumerate(self.entries):
-                part = self._curvature_path(number)
-                if not part.exists():
-                    self._fit(reader, entry, part)
-                bar.update()
-        parts = [load_file(self._curvature_path(number)) for number in range(len(self.entries))]
-        tensors = {
-            f"{entry.name}.{name}": tensor
-            for entry, part in zip(self.entries, parts, strict=True)
-            for name, tensor in part.items()
-            if name != "self_influence"
+    def _whiteners(self) -> dict[str, tuple[Tensor, Tensor]] | None:
+        if self.config.whitening == "none":
+            return None
+        tensors = load_file(self._whitening_path)
+        return {
+            entry.name: (tensors[f"{entry.name}.in_whitener"], tensors[f"{entry.name}.out_whitener"])
+            for entry in self.entries
         }
+
+    def _fit_all(self) -> Tensor:
+        """Write the curvature file. Returns each example's self-influence, float64 (N,).
+
+        It is that of the whole gradients where their metric is known while they are recorded, else of what is stored.
+        """
+        tensors = load_file(self._whitening_path) if self.config.whitening != "none" else {}
+        influence = torch.cat([table["self_influence"] for table in self._row_tables()])
+        if self.config.curvature == "low-rank":
+            reader = ShardReader(LocalStore(self.folder), self._table, None, self.codec.layout)
+            eigenpairs, influence = fit_curvature(
+                reader, self.stored, self.rows.count, self.config, self._curvature_path
+            )
+            tensors |= eigenpairs
         write_tensors(self.folder / CURVATURE, tensors)
+        return influence * torch.cat([table["weights"] for table in self._row_tables()])
 
-    def _fit(self, reader: ShardReader, entry: ModuleEntry, part: Path) -> None:
-        fitted = curvature_algebra.fit(
-            lambda: reader.blocks(entry),
-            count=self.rows.count,
-            dim=entry.d1 * entry.d2,
-            rank=self.config.curvature_rank,
-            damping=self.config.damping,
-        )
-        influence = [curvature_algebra.self_influence(left, right, fitted) for left, right in reader.blocks(entry)]
-        write_tensors(
-            part,
-            {
-                "eigenvectors": fitted.eigenvectors,
-                "eigenvalues": fitted.eigenvalues,
-                "damping": torch.tensor(fitted.damping, dtype=torch.float64),
-                "trace": torch.tensor(fitted.trace, dtype=torch.float64),
-                "self_influence": torch.cat(influence),
-            },
-        )
+    def _row_tables(self) -> list[dict[str, Tensor]]:
+        """What was recorded of each row, shard by shard: losses, num_tokens, weights, self_influence; (n,) each."""
+        return [load_file(self._rows_path(shard)) for shard in range(len(self.ranges))]
 
-    def _finish(self) -> None:
+    def _finish(self, self_influence: Tensor) -> None:
         """The example table with losses and self-influence, the tokenizer, and at last the manifest."""
-        self_influence = torch.zeros(self.rows.count, dtype=torch.float64)
-        for number in range(len(self.entries)):
-            self_influence += load_file(self._curvature_path(number))["self_influence"].double()
         examples = []
+        tables = self._row_tables()
         for shard, (start, stop) in enumerate(self.ranges):
-            recorded = load_file(self._rows_path(shard))
+            recorded = tables[shard]
             file = example_file(shard, len(self.ranges))
             columns = {
                 "row": range(start, stop),
@@ -335,6 +349,10 @@ class IndexBuilder:
     def _factor_path(self, shard: int) -> Path:
         return self.folder / factor_file(shard, len(self.ranges))
 
+    @property
+    def _whitening_path(self) -> Path:
+        return self.staging / "whitening.safetensors"
+
     def _rows_path(self, shard: int) -> Path:
         return self.staging / f"rows-{shard + 1:05d}.safetensors"
 
@@ -359,10 +377,11 @@ def plan_build(
     The arguments are those of `InfluenceIndex.build`; `shown` are the ones that decide what people see of a row.
     """
     check_folder(folder)
-    model = unwrap(model)
+    model, config = unwrap(model), config or InfluenceConfig()
     found = find_objective(model, objective)
     rows = TrainingRows(dataset, model, found, processing_class, data_collator, **shown)
-    return IndexBuilder(model, rows, folder, config or InfluenceConfig(), found, processing_class, batch_size)
+    measured = MarginObjective(found) if config.output == "margin" else found
+    return IndexBuilder(model, rows, folder, config, measured, processing_class, batch_size)
 
 
 def check_folder(folder: Path) -> None:

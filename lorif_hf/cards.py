@@ -6,7 +6,7 @@ So does a section that the owner changed.
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
@@ -15,9 +15,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .config import InfluenceConfig
 from .storage.layout import Manifest
+from .storage.lds import LDSRecord
 
 
 TAGS = ("lorif", "influence-functions", "training-data-attribution")
+BANK_TAGS = ("lorif", "linear-datamodeling-score", "training-data-attribution")
 
 _BEGIN, _END = "<!-- lorif-hf: begin {} -->", "<!-- lorif-hf: end -->"
 _SECTION = re.compile(r"<!-- lorif-hf: begin ([0-9a-f]{16}) -->\r?\n(.*?)<!-- lorif-hf: end -->", re.DOTALL)
@@ -46,6 +48,7 @@ def index_card(
     existing: str | None,
     tags: Sequence[str] = (),
     model_id: str | None = None,
+    lds: LDSRecord | None = None,
 ) -> str:
     """The card of an index's repo.
 
@@ -56,19 +59,62 @@ def index_card(
         existing (`str` or `None`): the card there is; its own words and its own YAML stay.
         tags (`Sequence[str]`): more tags for the YAML.
         model_id (`str` or `None`): the repo of the model that was indexed, where the owner says it.
+        lds (`LDSRecord` or `None`): how good it was measured to be.
 
     Returns:
         `str`: YAML and Markdown.
     """
+    section = _render("index_card.md", manifest, config, repo_id, model_id, _score(lds))
+    return _card(existing, _metadata(manifest), section, tags)
+
+
+def bank_card(info: Mapping[str, Any], agreement: float | None, repo_id: str, existing: str | None) -> str:
+    """The card of a bank of retrained models.
+
+    Args:
+        info (`Mapping`): its `bank.json`, checked.
+        agreement (`float` or `None`): of its seeds with one another.
+        repo_id, existing: as in [`index_card`].
+    """
+    configs: list[dict[str, Any]] = [
+        {"config_name": name, "data_files": [{"split": "train", "path": f"data/{name}.parquet"}]}
+        for name in ("runs", "queries")
+    ]
+    configs[0]["default"] = True
+    dataset = [_plain(value) for value in map(info["dataset"].get, _DATASET) if value]
+    section = _TEMPLATES.get_template("bank_card.md").render(
+        info=info,
+        runs=info["num_subsets"] * len(info["seeds"]),
+        title=_plain(repo_id.rsplit("/", 1)[-1]),
+        repo_id=_code(repo_id),
+        model=_plain(info["model"]["model_class"]),
+        began_with=_plain(info["model"].get("name") or "not recorded"),
+        dataset=", ".join(dataset) or "not recorded",
+        fingerprint=_plain(info["dataset"]["fingerprint"])[:16],
+        objective=_plain(info["objective"].get("name")),
+        agreement="not measured: one seed" if agreement is None else f"{agreement:.2f}",
+        training={_cell(name): _cell(value) for name, value in sorted(info["training"].items())},
+    )
+    return _card(existing, CardData(tags=list(BANK_TAGS), configs=configs).to_dict(), section)
+
+
+def repo_in_card(card: str) -> str | None:
+    """The repo that our section of an index's card says to load."""
+    section = _SECTION.search(card)
+    found = re.search(r'InfluenceIndex\.from_pretrained\("([\w./-]+)"\)', section[2]) if section else None
+    return found[1] if found else None
+
+
+def _card(existing: str | None, ours: dict[str, Any], section: str, tags: Sequence[str] = ()) -> str:
+    """YAML and Markdown: what is there, with ours in it."""
     old = DatasetCard(existing) if existing else None
     data: dict[str, Any] = old.data.to_dict() if old else {}
-    ours = _metadata(manifest)
     ours["tags"] = list(dict.fromkeys([*(data.get("tags") or []), *ours["tags"], *tags]))
     for name, value in ours.items():
         # Tags add up, and the tables are where they are; the rest is the owner's once it is there.
         if name in ("tags", "configs", "size_categories") or data.get(name) is None:
             data[name] = value
-    body = _with_section(old.text if old else "", _render("index_card.md", manifest, config, repo_id, model_id))
+    body = _with_section(old.text if old else "", section)
     return f"---\n{DatasetCardData(**data).to_yaml()}\n---\n{body}"
 
 
@@ -95,7 +141,26 @@ def _metadata(manifest: Manifest) -> dict[str, Any]:
     return CardData(**values).to_dict()
 
 
-def _render(template: str, manifest: Manifest, config: InfluenceConfig, repo_id: str, model_id: str | None) -> str:
+def _score(lds: LDSRecord | None) -> str:
+    """A score as the card's table shows it."""
+    if lds is None:
+        return ""
+    intervals = (("queries", lds.query_low, lds.query_high), ("subsets", lds.subset_low, lds.subset_high))
+    known = [f"{low:.2f} to {high:.2f} over {of}" for of, low, high in intervals if low is not None]
+    how = [f"{100 * lds.confidence:g}% interval {' and '.join(known)}"] if known else []
+    how.append(f"{lds.num_queries} queries; {lds.num_subsets} subsets x {lds.num_seeds} seeds")
+    bank = f", bank {_plain(lds.bank)}" if lds.bank else ""
+    return f"{lds.mean:.2f} ({'; '.join(how)}{bank})"
+
+
+def _render(
+    template: str,
+    manifest: Manifest,
+    config: InfluenceConfig,
+    repo_id: str,
+    model_id: str | None,
+    lds: str = "",
+) -> str:
     began = manifest.model
     source = [_plain(dataset_value) for dataset_value in map(manifest.dataset.get, _DATASET) if dataset_value]
     auto_class = next((known for known in _AUTO_CLASSES if known == began.get("auto_class")), "AutoModel")
@@ -118,6 +183,7 @@ def _render(template: str, manifest: Manifest, config: InfluenceConfig, repo_id:
         dataset=", ".join(source) or "not recorded",
         bytes_per_example=sum(shard.bytes for shard in manifest.shards) / manifest.num_examples,
         query=_QUERIES.get(manifest.objective, "batch"),
+        lds=lds,
     )
 
 

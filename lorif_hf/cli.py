@@ -5,17 +5,22 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from .attribution import shorten
 from .errors import LorifError
+from .estimate import PRESETS, empty_model, estimates, measured_speed
 from .index import InfluenceIndex
 
 
 app = typer.Typer(
     help="Which training examples made my model say this?", no_args_is_help=True, pretty_exceptions_enable=False
 )
+evaluate = typer.Typer(help="Measure how good an index is.", no_args_is_help=True)
+app.add_typer(evaluate, name="evaluate")
 
 INDEX = Annotated[str, typer.Argument(help="Folder of the index, or its repo id on the Hub.")]
 REVISION = Annotated[str | None, typer.Option(help="Branch, tag or commit.")]
@@ -28,7 +33,7 @@ TOKEN = Annotated[
 def info(index: INDEX, revision: REVISION = None, token: TOKEN = None) -> None:
     """Say what an index is. Downloads the manifest and the curvature only."""
     loaded = _load(index, revision, token)
-    manifest = loaded.manifest
+    manifest, measured = loaded.manifest, _run(lambda: loaded.lds)
     table = Table("", "", show_header=False)
     rows = {
         "model": manifest.model.get("name") or manifest.model.get("model_class"),
@@ -37,6 +42,7 @@ def info(index: INDEX, revision: REVISION = None, token: TOKEN = None) -> None:
         "objective": manifest.objective,
         "bytes per example": f"{loaded.bytes_per_example:,.0f}",
         "bytes in all": f"{sum(entry.bytes for entry in manifest.files):,}",
+        "LDS": "not measured" if measured is None else f"{measured.mean:.3f}",
         "format version": manifest.format_version,
         "commit": loaded.commit or "(a local folder)",
         **loaded.config.to_dict(),
@@ -100,6 +106,78 @@ def push(
         )
     )
     Console().print(commit.pr_url or commit.commit_url, soft_wrap=True)
+
+
+@app.command()
+def estimate(
+    model: Annotated[str, typer.Argument(help="A folder or Hub id of a model; only its config is read.")],
+    num_examples: Annotated[int, typer.Option(help="N, rows of the training set.", min=1)] = 10_000,
+    length: Annotated[int, typer.Option(help="Tokens per example.", min=1)] = 512,
+    token: TOKEN = None,
+) -> None:
+    """Say what an index of a model would cost, for each preset, without loading its weights."""
+    Console().print(_run(lambda: estimate_table(empty_model(model, token), model, num_examples, length)))
+
+
+def estimate_table(model: nn.Module, name: str, num_examples: int, length: int) -> Table:
+    """The table of `lorif-hf estimate`; times are for this machine's measured matrix products."""
+    title = f"{shorten(name, 100)}: {num_examples:,} examples of {length:,} tokens"
+    table = Table("preset", "bytes per example", "index", "memory to fit", "time, roughly", title=Text(title))
+    configs = {preset: make() for preset, make in PRESETS.items()}
+    for preset, found in estimates(model, num_examples, length, configs, measured_speed()).items():
+        if found.problem is not None:
+            table.add_row(preset, Text(shorten(found.problem, 200)))
+            continue
+        table.add_row(
+            preset,
+            f"{found.bytes_per_example:,}",
+            decimal(found.index_bytes),
+            decimal(found.fit_memory),
+            f"{found.seconds / 60:,.0f} min" if found.seconds < 7200 else f"{found.seconds / 3600:,.0f} h",
+        )
+    return table
+
+
+@evaluate.command()
+def lds(
+    index: INDEX,
+    bank: Annotated[str, typer.Argument(help="Bank of retrained models: a folder or its repo id on the Hub.")],
+    model: Annotated[str, typer.Argument(help="The model that was indexed: a folder or its Hub id.")],
+    queries: Annotated[
+        Path | None,
+        typer.Argument(help="The bank's queries: .txt (one a line), .jsonl or .json. By default those in the bank."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Of the intervals.", min=0.01, max=0.99)] = 0.95,
+    revision: REVISION = None,
+    token: TOKEN = None,
+) -> None:
+    """Linear datamodeling score: do the scores foretell retraining? It is kept in an index that is a folder."""
+    from .evaluation import RetrainBank, evaluate_lds
+    from .evaluation.index_lds import lds_record, read_query_file
+
+    loaded = _load(index, revision, token)
+    truth = _run(lambda: RetrainBank.from_pretrained(bank, token=token))
+    asked = None if queries is None else _run(lambda: read_query_file(queries))
+    result = _run(lambda: evaluate_lds(loaded, truth, model, asked, confidence=confidence))
+    record = _run(lambda: lds_record(loaded, truth, result))
+    span = f"{100 * confidence:g}% interval over"
+    rows = {
+        "LDS": f"{result.mean:.4f}",
+        f"{span} queries": "{:.4f} to {:.4f}".format(*result.query_interval),
+        f"{span} subsets": "{:.4f} to {:.4f}".format(*result.subset_interval),
+        "two seeds of the ground truth": "one seed"
+        if record.seed_agreement is None
+        else f"{record.seed_agreement:.4f}",
+        "queries": f"{record.num_queries} ({result.num_constant} of constant loss, left out)",
+        "subsets": f"{record.num_subsets} x {record.num_seeds} seed(s)",
+    }
+    table = Table("", "", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    Console().print(table)
+    if loaded.repo_id is None:
+        _run(lambda: loaded.save_lds(record))
+        Console().print(Text(f"Kept in {loaded.path} and its card."), soft_wrap=True)
 
 
 def _load(index: str, revision: str | None, token: str | None) -> InfluenceIndex:

@@ -6,10 +6,20 @@ import sys
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
+
+from .algebra.codecs import Codec, DenseCodec, FactorCodec, PackedCodec
 from .errors import ConfigError
 
 
 STORAGE_DTYPES = ("float32", "bfloat16", "float16")
+CHOICES = {
+    "dtype": STORAGE_DTYPES,
+    "bits": (16, 8, 4, 2, 1),
+    "whitening": ("none", "kronecker"),
+    "curvature": ("low-rank", "kronecker", "none"),
+    "output": ("loss", "margin"),
+}
 
 
 @dataclass(frozen=True)
@@ -20,13 +30,36 @@ class InfluenceConfig:
         projection_factor (`int`, *optional*, defaults to 4):
             f of the two-sided random projection: a layer with I inputs and O outputs is projected to
             d1 = max(1, I // f) by d2 = max(1, O // f). 1 means no projection.
-        factor_rank (`int`, *optional*, defaults to 1):
+        factor_rank (`int` or `None`, *optional*, defaults to 1):
             c, the rank at which each example's projected gradient is stored: c (d1 + d2) numbers per layer. At most
-            min(d1, d2) of every tracked layer.
-        curvature_rank (`int`, *optional*, defaults to 512):
-            r, the number of Hessian eigenpairs kept per layer; capped at min(N, d1 d2) where that is smaller.
+            min(d1, d2) of every tracked layer. `None` stores it whole, d1 d2 numbers.
+        bits (`int`, *optional*, defaults to 16):
+            Bits per stored number of the factors: 8, 4, 2 or 1 are packed, with one bfloat16 scale for each of the c
+            pairs of vectors; 16 stores them as `dtype`.
+        whitening (`str`, *optional*, defaults to `"none"`):
+            `"kronecker"` truncates and quantises each gradient in the metric of the layer's second moments (of its
+            inputs and output gradients) instead of as it is.
+        whitening_damping (`float`, *optional*, defaults to 0.1):
+            Added to each second moment before it is inverted, in units of its mean eigenvalue.
+        whitening_samples (`int`, *optional*, defaults to 1000):
+            Rows, evenly spaced, from which the second moments are estimated before the recording pass.
+        curvature (`str`, *optional*, defaults to `"low-rank"`):
+            How a query is preconditioned. `"low-rank"`: the damped Hessian's top eigenpairs, by the Woodbury
+            identity. `"kronecker"`: the second moments that whitened the index; nothing more is stored. `"none"`: the
+            plain inner product of gradients.
+        curvature_rank (`int` or `None`, *optional*, defaults to 512):
+            r, the number of Hessian eigenpairs kept per layer; capped at min(N, d1 d2) where that is smaller. `None`
+            keeps all: the exact inverse.
         damping (`float`, *optional*, defaults to 0.5):
             lambda of a layer is `damping` times the mean eigenvalue (trace / D) of its sum of gradient outer products.
+        projection_dim (`int`, *optional*):
+            One sparse random projection of all layers' gradients together to so many numbers, instead of one per
+            layer and side; needs projection_factor = 1 and factor_rank = None.
+        output (`str`, *optional*, defaults to `"loss"`):
+            What is differentiated: the objective, or `"margin"`, the log-odds of the right class (summed over
+            tokens), with each training example weighted by 1 - p.
+        normalize (`bool`, *optional*, defaults to `False`):
+            Divide each example's gradient by its norm over all layers, on both sides: cosine similarity.
         seed (`int`, *optional*, defaults to 0):
             Seed of the projections.
         target_modules (`str` or `list[str]`, *optional*, defaults to `"all-linear"`):
@@ -50,9 +83,17 @@ class InfluenceConfig:
     """
 
     projection_factor: int = 4
-    factor_rank: int = 1
-    curvature_rank: int = 512
+    factor_rank: int | None = 1
+    bits: int = 16
+    whitening: str = "none"
+    whitening_damping: float = 0.1
+    whitening_samples: int = 1000
+    curvature: str = "low-rank"
+    curvature_rank: int | None = 512
     damping: float = 0.5
+    projection_dim: int | None = None
+    output: str = "loss"
+    normalize: bool = False
     seed: int = 0
     target_modules: str | list[str] = "all-linear"
     exclude_modules: str | list[str] | None = None
@@ -61,21 +102,54 @@ class InfluenceConfig:
     factorize_query: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("projection_factor", "factor_rank", "curvature_rank", "shard_size"):
+        for name in ("projection_factor", "shard_size", "whitening_samples"):
             self._check_integer(name, least=1)
+        for name in ("factor_rank", "curvature_rank", "projection_dim"):
+            if getattr(self, name) is not None:
+                self._check_integer(name, least=1)
         self._check_integer("seed", least=0)
-        damping = self.damping
-        number = isinstance(damping, (int, float)) and not isinstance(damping, bool)
-        if not number or not 0 < damping <= sys.float_info.max:
-            raise ConfigError(f"damping must be a positive finite number, got {damping!r}.")
-        object.__setattr__(self, "damping", float(damping))
-        if self.dtype not in STORAGE_DTYPES:
-            raise ConfigError(f"dtype must be one of {', '.join(STORAGE_DTYPES)}, got {self.dtype!r}.")
-        if not isinstance(self.factorize_query, bool):
-            raise ConfigError(f"factorize_query must be True or False, got {self.factorize_query!r}.")
+        for name in ("damping", "whitening_damping"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 < value <= sys.float_info.max:
+                raise ConfigError(f"{name} must be a positive finite number, got {value!r}.")
+            object.__setattr__(self, name, float(value))
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            # By type too: 4.0 equals 4, but is no number of bits.
+            if isinstance(value, bool) or not isinstance(value, type(choices[0])) or value not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}.")
+        for name in ("factorize_query", "normalize"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}.")
+        self._check_together()
         self._check_pattern("target_modules")
         if self.exclude_modules is not None:
             self._check_pattern("exclude_modules")
+
+    def _check_together(self) -> None:
+        """Values that are good alone but not side by side."""
+        if self.factor_rank is None and self.bits != 16:
+            raise ConfigError(
+                f"bits={self.bits} needs factors: a dense index (factor_rank=None) is stored as dtype. Set a rank."
+            )
+        if self.factor_rank is None and self.factorize_query:
+            raise ConfigError("factorize_query=True needs a rank to truncate to: set factor_rank.")
+        if self.bits != 16 and self.dtype != "bfloat16":
+            raise ConfigError(
+                f"bits={self.bits} says how factors are stored, and so does dtype={self.dtype!r}: set one."
+            )
+        if self.curvature == "kronecker" and self.whitening != "kronecker":
+            raise ConfigError("curvature='kronecker' is what whitening='kronecker' estimates: set both.")
+        if self.curvature == "none" and self.whitening != "none":
+            raise ConfigError("curvature='none' is the product of gradients as they are: set whitening='none'.")
+        if self.projection_dim is not None and (
+            self.projection_factor != 1 or self.factor_rank is not None or self.whitening != "none"
+        ):
+            raise ConfigError(
+                "projection_dim projects all layers together: set projection_factor=1, factor_rank=None and "
+                "whitening='none' beside it."
+            )
 
     def _check_integer(self, name: str, least: int) -> None:
         value = getattr(self, name)
@@ -101,20 +175,73 @@ class InfluenceConfig:
 
     @classmethod
     def paper(cls, **changes: Any) -> "InfluenceConfig":
-        """The method exactly as published: rank-1 bfloat16 factors at f = 4 of the training examples and of the query.
+        """LoRIF exactly as published: rank-1 bfloat16 factors at f = 4 of the training examples and of the query.
 
         Args:
             changes: fields to set otherwise, e.g. `factor_rank=4`.
         """
-        published = {
-            "projection_factor": 4,
-            "factor_rank": 1,
-            "curvature_rank": 512,
-            "damping": 0.5,
-            "dtype": "bfloat16",
-            "factorize_query": True,
-        }
-        return cls(**{**published, **changes})
+        return cls(
+            **{
+                "projection_factor": 4,
+                "factor_rank": 1,
+                "bits": 16,
+                "whitening": "none",
+                "curvature": "low-rank",
+                "curvature_rank": 512,
+                "damping": 0.5,
+                "dtype": "bfloat16",
+                "factorize_query": True,
+                **changes,
+            }
+        )
+
+    @classmethod
+    def logra(cls, **changes: Any) -> "InfluenceConfig":
+        """LoGRA: dense projected gradients at f = 4 and the dense inverse of their damped Gram matrix.
+
+        Source: Choe et al. 2024 (arXiv:2405.13954). Damping is a tenth of the mean eigenvalue, as in LogIX.
+        """
+        dense = {"factor_rank": None, "curvature_rank": None, "damping": 0.1}
+        return cls.paper(**{**dense, "factorize_query": False, **changes})
+
+    @classmethod
+    def trak(cls, **changes: Any) -> "InfluenceConfig":
+        """TRAK: margins, one random projection of all layers to 2,048 numbers, the dense inverse, weights 1 - p.
+
+        TRAK has no damping; a touch of it keeps the inverse where there are fewer examples than dimensions.
+
+        Source: Park et al. 2023 (arXiv:2303.14186).
+        """
+        return cls.logra(
+            **{"projection_factor": 1, "projection_dim": 2048, "output": "margin", "damping": 1e-4, **changes}
+        )
+
+    @classmethod
+    def grad_dot(cls, **changes: Any) -> "InfluenceConfig":
+        """The inner product of projected gradients, with no curvature (TracIn at the last checkpoint)."""
+        return cls.logra(**{"curvature": "none", **changes})
+
+    @classmethod
+    def grad_cos(cls, **changes: Any) -> "InfluenceConfig":
+        """The cosine of projected gradients, over all layers together."""
+        return cls.grad_dot(**{"normalize": True, **changes})
+
+    @classmethod
+    def smallest(cls, **changes: Any) -> "InfluenceConfig":
+        """The small end of the frontier: f = 2, one pair of vectors at one bit, an eighth of the published bytes."""
+        return cls(**{"projection_factor": 2, "factor_rank": 1, **changes})
+
+    @classmethod
+    def best(cls, **changes: Any) -> "InfluenceConfig":
+        """The good end of the frontier: no projection, eight pairs of vectors at four bits."""
+        return cls(**{"projection_factor": 1, "factor_rank": 8, "bits": 4, **changes})
+
+    def codec(self) -> Codec:
+        """How gradients are stored."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        if self.factor_rank is None:
+            return DenseCodec(dtype)
+        return FactorCodec(self.factor_rank, dtype) if self.bits == 16 else PackedCodec(self.factor_rank, self.bits)
 
     def projected_shape(self, in_features: int, out_features: int) -> tuple[int, int]:
         """(d1, d2) of a layer with `in_features` inputs and `out_features` outputs."""

@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from .errors import DatasetError
 from .recording.collation import PaddingCollator, padding_collator
 from .recording.modules import base_model
 from .recording.objectives import CausalLMObjective, Objective, forward_inputs
+
+
+_LABELS = ("labels", "label", "label_ids")
 
 
 class TrainingRows:
@@ -79,10 +83,19 @@ class TrainingRows:
             yield range(row, row + size), batch
             row += size
 
+    def sample(self, count: int, batch_size: int) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        """Batches of at most `count` rows, evenly spaced over the dataset: (rows, batch)."""
+        count = min(count, self.count)
+        chosen = [number * self.count // count for number in range(count)]
+        rows = Subset(self.dataset, chosen)
+        batches = DataLoader(rows, batch_size=batch_size, shuffle=False, collate_fn=self._checked_batch)
+        for number, batch in enumerate(batches):
+            yield chosen[number * batch_size : (number + 1) * batch_size], batch
+
     def _checked_batch(self, features: list[Any]) -> dict[str, Any]:
         if type(self._collate).__module__.startswith("transformers.") and isinstance(features[0], dict):
             # As the Trainer does before it collates: these collators cannot pad names and texts. Others may need them.
-            known = {*self._signature(), "labels", "label", "label_ids"}
+            known = {*self._signature(), *_LABELS}
             features = [{k: v for k, v in feature.items() if k in known or _is_number(v)} for feature in features]
         batch = dict(self._collate(features)) if features and features[0] else {}
         inputs = forward_inputs(self.model, batch) if self.objective.needs_labels else batch
@@ -125,10 +138,15 @@ class TrainingRows:
         ]
 
     def source(self) -> dict[str, Any]:
-        """What a `datasets.Dataset` knows of where it comes from: its name, split, licence and Hub revision."""
+        """What is known of where the rows come from, and a hash of what they are to the model.
+
+        A `datasets.Dataset` knows its name, split, licence and Hub revision. `fingerprint` is a hash over the columns
+        that the model takes: the same for everybody who trains on these rows, however they are collated or shown.
+        """
+        rows = {"fingerprint": self._hashes[1]}
         info = getattr(self.examples, "info", None)
         if info is None:
-            return {}
+            return rows
         found: dict[str, Any] = {
             "name": info.dataset_name,
             "config": info.config_name,
@@ -139,16 +157,25 @@ class TrainingRows:
             repo = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)@([\w.-]+)/.*", url)
             if repo:
                 found["name"], found["revision"] = repo[1], repo[2]
-        return {key: value for key, value in found.items() if value}
+        return {key: value for key, value in found.items() if value} | rows
 
     def fingerprint(self) -> str:
         """Hash over every row, the way rows become batches and what is shown of them."""
+        return self._hashes[0]
+
+    @cached_property
+    def _hashes(self) -> tuple[str, str]:
+        """The fingerprint of a build, and that of the rows as the model takes them, in one pass."""
         how = [self.count, _columns(self.dataset), code_identity(self._collate), self.text_column, self.example_id]
         how += [self.store_text, vars(self._collate) if isinstance(self._collate, PaddingCollator) else None]
-        digest = hashlib.sha256(json.dumps(how, default=str).encode())
+        build, taken = hashlib.sha256(json.dumps(how, default=str).encode()), hashlib.sha256()
+        known = {*self._signature(), *_LABELS}
         for i in range(self.count):
-            digest.update(json.dumps(_plain(self.dataset[i]), sort_keys=True, default=str).encode())
-        return digest.hexdigest()
+            row = _plain(self.dataset[i])
+            build.update(_canonical(row))
+            inputs = {key: row[key] for key in known & row.keys()} if isinstance(row, dict) else {}
+            taken.update(_canonical(inputs or row))
+        return build.hexdigest(), taken.hexdigest()
 
 
 def tokens_per_example(batch: dict[str, Any], size: int) -> Tensor:
@@ -184,6 +211,10 @@ def _is_number(value: Any) -> bool:
     while isinstance(value, (list, tuple)) and value:
         value = value[0]
     return isinstance(value, (int, float, Tensor, np.ndarray))
+
+
+def _canonical(row: Any) -> bytes:
+    return json.dumps(row, sort_keys=True, default=str).encode()
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from .attribution import Attribution
 from .build import plan_build
 from .cards import index_card
 from .config import InfluenceConfig
+from .encoding import stored_entries
 from .errors import IndexCorruptedError, IndexFormatError, QueryError
 from .query import MeasuredQueries, load_model, measure, score_shards, select_modules
 from .recording.objectives import UserObjective
@@ -41,10 +42,7 @@ class InfluenceIndex(StoredIndex):
 
     def __init__(self, store: LocalStore, rows: Tensor | None = None):
         super().__init__(store, rows)
-        dtype: torch.dtype = getattr(torch, self.config.dtype)
-        self._reader = ShardReader(
-            store, self.manifest.shards, self.manifest.curvature, dtype, self.config.factor_rank
-        )
+        self._reader = ShardReader(store, self.manifest.shards, self.manifest.curvature, self.config.codec().layout)
         self._processing_class: Any = None
 
     @classmethod
@@ -227,10 +225,10 @@ class InfluenceIndex(StoredIndex):
         """
         if not isinstance(top_k, int) or top_k < 1:
             raise QueryError(f"top_k must be an integer of at least 1, got {top_k!r}.")
-        scored = select_modules(self.manifest, modules)
+        scored = select_modules(self.manifest, self.config, modules)
         measured = self._measure(model, query, scored, processing_class, objective, batch_size, strict)
         best = RunningTopK(len(measured.texts), top_k, largest)
-        for start, scores in score_shards(measured, self._reader, scored, self._rows):
+        for start, scores in score_shards(measured, self._reader, scored, self.config, self._rows):
             best.update(torch.stack(list(scores.values())).sum(dim=0), start)
         indices = best.indices if self._rows is None else self._rows[best.indices]
         rows = indices.unique().tolist()
@@ -243,6 +241,7 @@ class InfluenceIndex(StoredIndex):
         queries: Any,
         *,
         per_module: bool = False,
+        weighted: bool = True,
         modules: str | Sequence[str] | None = None,
         processing_class: Any = None,
         objective: UserObjective | None = None,
@@ -253,27 +252,36 @@ class InfluenceIndex(StoredIndex):
 
         Args:
             per_module (`bool`, *optional*, defaults to `False`): give the scores layer by layer instead of their sum.
+            weighted (`bool`, *optional*, defaults to `True`): multiply by [`~InfluenceIndex.example_weights`].
 
         Returns:
             `Tensor` of float32 (Q, N), or a `dict` of these by module name. Nats per unit of example weight; positive:
             a proponent. The columns of a selection are its rows in ascending order. A tensor that would take over half
             of the free memory is a memory map of a temporary file.
         """
-        scored = select_modules(self.manifest, modules)
+        scored = select_modules(self.manifest, self.config, modules)
         measured = self._measure(model, queries, scored, processing_class, objective, batch_size, strict)
         shape = (len(measured.texts), len(self))
         names = [module.name for module in scored]
         dense = _allocate((len(names), *shape) if per_module else shape)
-        for start, scores in score_shards(measured, self._reader, scored, self._rows):
+        for start, scores in score_shards(measured, self._reader, scored, self.config, self._rows, weighted):
             block = torch.stack(list(scores.values()))
             dense[..., start : start + block.shape[-1]] = block if per_module else block.sum(dim=0)
         return dict(zip(names, dense, strict=True)) if per_module else dense
 
+    def example_weights(self) -> Tensor:
+        """What each example counts for, float32 (N,): 1 - p where margins are recorded (TRAK), else 1."""
+        if self.config.output != "margin":
+            return torch.ones(len(self))
+        weights = torch.cat([self._reader.weights(shard) for shard in self.manifest.shards])
+        return weights if self._rows is None else weights[self._rows]
+
     def self_influence(self) -> Tensor:
         """Each example's influence on its own loss, float64 (N,), in nats per unit of weight; never negative.
 
-        Computed from the stored factors when the index was built: sum over layers of vec(G~_i)^T H^-1 vec(G~_i). High
-        values mark rows the model had to memorise: mislabelled, rare or damaged ones.
+        Computed when the index was built: sum over layers of vec(G~_i)^T H^-1 vec(G~_i), of the whole gradients where
+        the metric is known while they are recorded (`curvature` "kronecker" or "none"), else of the stored factors.
+        High values mark rows the model had to memorise: mislabelled, rare or damaged ones.
         """
         influence = torch.from_numpy(np.array(read_column(self._store, self.manifest, "self_influence")))
         return influence if self._rows is None else influence[self._rows]
@@ -291,11 +299,17 @@ class InfluenceIndex(StoredIndex):
         """
         for entry in self.manifest.files:
             self._store.path(entry)
-        for module in self.manifest.modules:
-            self._reader.curvature(module)
+        stored = stored_entries(self.config, self.manifest.modules)
+        for module in stored:
+            if self.config.curvature == "low-rank":
+                self._reader.eigenpairs(module)
+            if self.config.whitening != "none":
+                self._reader.whiteners(module)
         for shard in self.manifest.shards:
-            for name, factors in self._reader.load(shard, self.manifest.modules).items():
-                if not all(bool(torch.isfinite(factor.float().sum())) for factor in factors):
+            if self.config.output == "margin":
+                self._reader.weights(shard)
+            for name, parts in self._reader.load(shard, stored).items():
+                if not all(bool(torch.isfinite(part.float().sum())) for part in parts.values()):
                     raise IndexCorruptedError(shard.file, f"the factors of '{name}' are not all finite numbers")
         read_column(self._store, self.manifest, "row")
 
@@ -330,6 +344,7 @@ class InfluenceIndex(StoredIndex):
             batch_size=batch_size,
             strict=strict,
             scored=scored,
+            rows=self._rows,
         )
 
 

@@ -9,17 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .algebra.curvature import woodbury_solve
+from .algebra.curvature import spectral_solve, woodbury_solve
 from .algebra.factors import factorize, reconstruct
-from .algebra.projection import TwoSidedProjection
-from .algebra.scoring import bilinear_scores
 from .config import InfluenceConfig
+from .encoding import Encoder, checked_projection, stored_entries
 from .errors import IndexCorruptedError, ModelMismatchError, ObjectiveError, QueryError
 from .progress import progress
 from .recording.collation import padding_collator
 from .recording.identity import identify
 from .recording.modules import TrackedModule, matches, modules_by_name, unwrap
-from .recording.objectives import CausalLMObjective, Objective, UserObjective, find_objective
+from .recording.objectives import CausalLMObjective, MarginObjective, Objective, UserObjective, find_objective
 from .recording.queries import query_features, query_text
 from .recording.recorder import GradientRecorder
 from .storage.layout import Manifest, ModuleEntry
@@ -82,6 +81,7 @@ def measure(
     batch_size: int,
     strict: bool,
     scored: Sequence[ModuleEntry],
+    rows: Tensor | None = None,
 ) -> MeasuredQueries:
     """Gradients of the queries' losses in the `scored` modules, preconditioned with the index's curvature.
 
@@ -90,69 +90,99 @@ def measure(
     """
     model = unwrap(model)
     matching = _matching_modules(model, manifest, strict)
-    modules = [tracked for tracked in matching if tracked.name in {entry.name for entry in scored}]
+    reader.check(scored, rows)
+    # A norm over all layers, or a projection of them together, needs them all.
+    whole = config.normalize or config.projection_dim is not None
+    recorded = manifest.modules if whole else list(scored)
+    modules = [tracked for tracked in matching if tracked.name in {entry.name for entry in recorded}]
     if objective is None and manifest.objective == Objective.name:
         raise ObjectiveError(
             "The index was built with an objective of your own: pass objective=, the function that measures the query."
         )
     measured = find_objective(model, objective)
     features = query_features(queries, model, measured, processing_class)
-    projections = {entry.name: _projection(entry, config) for entry in scored}
+    projections = {entry.name: checked_projection(entry, config) for entry in recorded}
+    whiteners = {entry.name: reader.whiteners(entry) for entry in recorded} if config.whitening != "none" else None
+    encoder = Encoder(config, recorded, whiteners)
     collator = padding_collator(model, processing_class, make_labels=isinstance(measured, CausalLMObjective))
     gradients: dict[str, list[Tensor]] = {entry.name: [] for entry in scored}
     losses: list[float] = []
-    recorder = GradientRecorder(model, modules, projections, measured)
+    function = MarginObjective(measured) if config.output == "margin" else measured
+    recorder = GradientRecorder(model, modules, projections, function)
     with recorder, progress(len(features), "Measuring queries", "queries") as bar:
         for numbers in _batches(features, batch_size):
             recording = recorder.record(collator([features[i] for i in numbers]), numbers)
-            for name, gradient in recording.gradients.items():
-                gradients[name].append(gradient.to("cpu", torch.float32))
+            encoded = encoder.encode(recording.gradients)
+            for name, parts in gradients.items():
+                parts.append(encoded[name].to("cpu"))
             losses += recording.losses.tolist()
             bar.update(len(numbers))
-    preconditioned = {}
-    for entry in scored:
-        stacked = torch.cat(gradients.pop(entry.name))
-        if config.factorize_query:
-            stacked = reconstruct(*factorize(stacked, config.factor_rank))
-        eigenvectors, eigenvalues, damping, _ = reader.curvature(entry)
-        solved = woodbury_solve(stacked.flatten(1), eigenvectors, eigenvalues, damping)
-        preconditioned[entry.name] = solved.view_as(stacked)
+    preconditioned = {
+        entry.name: _precondition(torch.cat(gradients.pop(entry.name)), entry, config, reader) for entry in scored
+    }
     texts = [query_text(feature, processing_class) for feature in features]
     return MeasuredQueries(preconditioned, texts, losses)
 
 
+def _precondition(gradients: Tensor, entry: ModuleEntry, config: InfluenceConfig, reader: ShardReader) -> Tensor:
+    """Q~ = H^-1 G~_q of one layer, (Q, d1, d2); whitened gradients already are what the Kronecker curvature needs."""
+    if config.factorize_query and config.factor_rank is not None:
+        gradients = reconstruct(*factorize(gradients, config.factor_rank))
+    if config.curvature != "low-rank":
+        return gradients
+    eigenvectors, eigenvalues, damping, _ = reader.eigenpairs(entry)
+    solve = spectral_solve if config.curvature_rank is None else woodbury_solve
+    return solve(gradients.flatten(1), eigenvectors, eigenvalues, damping).view_as(gradients)
+
+
 def score_shards(
-    measured: MeasuredQueries, reader: ShardReader, modules: Sequence[ModuleEntry], rows: Tensor | None = None
+    measured: MeasuredQueries,
+    reader: ShardReader,
+    modules: Sequence[ModuleEntry],
+    config: InfluenceConfig,
+    rows: Tensor | None = None,
+    weighted: bool = True,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Scores shard by shard: (rows scored before it, per module (Q, n)), nats per unit of example weight.
 
     Args:
         rows (`Tensor`, *optional*): row numbers to score, ascending; by default all.
+        weighted (`bool`, *optional*, defaults to `True`): multiply by the examples' weights, where they have any.
 
     Raises:
         [`~lorif_hf.errors.IndexCorruptedError`]: a stored factor is not finite.
     """
     total = sum(shard.rows for shard in reader.shards) if rows is None else len(rows)
+    codec = config.codec()
     with progress(total, "Scoring", "examples") as bar:
-        for position, shard, factors in reader.stream(modules, rows):
+        for position, shard, stored, chosen in reader.stream(modules, rows):
             scores = {}
-            for name, (left, right) in factors.items():
-                scores[name] = bilinear_scores(measured.preconditioned[name], left, right)
+            weights = reader.weights(shard, chosen) if weighted and config.output == "margin" else None
+            for name, parts in stored.items():
+                scores[name] = codec.scores(measured.preconditioned[name], parts)
                 if not bool(torch.isfinite(scores[name].sum())):
                     raise IndexCorruptedError(shard.file, f"the factors of '{name}' are not all finite numbers")
-            del factors
+                if weights is not None:
+                    scores[name] *= weights
+            del stored
             yield position, scores
             bar.update(next(iter(scores.values())).shape[1])
 
 
-def select_modules(manifest: Manifest, pattern: str | Sequence[str] | None) -> list[ModuleEntry]:
-    """The index's modules whose names match, as `target_modules` does.
+def select_modules(
+    manifest: Manifest, config: InfluenceConfig, pattern: str | Sequence[str] | None
+) -> list[ModuleEntry]:
+    """What is scored: all that is stored, or the modules whose names match, as `target_modules` does.
 
     Raises:
-        [`~lorif_hf.errors.QueryError`]: none does.
+        [`~lorif_hf.errors.QueryError`]: none does, or the layers cannot be told apart.
     """
     if pattern is None:
-        return manifest.modules
+        return stored_entries(config, manifest.modules)
+    if config.projection_dim is not None:
+        raise QueryError(
+            "This index projects all layers together (projection_dim): its scores have no single modules."
+        )
     try:
         chosen = [entry for entry in manifest.modules if matches(entry.name, pattern)]
     except re.error as error:
@@ -195,17 +225,6 @@ def _matching_modules(model: nn.Module, manifest: Manifest, strict: bool) -> lis
             raise ModelMismatchError(f"{problem} Load the indexed model, or pass strict=False to go on all the same.")
         warnings.warn(f"{problem} The scores are those of another model.", stacklevel=4)
     return modules
-
-
-def _projection(entry: ModuleEntry, config: InfluenceConfig) -> TwoSidedProjection:
-    shapes = (entry.in_features, entry.out_features), (entry.d1, entry.d2)
-    drawn = TwoSidedProjection.draw(*shapes, seed=config.seed, name=entry.name)
-    if drawn.sha256() != entry.projection_sha256:
-        raise ModelMismatchError(
-            f"This machine draws another projection for module '{entry.name}' than the one the index was made with "
-            f"(torch {torch.__version__}): its random numbers differ. Use the torch release that built the index."
-        )
-    return drawn
 
 
 def _batches(features: Sequence[dict[str, Any]], batch_size: int) -> Iterator[list[int]]:

@@ -11,12 +11,13 @@ from huggingface_hub import CommitInfo, constants
 from torch import Tensor
 
 from .build import check_folder
-from .cards import index_card, model_card_section
+from .cards import index_card, model_card_section, repo_in_card
 from .config import InfluenceConfig
 from .errors import BuildFolderError, ConfigError, IndexFormatError, PublishError
-from .storage.files import write_atomically
+from .storage.files import write_atomically, write_text
 from .storage.hub import HubStore, StreamingStore
-from .storage.layout import CARD, MANIFEST, Manifest, inside
+from .storage.layout import CARD, LDS, MANIFEST, Manifest, inside
+from .storage.lds import LDSRecord, read_lds, write_lds
 from .storage.publish import publish, update_file
 from .storage.store import LocalStore
 
@@ -129,6 +130,8 @@ class StoredIndex:
             if (target / MANIFEST).exists():
                 raise BuildFolderError(f"{target} already holds an index. Choose another folder or delete this one.")
             sources = {entry.file: self._store.path(entry) for entry in self.manifest.files}
+            if self.lds is not None:
+                sources[LDS] = inside(self.path, LDS)
             sources |= {
                 name: inside(self.path, name) for name in (CARD, MANIFEST)
             }  # the manifest last: it makes an index
@@ -180,7 +183,9 @@ class StoredIndex:
             self._store,
             self.manifest,
             repo_id,
-            lambda name, existing: index_card(self.manifest, self.config, name, existing, tags or (), model_id),
+            lambda name, existing: index_card(
+                self.manifest, self.config, name, existing, tags or (), model_id, self.lds
+            ),
             private=private,
             token=token,
             revision=revision,
@@ -188,6 +193,29 @@ class StoredIndex:
             commit_message=commit_message,
             commit_description=commit_description,
         )
+
+    @property
+    def lds(self) -> LDSRecord | None:
+        """The linear datamodeling score that was measured of this index, where one was."""
+        return read_lds(self._store, self.manifest)
+
+    def save_lds(self, record: LDSRecord) -> None:
+        """Keep a linear datamodeling score with the index: in `evaluation/lds.json`, and as a line of its card.
+
+        Raises:
+            [`~lorif_hf.errors.PublishError`]: the index lies in the cache of the Hub, which must stay as it is.
+        """
+        self._refuse_selection()
+        if self.repo_id is not None:
+            raise PublishError(
+                f"The score was not kept: {self.repo_id} lies in the Hub's cache. Copy it with save_pretrained() to a "
+                "folder, evaluate it there and push it."
+            )
+        write_lds(self._store, record)
+        path = inside(self.path, CARD)
+        card = path.read_text(encoding="utf-8") if path.is_file() else None
+        name = repo_in_card(card or "") or "user/my-index"
+        write_text(path, index_card(self.manifest, self.config, name, card, lds=record))
 
     def push_model_card_section(
         self,

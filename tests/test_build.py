@@ -39,7 +39,7 @@ def digests(folder):
 def factors(index, module=0):
     entry = index.manifest.modules[module]
     blocks = list(index._reader.blocks(entry))
-    return torch.cat([left for left, _ in blocks]).float(), torch.cat([right for _, right in blocks]).float()
+    return tuple(torch.cat([block[side] for block in blocks]).float() for side in ("u", "v"))
 
 
 def test_a_second_build_is_byte_identical(gpt2, rows, tmp_path):

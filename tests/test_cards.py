@@ -3,15 +3,17 @@
 import ast
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import DatasetCard, HfApi
 from tiny import make_gpt2, make_rows
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
-from lorif_hf.cards import TAGS, index_card, model_card_section
+from lorif_hf.cards import TAGS, index_card, model_card_section, repo_in_card
 from lorif_hf.errors import HubAccessError, HubConnectionError, IndexNotFoundError, PublishError
 from lorif_hf.storage.layout import FactorShard, FileEntry, Manifest, ModuleEntry
+from lorif_hf.storage.lds import LDSRecord
 
 
 REPO = "user/my-index"
@@ -332,3 +334,33 @@ def test_a_models_card_out_of_reach_says_what_to_do(hub, index):
     with pytest.raises(PublishError, match="was not loaded from the Hub: pass index_id=, the repo that people can"):
         index.push_model_card_section(MODEL, token=hub.token)
     assert hub.files(MODEL)["README.md"] == OWNERS.encode()
+
+
+# The score
+
+
+RECORD = LDSRecord(0.444, 0.95, 0.4, 0.48, None, None, 100, 50, 2, 0.9, "me/bank", "e" * 64)
+
+
+@pytest.mark.parametrize(
+    ("record", "line"),
+    [
+        (RECORD, "0.44 (95% interval 0.40 to 0.48 over queries; 100 queries; 50 subsets x 2 seeds, bank me/bank)"),
+        (
+            replace(RECORD, subset_low=-0.1, subset_high=0.5, bank=None),
+            "0.44 (95% interval 0.40 to 0.48 over queries and -0.10 to 0.50 over subsets; 100 queries; 50 subsets x 2 "
+            "seeds)",
+        ),
+        (
+            replace(RECORD, query_low=None, query_high=None, bank="<b>|[x](http://y)\n`"),
+            "0.44 (100 queries; 50 subsets x 2 seeds, bank bxhttp:y )",
+        ),
+        (None, None),
+    ],
+)
+def test_a_score_is_a_line_of_the_table(record, line):
+    made = index_card(manifest(), InfluenceConfig(), REPO, None, lds=record)
+    assert dict(table(made)).get("LDS") == line
+    assert dict(table(made))["bytes per example"] == "125"
+    assert index_card(manifest(), InfluenceConfig(), REPO, made) == card()
+    assert repo_in_card(made) == REPO and repo_in_card("no card of ours") is None

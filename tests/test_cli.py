@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from retrained import QUERIES, ROWS, make_bank
 from tiny import make_gpt2, make_rows
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.cli import app
+from lorif_hf.evaluation.index_lds import evaluate_lds
 
 
 REPO = "user/my-index"
@@ -177,6 +179,78 @@ def test_push_makes_one_commit_and_prints_its_address(hub, saved):
     assert "influence_config.json" in hub.files(REPO, "dataset", "next")
 
 
+# evaluate
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A folder with an index without a tokenizer, its model, a bank of three queries, and these in files."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    bank = make_bank(folder / "bank")
+    InfluenceIndex.build(make_gpt2(), ROWS, folder / "index", config=InfluenceConfig(projection_factor=2))
+    make_gpt2().save_pretrained(folder / "model")
+    asked = [{"input_ids": ids} for ids in QUERIES["input_ids"]]
+    (folder / "queries.json").write_text(json.dumps(asked))
+    (folder / "order.jsonl").write_text("\n".join(map(json.dumps, asked[::-1])))
+    (folder / "queries.txt").write_text("one\ntwo\nthree\n")
+    return folder, bank
+
+
+@pytest.mark.parametrize("queries", [[], ["queries.json"]])
+def test_evaluate_lds_prints_the_score_and_keeps_it_with_the_index(evaluated, tmp_path, queries):
+    folder, bank = evaluated
+    path = shutil.copytree(folder / "index", tmp_path / "index")
+    out = run("evaluate", "lds", path, folder / "bank", folder / "model", *[folder / name for name in queries]).stdout
+    rows = dict(re.findall(r"│ (\S.*?) +│ (\S.*?) +│", out))
+    index = InfluenceIndex.from_pretrained(path)
+    expected = evaluate_lds(index, bank, make_gpt2())
+    assert rows["LDS"] == f"{expected.mean:.4f}" and rows["queries"] == "3 (0 of constant loss, left out)"
+    assert rows["95% interval over queries"] == "{:.4f} to {:.4f}".format(*expected.query_interval)
+    assert rows["95% interval over subsets"] == "{:.4f} to {:.4f}".format(*expected.subset_interval)
+    assert rows["two seeds of the ground truth"] == f"{bank.seed_agreement():.4f}"
+    assert rows["subsets"] == "3 x 2 seed(s)"
+    assert out.endswith(f"Kept in {path} and its card.\n") and index.lds.mean == expected.mean
+    assert f"| LDS | {expected.mean:.2f} (95% interval" in (path / "README.md").read_text()
+    assert re.search(rf"│ LDS +│ {expected.mean:.3f}", run("info", path).stdout)
+
+
+def test_evaluate_lds_of_an_index_and_a_bank_on_the_hub_keeps_nothing(hub, evaluated):
+    folder, bank = evaluated
+    InfluenceIndex.from_pretrained(folder / "index").push_to_hub(REPO, token=hub.token)
+    bank.push_to_hub("user/bank", token=hub.token, private=True)
+    commits = len(hub.commits(REPO, "dataset"))
+    result = run("evaluate", "lds", REPO, "user/bank", folder / "model", "--confidence", "0.5", HF_TOKEN=hub.token)
+    assert result.exit_code == 0 and "50% interval over queries" in result.stdout and "Kept" not in result.stdout
+    assert len(hub.commits(REPO, "dataset")) == commits
+    assert re.search(r"│ LDS +│ not measured", run("info", folder / "index").stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{saved}/index", "{folder}/bank", "{folder}/model"], "The bank is of 12 training rows, the index of 5"),
+        (["{folder}/index", "{folder}/index", "{folder}/model"], "{folder}/index holds no bank: expected a folder"),
+        (["{folder}/index", "{folder}/bank", "{saved}/other"], ""),
+        (
+            ["{folder}/index", "{folder}/bank", "{folder}/model", "{folder}/order.jsonl"],
+            "The queries are the bank's in",
+        ),
+        (
+            ["{folder}/index", "{folder}/bank", "{folder}/model", "{folder}/queries.txt"],
+            "Query 0 is text, but the ind",
+        ),
+        (
+            ["{folder}/index", "{folder}/bank", "{folder}/model", "{folder}/none.json"],
+            "{folder}/none.json cannot be r",
+        ),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_in_one_message(evaluated, saved, arguments, message):
+    places = {"folder": evaluated[0], "saved": saved}
+    assert message.format(**places) in refused("evaluate", "lds", *(one.format(**places) for one in arguments))
+    assert not (evaluated[0] / "index" / "evaluation").exists()
+
+
 # Errors
 
 
@@ -222,9 +296,21 @@ def test_the_installed_command_runs_and_does_not_show_the_token(hub, saved, tmp_
             [command, *arguments], check=False, capture_output=True, text=True, env=environment, timeout=120
         )
 
-    assert all(name in started("--help").stdout for name in ("info", "verify", "attribute", "push"))
+    assert all(name in started("--help").stdout for name in ("info", "verify", "attribute", "push", "evaluate"))
     shown = run("push", "--help", HF_TOKEN=hub.token).stdout
     assert "HF_TOKEN" in shown and hub.token not in shown
     failed = started("verify", str(tmp_path / "nowhere"))
     assert failed.returncode == 1 and failed.stdout == "" and "Traceback" not in failed.stderr
     assert failed.stderr.startswith("error: ")
+
+
+def test_estimate_says_what_each_preset_would_cost(saved):
+    result = run("estimate", saved / "model", "--num-examples", 1000, "--length", 8)
+    assert "1,000 examples of 8 tokens" in result.stdout
+    lines = {line.split()[1]: line for line in result.stdout.splitlines() if line.startswith("│")}
+    assert list(lines) == ["default", "smallest", "best", "paper", "logra", "trak"]
+    assert " 192 " in lines["paper"] and " 4,100 " in lines["trak"] and "MB" in lines["trak"]
+
+
+def test_estimate_of_nothing_is_said_in_one_message(tmp_path):
+    assert refused("estimate", tmp_path).startswith(f"No model config is found at {tmp_path} (Unrecognized model")

@@ -10,35 +10,48 @@ from lorif_hf.errors import ConfigError
 CHANGES = {
     "projection_factor": 16,
     "factor_rank": 3,
+    "whitening": "kronecker",
+    "whitening_damping": 0.25,
+    "whitening_samples": 17,
+    "curvature": "kronecker",
     "curvature_rank": 7,
     "damping": 0.125,
+    "output": "margin",
+    "normalize": True,
     "seed": 2**70,
     "target_modules": ["q_proj", "v_proj"],
     "exclude_modules": r".*lm_head",
     "dtype": "float16",
     "shard_size": 1,
-    "factorize_query": True,
+    "factorize_query": False,
 }
+BESIDE_NOTHING = {"bits": 4, "projection_dim": 64}  # values that do not go with all of the above
+NEEDED = {  # what must be changed too
+    "curvature": {"whitening": "kronecker"},
+    "projection_dim": {"projection_factor": 1, "factor_rank": None, "factorize_query": False},
+}
+ONE_BY_ONE = {name: {**NEEDED.get(name, {}), name: value} for name, value in (CHANGES | BESIDE_NOTHING).items()}
 
 
 def test_every_field_is_tried_here():
-    assert set(CHANGES) == {field.name for field in fields(InfluenceConfig)}
+    assert set(ONE_BY_ONE) == {field.name for field in fields(InfluenceConfig)}
 
 
-@pytest.mark.parametrize("changes", [{}, CHANGES, *({name: value} for name, value in CHANGES.items())], ids=str)
+@pytest.mark.parametrize("changes", [{}, CHANGES, *ONE_BY_ONE.values()], ids=str)
 def test_a_config_survives_json(changes):
-    config = InfluenceConfig(**changes)
+    config = InfluenceConfig.paper(**changes)
     again = InfluenceConfig.from_json(config.to_json())
     assert again == config and hash(again) == hash(config) and again.to_json() == config.to_json()
     assert InfluenceConfig.from_dict(config.to_dict()) == config
     assert json.loads(config.to_json()) == config.to_dict()
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", ONE_BY_ONE)
 def test_another_value_makes_another_config(name):
-    changed = InfluenceConfig(**{name: CHANGES[name]})
-    assert changed != InfluenceConfig() and changed.to_json() != InfluenceConfig().to_json()
-    assert len({changed, InfluenceConfig(), InfluenceConfig(**{name: CHANGES[name]})}) == 2
+    changes = ONE_BY_ONE[name]
+    changed, other = InfluenceConfig.paper(**changes), InfluenceConfig.paper(**NEEDED.get(name, {}))
+    assert changed != other and changed.to_json() != other.to_json()
+    assert len({changed, other, InfluenceConfig.paper(**changes)}) == 2
 
 
 def test_equal_choices_are_equal_however_they_are_written():
@@ -71,7 +84,47 @@ def test_missing_fields_take_their_defaults():
 def test_the_paper_config_is_the_published_method():
     paper = InfluenceConfig.paper()
     assert (paper.projection_factor, paper.factor_rank, paper.dtype, paper.factorize_query) == (4, 1, "bfloat16", True)
-    assert InfluenceConfig.paper(factor_rank=4, seed=3) == InfluenceConfig(factor_rank=4, seed=3, factorize_query=True)
+    assert (paper.bits, paper.whitening, paper.curvature, paper.output) == (16, "none", "low-rank", "loss")
+    assert (paper.damping, paper.projection_dim, paper.normalize) == (0.5, None, False)
+    changed = InfluenceConfig.paper(factor_rank=4, seed=3)
+    assert changed.to_dict() == {**paper.to_dict(), "factor_rank": 4, "seed": 3}
+
+
+PRESETS = {
+    "logra": {"factor_rank": None, "curvature_rank": None, "damping": 0.1, "factorize_query": False},
+    "trak": {
+        "factor_rank": None,
+        "curvature_rank": None,
+        "damping": 1e-4,
+        "factorize_query": False,
+        "projection_factor": 1,
+        "projection_dim": 2048,
+        "output": "margin",
+    },
+    "grad_dot": {
+        "factor_rank": None,
+        "curvature_rank": None,
+        "damping": 0.1,
+        "factorize_query": False,
+        "curvature": "none",
+    },
+    "grad_cos": {
+        "factor_rank": None,
+        "curvature_rank": None,
+        "damping": 0.1,
+        "factorize_query": False,
+        "curvature": "none",
+        "normalize": True,
+    },
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_baseline_differs_from_the_paper_in_these_choices(name):
+    preset = getattr(InfluenceConfig, name)
+    assert preset().to_dict() == {**InfluenceConfig.paper().to_dict(), **PRESETS[name]}
+    assert preset(seed=5, dtype="float32").to_dict() == {**preset().to_dict(), "seed": 5, "dtype": "float32"}
+    assert InfluenceConfig.from_json(preset().to_json()) == preset()
 
 
 @pytest.mark.parametrize(
@@ -88,12 +141,19 @@ def test_sides_are_divided_by_the_projection_factor_but_never_vanish(factor, sha
     assert InfluenceConfig(projection_factor=factor).projected_shape(*shape) == projected
 
 
-@pytest.mark.parametrize("name, least", [(name, 1) for name in ("projection_factor", "factor_rank")])
+COUNTS = ["projection_factor", "factor_rank", "curvature_rank", "projection_dim", "whitening_samples", "shard_size"]
+MAY_BE_NONE = {"factor_rank", "curvature_rank", "projection_dim"}
+
+
+@pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("value", [0, -1, 1.0, "1", None, True, float("nan"), [1]])
-def test_factors_and_ranks_are_positive_integers(name, least, value):
+def test_factors_and_ranks_are_positive_integers(name, value):
+    if value is None and name in MAY_BE_NONE:
+        assert getattr(InfluenceConfig.paper(**{name: None}, factorize_query=False), name) is None
+        return
     with pytest.raises(ConfigError) as caught:
         InfluenceConfig(**{name: value})
-    assert str(caught.value) == f"{name} must be an integer of at least {least}, got {value!r}."
+    assert str(caught.value) == f"{name} must be an integer of at least 1, got {value!r}."
 
 
 @pytest.mark.parametrize("name, value", [("curvature_rank", 0), ("shard_size", 0), ("shard_size", 1e4), ("seed", -1)])
@@ -109,9 +169,10 @@ def test_zero_is_a_seed():
 @pytest.mark.parametrize(
     "value", [0, 0.0, -0.1, float("nan"), float("inf"), "0.5", None, True, 10**400], ids=lambda v: repr(v)[:9]
 )
-def test_damping_is_positive_and_finite(value):
-    with pytest.raises(ConfigError, match=r"^damping must be a positive finite number, got "):
-        InfluenceConfig(damping=value)
+@pytest.mark.parametrize("name", ["damping", "whitening_damping"])
+def test_damping_is_positive_and_finite(name, value):
+    with pytest.raises(ConfigError, match=rf"^{name} must be a positive finite number, got "):
+        InfluenceConfig(**{name: value})
 
 
 @pytest.mark.parametrize("value", ["bf16", "torch.bfloat16", "float64", "", None, 16, ["float32"]])
@@ -121,11 +182,86 @@ def test_an_unknown_dtype_is_refused_with_the_choices(value):
     assert str(caught.value) == f"dtype must be one of float32, bfloat16, float16, got {value!r}."
 
 
-@pytest.mark.parametrize("value", [1, 0, "yes", None])
-def test_factorize_query_is_a_truth_value(value):
+CHOICES = {
+    "bits": ("16, 8, 4, 2, 1", [0, 3, 5, 7, 32, -1, 4.0, True, "4", None, float("nan"), [4]]),
+    "whitening": ("none, kronecker", ["Kronecker", "", None, True, False, 0, ["none"], {"none": 1}]),
+    "curvature": ("low-rank, kronecker, none", ["low_rank", "", None, True, 1]),
+    "output": ("loss, margin", ["margins", "", None, True, 1]),
+}
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, (_, values) in CHOICES.items() for value in values])
+def test_an_unknown_choice_is_refused_with_the_choices(name, value):
     with pytest.raises(ConfigError) as caught:
-        InfluenceConfig(factorize_query=value)
-    assert str(caught.value) == f"factorize_query must be True or False, got {value!r}."
+        InfluenceConfig(**{name: value})
+    assert str(caught.value) == f"{name} must be one of {CHOICES[name][0]}, got {value!r}."
+
+
+@pytest.mark.parametrize("name", ["factorize_query", "normalize"])
+@pytest.mark.parametrize("value", [1, 0, "yes", None])
+def test_switches_are_truth_values(name, value):
+    with pytest.raises(ConfigError) as caught:
+        InfluenceConfig(**{name: value})
+    assert str(caught.value) == f"{name} must be True or False, got {value!r}."
+
+
+TOGETHER = {
+    "bits of a dense index": (
+        {"factor_rank": None, "bits": 4, "factorize_query": False},
+        "bits=4 needs factors: a dense index (factor_rank=None) is stored as dtype. Set a rank.",
+    ),
+    "a query truncated to no rank": (
+        {"factor_rank": None, "factorize_query": True},
+        "factorize_query=True needs a rank to truncate to: set factor_rank.",
+    ),
+    "bits and a dtype": (
+        {"bits": 1, "dtype": "float16"},
+        "bits=1 says how factors are stored, and so does dtype='float16': set one.",
+    ),
+    "a curvature that nothing estimates": (
+        {"curvature": "kronecker"},
+        "curvature='kronecker' is what whitening='kronecker' estimates: set both.",
+    ),
+    "no curvature of whitened gradients": (
+        {"curvature": "none", "whitening": "kronecker"},
+        "curvature='none' is the product of gradients as they are: set whitening='none'.",
+    ),
+    **{
+        f"a global projection beside {changes}": (
+            {"projection_factor": 1, "factor_rank": None, "factorize_query": False, "projection_dim": 8, **changes},
+            "projection_dim projects all layers together: set projection_factor=1, factor_rank=None and "
+            "whitening='none' beside it.",
+        )
+        for changes in (
+            {"projection_factor": 2},
+            {"factor_rank": 1},
+            {"whitening": "kronecker"},
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("values, message", TOGETHER.values(), ids=TOGETHER)
+def test_values_that_do_not_go_together_are_refused_with_the_way_out(values, message):
+    with pytest.raises(ConfigError) as caught:
+        InfluenceConfig.paper(**values)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"whitening": "kronecker"},
+        {"whitening": "kronecker", "curvature": "kronecker", "bits": 1, "factor_rank": 8},
+        {"curvature": "none", "bits": 8},
+        {"factor_rank": None, "factorize_query": False, "whitening": "kronecker", "curvature": "kronecker"},
+        {"output": "margin", "normalize": True},
+    ],
+    ids=str,
+)
+def test_values_that_go_together_are_taken(values):
+    config = InfluenceConfig.paper(**values)
+    assert {name: getattr(config, name) for name in values} == values
 
 
 @pytest.mark.parametrize("name", ["target_modules", "exclude_modules"])

@@ -117,3 +117,22 @@ def test_a_row_that_the_model_cannot_take_is_named(gpt2, tmp_path):
     dataset = Dataset.from_dict({"input_ids": [[1, 2, 3], [4, 999]]})
     with pytest.raises(DatasetError, match="cannot take rows 1 to 1 .* a token is outside its vocabulary"):
         InfluenceIndex.build(gpt2, dataset, tmp_path / "index", batch_size=1)
+
+
+def test_rows_have_one_fingerprint_however_they_are_shown_or_collated(tokenizer):
+    """It tells whether an index and a bank of retrained models are of the same rows."""
+    rows = make_rows(5)
+    known = training_rows(rows).source()["fingerprint"]
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    same = [
+        training_rows(rows.remove_columns(["text", "name"]), data_collator=collator, examples=rows, example_id="name"),
+        training_rows([{"input_ids": row} for row in rows["input_ids"]], store_text=False),
+    ]
+    assert {one.source()["fingerprint"] for one in same} == {known}
+    assert len({known, *(one.fingerprint() for one in same)}) == 3
+    for other in (
+        rows.select([1, 0, 2, 3, 4]),
+        rows.select(range(4)),
+        rows.add_column("labels", rows["input_ids"][:]),
+    ):
+        assert training_rows(other).source()["fingerprint"] != known

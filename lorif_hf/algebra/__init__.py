@@ -1,6 +1,6 @@
-"""Tensors in, tensors out: projection, factors, curvature, scoring. Knows no model, no file, no Hub."""
+"""Tensors in, tensors out. Knows no model, no file, no Hub."""
 
-from . import curvature, factors, projection, scoring
+from . import codecs, curvature, factors, projection, quantization, scoring, whitening
 
 
-__all__ = ["curvature", "factors", "projection", "scoring"]
+__all__ = ["codecs", "curvature", "factors", "projection", "quantization", "scoring", "whitening"]

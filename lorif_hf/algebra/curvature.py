@@ -17,8 +17,8 @@ EXACT_LIMIT = 4096  # largest D (or N) whose Gram matrix is formed and decompose
 _BLOCK_NUMBERS = 1 << 23  # numbers per reconstructed block of gradients: 32 MiB of float32
 _LEAST_DAMPING = 1e-30
 
-FactorBlocks = Callable[[], Iterator[tuple[Tensor, Tensor]]]
-"""Called once per pass, gives the layer's factors in row order: (n, d1, c), (n, d2, c) blocks."""
+FactorBlocks = Callable[[], Iterator[tuple[Tensor, Tensor | None]]]
+"""Called once per pass, gives blocks of rows in order: (n, d1, c) and (n, d2, c), or dense (n, d1, d2) and `None`."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Curvature:
     trace: float
 
 
-def fit(blocks: FactorBlocks, *, count: int, dim: int, rank: int, damping: float) -> Curvature:
+def fit(blocks: FactorBlocks, *, count: int, dim: int, rank: int | None, damping: float) -> Curvature:
     """Fit the curvature of one layer to its stored factors.
 
     Exact where D or N is at most 4096 (the smaller of the two Gram matrices), else a randomised SVD that streams the
@@ -48,12 +48,12 @@ def fit(blocks: FactorBlocks, *, count: int, dim: int, rank: int, damping: float
         blocks (`FactorBlocks`): gives the factors anew for each pass.
         count (`int`): N, rows in all blocks together.
         dim (`int`): D = d1 d2.
-        rank (`int`): r.
+        rank (`int` or `None`): r; `None` keeps every direction.
         damping (`float`): lambda is this times trace / D.
 
     Source: LoRIF (arXiv:2601.21929), section 3.2; the damping rule is the authors' released one.
     """
-    rank = min(rank, dim, count)
+    rank = min(rank or dim, dim, count)
     if min(dim, count) > EXACT_LIMIT:
         eigenvectors, eigenvalues, trace = randomized_eigenpairs(blocks, dim=dim, rank=rank)
     elif dim <= count:
@@ -83,14 +83,16 @@ def dual_eigenpairs(blocks: FactorBlocks, *, count: int, dim: int, rank: int) ->
     With K = G G^T = W S^2 W^T the eigenvectors of G^T G are G^T W / S. Directions whose eigenvalue is rounding noise
     are left out, so r may come out smaller: they are worth nothing and could not be normalised.
     """
-    pairs = [(left.float(), right.float()) for left, right in blocks()]
-    left, right = torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1] for pair in pairs])
-    kernel = torch.zeros(count, count, dtype=torch.float64)
-    for a in range(left.shape[2]):
-        for b in range(left.shape[2]):
-            kernel += (left[:, :, a].double() @ left[:, :, b].double().T) * (
-                right[:, :, a].double() @ right[:, :, b].double().T
-            )
+    pairs = list(blocks())
+    left = torch.cat([pair[0] for pair in pairs]).double()
+    if pairs[0][1] is None:
+        kernel = left.flatten(1) @ left.flatten(1).T
+    else:
+        right = torch.cat([pair[1] for pair in pairs if pair[1] is not None]).double()
+        kernel = torch.zeros(count, count, dtype=torch.float64)
+        for a in range(left.shape[2]):
+            for b in range(left.shape[2]):
+                kernel += (left[:, :, a] @ left[:, :, b].T) * (right[:, :, a] @ right[:, :, b].T)
     trace = float(kernel.diagonal().sum())
     eigenvalues, vectors = _top_eigenpairs(kernel, rank)
     keep = eigenvalues > 1e-10 * eigenvalues[:1].clamp_min(torch.finfo(torch.float64).tiny)
@@ -142,18 +144,30 @@ def woodbury_solve(gradients: Tensor, eigenvectors: Tensor, eigenvalues: Tensor,
 
     Source: LoRIF (arXiv:2601.21929), section 3.2 (the Woodbury identity with a truncated SVD).
     """
-    shrinkage = eigenvalues / (eigenvalues + damping)
-    return (gradients - ((gradients @ eigenvectors) * shrinkage) @ eigenvectors.T) / damping
+    coordinates = gradients @ eigenvectors
+    outside = gradients - coordinates @ eigenvectors.T
+    # Twice, for what rounding leaves inside the kept space would be divided by lambda, which may be far below s^2.
+    outside = outside - (outside @ eigenvectors) @ eigenvectors.T
+    return (coordinates / (eigenvalues + damping)) @ eigenvectors.T + outside / damping
 
 
-def self_influence(left: Tensor, right: Tensor, curvature: Curvature) -> Tensor:
+def spectral_solve(gradients: Tensor, eigenvectors: Tensor, eigenvalues: Tensor, damping: float) -> Tensor:
+    """V_r diag(1 / (s^2 + lambda)) V_r^T g: H^-1 g where every direction of the stored gradients is kept.
+
+    What a query has outside of them meets no stored gradient. [`woodbury_solve`] keeps it, at the weight 1 / lambda:
+    for a small lambda nothing but rounding noise would come of it.
+
+    Args and returns as in [`woodbury_solve`].
+    """
+    return ((gradients @ eigenvectors) / (eigenvalues + damping)) @ eigenvectors.T
+
+
+def self_influence(left: Tensor, right: Tensor | None, curvature: Curvature) -> Tensor:
     """vec(G~_i)^T H^-1 vec(G~_i) of stored examples: (n, d1, c), (n, d2, c) -> (n,), never negative."""
-    left, right = left.float(), right.float()
-    result = torch.zeros(len(left))
-    step = max(1, _BLOCK_NUMBERS // max(1, left.shape[1] * right.shape[1]))
-    for start in range(0, len(left), step):
-        rows = slice(start, start + step)
-        gradients = reconstruct(left[rows], right[rows]).flatten(1)
+    result, start = torch.zeros(len(left)), 0
+    for gradients in _gradient_blocks(lambda: iter([(left, right)]), len(curvature.eigenvectors)):
+        rows = slice(start, start + len(gradients))
+        start = rows.stop
         coordinates = gradients @ curvature.eigenvectors
         # Inside the kept space and outside of it apart: the two parts of |g|^2 would cancel in float32.
         outside = gradients - coordinates @ curvature.eigenvectors.T
@@ -167,7 +181,8 @@ def _gradient_blocks(blocks: FactorBlocks, dim: int) -> Iterator[Tensor]:
     step = max(1, _BLOCK_NUMBERS // dim)
     for left, right in blocks():
         for start in range(0, len(left), step):
-            yield reconstruct(left[start : start + step].float(), right[start : start + step].float()).flatten(1)
+            rows = slice(start, start + step)
+            yield reconstruct(left[rows].float(), None if right is None else right[rows].float()).flatten(1)
 
 
 def _top_eigenpairs(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:

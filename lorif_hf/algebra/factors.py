@@ -47,10 +47,19 @@ def factorize(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator(device="cpu").manual_seed(0)
     start = torch.randn(columns, rank, generator=generator, dtype=torch.float64).to(matrices)
     image = scaled @ start
-    for _ in range(8 if rank == 1 else 16):
+    for _ in range(_rounds(rank)):
         image = scaled @ _orthonormalize(transposed @ _orthonormalize(image))
     left = _orthonormalize(image, dropped=_DROPPED)
     return left, (transposed @ left) * scale
+
+
+def _rounds(rank: int) -> int:
+    return 8 if rank == 1 else 16
+
+
+def factor_products(rank: int) -> int:
+    """Matrix-vector products that [`factorize`] takes for each matrix."""
+    return rank * (2 * _rounds(rank) + 2)
 
 
 def _orthonormalize(columns: Tensor, dropped: float = 0.0) -> Tensor:
@@ -73,6 +82,6 @@ def _orthonormalize(columns: Tensor, dropped: float = 0.0) -> Tensor:
     return result
 
 
-def reconstruct(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right^T of each example: (n, d1, c), (n, d2, c) -> (n, d1, d2)."""
-    return left @ right.transpose(1, 2)
+def reconstruct(left: Tensor, right: Tensor | None) -> Tensor:
+    """left @ right^T of each example: (n, d1, c), (n, d2, c) -> (n, d1, d2); without right, left is the matrix."""
+    return left if right is None else left @ right.transpose(1, 2)

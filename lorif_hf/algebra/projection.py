@@ -23,9 +23,7 @@ def rademacher(source_dim: int, target_dim: int, *, seed: int, name: str) -> Ten
 
     Source: LoGRA's two-sided projection (arXiv:2405.13954, section 3) as used by LoRIF (arXiv:2601.21929, section 3).
     """
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-    bits = torch.randint(0, 2, (source_dim, target_dim), generator=generator, dtype=torch.int8)
+    bits = torch.randint(0, 2, (source_dim, target_dim), generator=_generator(seed, name), dtype=torch.int8)
     return bits.float().mul_(2).sub_(1).div_(target_dim**0.5)
 
 
@@ -61,6 +59,51 @@ class TwoSidedProjection:
         return TwoSidedProjection(
             *(None if signs is None else signs.to(device, dtype) for signs in (self.in_signs, self.out_signs))
         )
+
+
+@dataclass(frozen=True)
+class SparseProjection:
+    """A random projection with one entry of +-1 in each row: which column, and its sign, for each coordinate.
+
+    E[<P^T x, P^T y>] = <x, y>, with the variance of a dense Rademacher projection and none of its size.
+
+    Args:
+        columns (`Tensor`): int64 (source_dim,).
+        signs (`Tensor`): int8 (source_dim,).
+        target_dim (`int`): columns of P.
+
+    Source: count sketch, Charikar et al. 2002; feature hashing, Weinberger et al. 2009 (arXiv:0902.2206).
+    """
+
+    columns: Tensor
+    signs: Tensor
+    target_dim: int
+
+    @classmethod
+    def draw(cls, source_dim: int, target_dim: int, *, seed: int, name: str) -> "SparseProjection":
+        """Drawn on a CPU generator seeded by (seed, name), like [`rademacher`]."""
+        generator = _generator(seed, name)
+        columns = torch.randint(0, target_dim, (source_dim,), generator=generator)
+        return cls(
+            columns, torch.randint(0, 2, (source_dim,), generator=generator, dtype=torch.int8) * 2 - 1, target_dim
+        )
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """(n, source_dim) -> (n, target_dim)."""
+        columns, signs = self.columns.to(vectors.device), self.signs.to(vectors)
+        return vectors.new_zeros(len(vectors), self.target_dim).index_add_(1, columns, vectors * signs)
+
+    def sha256(self) -> str:
+        """Hash of what was drawn."""
+        digest = hashlib.sha256(str(self.target_dim).encode())
+        for drawn in (self.columns, self.signs):
+            digest.update(drawn.numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def project(vectors: Tensor, signs: Tensor | None) -> Tensor:

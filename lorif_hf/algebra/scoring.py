@@ -37,6 +37,17 @@ def bilinear_scores(preconditioned: Tensor, left: Tensor, right: Tensor) -> Tens
     return scores
 
 
+def dense_scores(preconditioned: Tensor, matrices: Tensor) -> Tensor:
+    """Inner products of queries (Q, d1, d2) with gradients stored whole (n, d1, d2): (Q, n)."""
+    queries = preconditioned.flatten(1)
+    scores = queries.new_empty(len(queries), len(matrices))
+    block = max(1, _BLOCK_NUMBERS // max(1, queries.shape[1]))
+    for start in range(0, len(matrices), block):
+        rows = slice(start, start + block)
+        scores[:, rows] = queries @ matrices[rows].flatten(1).to(queries.dtype).T
+    return scores
+
+
 class RunningTopK:
     """The k best of a stream of score blocks, per query; ties go to the lower row.
 

@@ -112,6 +112,12 @@ def modules_by_name(model: nn.Module, names: Sequence[str]) -> dict[str, Tracked
     return {name: _tracked(name, present[name]) for name in names if name in present and _kind(present[name])}
 
 
+def parameter_shapes(model: nn.Module) -> dict[str, list[int]]:
+    """The shape of every parameter by name, tied ones under each of their names, as tracked modules are called."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name.removeprefix(_PEFT_PREFIX): list(parameter.shape) for name, parameter in parameters}
+
+
 def matches(name: str, pattern: str | Sequence[str]) -> bool:
     """PEFT's rule: a string is a regular expression for the whole name, a list holds names or name suffixes."""
     if isinstance(pattern, str):

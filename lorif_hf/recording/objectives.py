@@ -37,6 +37,8 @@ class Objective:
 
     name: str = "custom"
     needs_labels = False
+    weights: Tensor | None = None
+    """What each example of the last batch counts for, float32 (B,) on the CPU, where the objective weights them."""
 
     def __init__(self, loss: UserObjective):
         self.function = loss
@@ -47,6 +49,13 @@ class Objective:
     def targets(self, batch: dict[str, Any]) -> Tensor | None:
         """(B,) number of targets each example is measured on, or `None` where the objective does not tell."""
         return None
+
+    def predictions(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Logits (B, T, classes) and labels (B, T), -100 where nothing is predicted, of an objective with classes."""
+        raise ObjectiveError(
+            f"Objective '{self.name}' has no margin: output='margin' is for causal language models and classifiers "
+            "with one right class. Use output='loss'."
+        )
 
     def __call__(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         losses = self.loss(model, batch)
@@ -70,10 +79,12 @@ class CausalLMObjective(Objective):
         super().__init__(self._cross_entropy)
 
     def _cross_entropy(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
-        logits = model(**forward_inputs(model, batch)).logits[:, :-1].float()
-        labels = self._next_tokens(batch)
+        logits, labels = self.predictions(model, batch)
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none")
         return losses.view(labels.shape).sum(dim=1)
+
+    def predictions(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        return model(**forward_inputs(model, batch)).logits[:, :-1].float(), self._next_tokens(batch)
 
     def targets(self, batch: dict[str, Any]) -> Tensor:
         return (self._next_tokens(batch) != -100).sum(dim=1)
@@ -119,10 +130,49 @@ class SequenceClassificationObjective(Objective):
             return F.mse_loss(logits, labels, reduction="none").mean(dim=-1)
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=-1)
 
+    def predictions(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        logits = model(**forward_inputs(model, batch)).logits.float()
+        labels = batch.get("labels")
+        labels = logits.detach().argmax(dim=-1) if labels is None else labels
+        problem = base_model(model).config.problem_type
+        if problem is None and labels.is_floating_point():
+            problem = "multi_label_classification"
+        if problem in ("regression", "multi_label_classification") or logits.shape[1] < 2:
+            return super().predictions(model, batch)
+        return logits.unsqueeze(1), labels.view(-1, 1)
+
     def targets(self, batch: dict[str, Any]) -> Tensor:
         size = batch_size(batch)
         labels = batch.get("labels")
         return torch.ones(size, dtype=torch.int64) if labels is None else (labels != -100).reshape(size, -1).any(1)
+
+
+class MarginObjective(Objective):
+    """Minus the log-odds log(p / (1 - p)) of the right class, summed over an example's targets.
+
+    An example counts for 1 - p of its right class (the mean over its targets), the derivative of its loss by the
+    margin.
+
+    Source: TRAK (Park et al. 2023, arXiv:2303.14186), which has one target an example; the sum over tokens is ours.
+    """
+
+    def __init__(self, base: Objective):
+        super().__init__(self._margin)
+        self.base = base
+        self.name, self.needs_labels = base.name, base.needs_labels
+
+    def _margin(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        logits, labels = self.base.predictions(model, batch)
+        counts = labels != -100
+        right = F.one_hot(labels.clamp_min(0), logits.shape[-1]).bool()
+        chosen = logits.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+        margins = (chosen - logits.masked_fill(right, -torch.inf).logsumexp(dim=-1)) * counts
+        doubt = (torch.sigmoid(-margins.detach()) * counts).sum(dim=1) / counts.sum(dim=1).clamp_min(1)
+        self.weights = doubt.to("cpu", torch.float32)
+        return -margins.sum(dim=1)
+
+    def targets(self, batch: dict[str, Any]) -> Tensor | None:
+        return self.base.targets(batch)
 
 
 def find_objective(model: nn.Module, objective: UserObjective | None = None) -> Objective:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra.projection import TwoSidedProjection, project
+from ..algebra.whitening import SecondMoments
 from ..errors import NonFiniteGradientError, UnsupportedModuleError
 from .modules import TrackedModule, base_model
 from .objectives import Objective, batch_size
@@ -30,11 +31,13 @@ class Recording:
         gradients (`dict[str, Tensor]`): per module float32 (B, d1, d2), G~ = (X P_in)^T (dY P_out).
         losses (`Tensor`): float64 (B,), nats, summed over each example's targets.
         targets (`Tensor` or `None`): int64 (B,), targets per example where the objective tells.
+        weights (`Tensor` or `None`): float32 (B,), what an example counts for where the objective weights them.
     """
 
     gradients: dict[str, Tensor]
     losses: Tensor
     targets: Tensor | None
+    weights: Tensor | None
 
 
 class GradientRecorder:
@@ -47,6 +50,7 @@ class GradientRecorder:
         modules (`Sequence[TrackedModule]`): layers of it.
         projections (`Mapping[str, TwoSidedProjection]`): by module name.
         objective (`Objective`): the per-example loss.
+        moments (`Mapping[str, SecondMoments]`, *optional*): by module name; every batch is added to them.
     """
 
     def __init__(
@@ -55,10 +59,12 @@ class GradientRecorder:
         modules: Sequence[TrackedModule],
         projections: Mapping[str, TwoSidedProjection],
         objective: Objective,
+        moments: Mapping[str, SecondMoments] | None = None,
     ):
         self.model = model
         self.modules = modules
         self.objective = objective
+        self.moments = moments
         self._projections = dict(projections)
         self._placed: dict[str, tuple[tuple[torch.device, torch.dtype], TwoSidedProjection]] = {}
         self._gradients: dict[str, Tensor] = {}
@@ -128,6 +134,7 @@ class GradientRecorder:
             {t.name: self._gradient_of(t, size, device) for t in self.modules},
             losses.detach().cpu().double(),
             None if targets is None else targets.to("cpu", torch.int64),
+            self.objective.weights,
         )
 
     def _forward_hook(self, tracked: TrackedModule) -> Any:
@@ -156,7 +163,10 @@ class GradientRecorder:
                         "so its gradient cannot be told apart by example (a mixture of experts, for instance). Leave "
                         "it out with exclude_modules."
                     )
-                matrices = torch.bmm(projected.transpose(1, 2), project(per_example.to(dtype), projection.out_signs))
+                returned = project(per_example.to(dtype), projection.out_signs)
+                if self.moments is not None:
+                    self.moments[tracked.name].update(projected, returned)
+                matrices = torch.bmm(projected.transpose(1, 2), returned)
                 previous = self._gradients.get(tracked.name)
                 self._gradients[tracked.name] = matrices if previous is None else previous + matrices
 

@@ -18,7 +18,14 @@ from ..errors import IndexCorruptedError
 from .layout import FileEntry, inside
 
 
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64, "I64": torch.int64}
+DTYPES = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+}
 _HASHES = "sha256"  # key of the tensors' hashes in a file's metadata
 _MAX_HEADER = 100_000_000  # safetensors' own limit
 

@@ -29,7 +29,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import HubAccessError, HubConnectionError, IndexCorruptedError, IndexFormatError, IndexNotFoundError
 from .files import TensorReader, header_length, parse_header, write_bytes
-from .layout import CARD, MANIFEST, FactorShard, FileEntry, Manifest, check_relative
+from .layout import CARD, LDS, MANIFEST, FactorShard, FileEntry, Manifest, check_relative
 from .store import LocalStore
 
 
@@ -76,15 +76,21 @@ class HubStore(LocalStore):
             download(self.repo_id, entry.file, self.commit, **self._options)
         return super().path(entry)
 
+    def optional(self, file: str) -> Path | None:
+        try:
+            if not (self.folder / file).exists() or self._options.get("force_download"):
+                download(self.repo_id, file, self.commit, **self._options)
+        except (IndexCorruptedError, HubConnectionError):
+            logger.debug("%s has no %s.", self.repo_id, file)
+        return super().optional(file)
+
     def fetch(self, manifest: Manifest) -> None:
         """Download the index: the curvature first, then the shards, then what people read."""
         self.path(manifest.curvature)
         with ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="lorif-download") as pool:
             list(pool.map(self.path, [*manifest.shards, *manifest.examples, *manifest.tokenizer]))
-        try:
-            download(self.repo_id, CARD, self.commit, **self._options)  # the owner's words, for a later push elsewhere
-        except (IndexCorruptedError, HubConnectionError):
-            logger.debug("%s has no card.", self.repo_id)
+        for file in (CARD, LDS):  # the owner's words and the index's score, for a later push elsewhere
+            self.optional(file)
         self._options["force_download"] = False  # once is enough
 
 

@@ -16,6 +16,7 @@ MANIFEST = "influence_config.json"
 CARD = "README.md"
 CURVATURE = "curvature/curvature.safetensors"
 TOKENIZER = "tokenizer"
+LDS = "evaluation/lds.json"  # how good the index was measured to be, once it was: not part of the manifest
 STAGING = ".lorif-build"  # an unfinished build's own notes; gone when the index is whole
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,20 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import LorifError, PublishError
 from .hub import REPO_TYPE, hub_api, retried, translated_errors
-from .layout import CARD, FORMAT_VERSION, MANIFEST, FileEntry, Manifest, inside
+from .layout import CARD, FORMAT_VERSION, LDS, MANIFEST, FileEntry, Manifest, inside
 from .store import LocalStore
 
 
 logger = logging.getLogger(__name__)
 
 FORMAT_TAG = f"lorif-format-{FORMAT_VERSION.partition('.')[0]}"
-_OURS = ("factors/", "curvature/", "data/", "tokenizer/")  # folders in which a file of no manifest is an old one
+_OURS = (
+    "factors/",
+    "curvature/",
+    "data/",
+    "tokenizer/",
+    "evaluation/",
+)  # folders in which a file of no manifest is an old one
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 
 
@@ -67,27 +73,80 @@ def publish(
     check_repo_id(repo_id)
     paths = {entry.file: store.path(entry) for entry in manifest.files}
     paths[MANIFEST] = inside(store.folder, MANIFEST)
+    measured = store.optional(LDS)
+    if measured is not None:
+        paths[LDS] = measured
     own_card = _local_card(store)
     if own_card is not None:
         _rendered(render_card, repo_id, own_card)  # a card that cannot be read shows before a repo is made
-    check_contents(paths, token)
+
+    def checked_card(name: str, existing: str | None) -> str:
+        card = render_card(name, own_card if existing is None else existing)
+        check_card(card, manifest)
+        return card
+
+    repo_id, commit = push_files(
+        paths,
+        repo_id,
+        checked_card,
+        ours=_OURS,
+        private=private,
+        token=token,
+        revision=revision,
+        create_pr=create_pr,
+        commit_message=commit_message or "Upload influence index with lorif-hf",
+        commit_description=commit_description,
+    )
+    if not create_pr and revision in (None, "main"):
+        with translated_errors(repo_id, revision, token=token):
+            _move_format_tag(hub_api(token), repo_id, commit.oid)
+    return commit
+
+
+def push_files(
+    files: Mapping[str, Path | bytes],
+    repo_id: str,
+    render_card: Callable[[str, str | None], str],
+    *,
+    ours: Sequence[str],
+    commit_message: str,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_description: str | None = None,
+) -> tuple[str, CommitInfo]:
+    """Push files and their card to a dataset repo, in one commit, after a look at what they hold.
+
+    Args:
+        files (`Mapping`): path in the repo -> file here, or content.
+        ours (`Sequence[str]`): folders of the repo in which a file that is not among `files` is an old one, and goes.
+        repo_id, render_card, private, token, revision, create_pr, commit_message, commit_description: as in
+            [`publish`].
+
+    Returns:
+        The repo's full id, and the commit.
+    """
+    check_repo_id(repo_id)
+    check_contents(files, token)
     api = hub_api(token)
     repo_id, head = prepare_repo(repo_id, private=private, token=token, revision=revision)
     with translated_errors(repo_id, revision, token=token):
-        existing = _existing_card(repo_id, head.sha, token)
-        card = _rendered(render_card, repo_id, own_card if existing is None else existing)
-        check_card(card, manifest)
+        card = _rendered(render_card, repo_id, _existing_card(repo_id, head.sha, token))
         check_contents({CARD: card.encode()}, token)
-        operations: list[Any] = [CommitOperationAdd(file, str(path)) for file, path in paths.items()]
-        operations.append(CommitOperationAdd(CARD, card.encode()))
+        contents = {**files, CARD: card.encode()}
+        operations: list[Any] = [
+            CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+            for name, content in contents.items()
+        ]
         present = [sibling.rfilename for sibling in head.siblings or []]
-        stale = [file for file in present if file.startswith(_OURS) and file not in paths]
+        stale = [file for file in present if file.startswith(tuple(ours)) and file not in files]
         operations += [CommitOperationDelete(file) for file in stale]
         try:
             commit = api.create_commit(
                 repo_id,
                 operations,
-                commit_message=commit_message or "Upload influence index with lorif-hf",
+                commit_message=commit_message,
                 commit_description=commit_description,
                 repo_type=REPO_TYPE,
                 revision=revision,
@@ -98,9 +157,7 @@ def publish(
             if isinstance(error, HTTPError):
                 raise
             raise PublishError(f"The Hub does not take the YAML of {CARD} ({error}): mend it by hand.") from error
-        if not create_pr and revision in (None, "main"):
-            _move_format_tag(api, repo_id, commit.oid)
-    return commit
+    return repo_id, commit
 
 
 def prepare_repo(
@@ -134,7 +191,7 @@ def check_repo_id(repo_id: str) -> None:
         raise PublishError(f"{repo_id!r} is no repo id ({error}): it must look like 'user/my-index'.") from None
 
 
-def check_contents(files: dict[str, Any], token: str | bool | None) -> None:
+def check_contents(files: Mapping[str, Any], token: str | bool | None) -> None:
     """See that no access token and no path of this machine is in any file (paths, or contents as bytes).
 
     Raises:
@@ -198,6 +255,8 @@ def _config_files(config: Any) -> list[str]:
 def _rendered(render_card: Callable[[str, str | None], str], repo_id: str, existing: str | None) -> str:
     try:
         return render_card(repo_id, existing)
+    except LorifError:
+        raise
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise PublishError(f"The YAML of {CARD} cannot be read ({error}): mend it by hand.") from error
 

@@ -1,8 +1,9 @@
 """Shards of factors: written whole, one file per range of rows; read one module or one range at a time."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,16 +14,20 @@ from .layout import CURVATURE, FactorShard, FileEntry, ModuleEntry
 from .store import LocalStore
 
 
-Factors = tuple[Tensor, Tensor]
-"""left (n, d1, c) and right (n, d2, c) of one module, in the index's storage dtype."""
+Parts = dict[str, Tensor]
+"""The stored tensors of one module by name ("u", "v", ...), examples along the first axis."""
+
+Layout = Callable[[int, int], Mapping[str, tuple[torch.dtype, tuple[int, ...]]]]
+"""Of a module's d1 and d2: its parts, the dtype of each and the shape of one example's share."""
+
+WEIGHTS = "weights"
+"""Name of the tensor, float32 (n,), that says what each example of a shard counts for, where they differ."""
 
 
-def write_shard(path: Path, factors: Mapping[str, Factors]) -> None:
-    """Write the factors of a range of rows, per module."""
-    tensors = {}
-    for module, (left, right) in factors.items():
-        tensors[f"{module}.u"], tensors[f"{module}.v"] = left, right
-    write_tensors(path, tensors)
+def write_shard(path: Path, parts: Mapping[str, Mapping[str, Tensor]], weights: Tensor | None = None) -> None:
+    """Write what is stored of a range of rows, per module."""
+    tensors = {f"{module}.{part}": tensor for module, some in parts.items() for part, tensor in some.items()}
+    write_tensors(path, tensors if weights is None else {**tensors, WEIGHTS: weights})
 
 
 class ShardReader:
@@ -32,50 +37,66 @@ class ShardReader:
         store (`LocalStore`): where the files are.
         shards (`list[FactorShard]`): the factor files.
         curvature (`FileEntry` or `None`): the curvature file, once there is one.
-        dtype (`torch.dtype`): storage type of the factors.
-        rank (`int`): c.
+        layout (`Layout`): what is stored of a module.
     """
 
-    def __init__(
-        self,
-        store: LocalStore,
-        shards: list[FactorShard],
-        curvature: FileEntry | None,
-        dtype: torch.dtype,
-        rank: int,
-    ):
+    def __init__(self, store: LocalStore, shards: list[FactorShard], curvature: FileEntry | None, layout: Layout):
         self.store = store
         self.shards = shards
         self._curvature = curvature
-        self.dtype = dtype
-        self.rank = rank
+        self.layout = layout
 
-    def load(
-        self, shard: FactorShard, modules: Sequence[ModuleEntry], rows: Tensor | None = None
-    ) -> dict[str, Factors]:
-        """The factors of some modules in one shard: all rows, or those in `rows` (ascending, in the shard)."""
-        file = self.store.tensors(shard)
-        for module in modules:
-            for side, extent in (("u", module.d1), ("v", module.d2)):
-                name = f"{module.name}.{side}"
-                _expect(file.file, name, file.span(name), (shard.rows, extent, self.rank), self.dtype)
+    def load(self, shard: FactorShard, modules: Sequence[ModuleEntry], rows: Tensor | None = None) -> dict[str, Parts]:
+        """What is stored of some modules in one shard: all rows, or those in `rows` (ascending, in the shard)."""
+        file, layouts = self._checked(shard, modules)
         if rows is None:
-            file.prefetch([f"{module.name}.{side}" for module in modules for side in "uv"])
+            file.prefetch([f"{module}.{part}" for module, parts in layouts.items() for part in parts])
         return {
-            module.name: (_rows(file, f"{module.name}.u", rows), _rows(file, f"{module.name}.v", rows))
-            for module in modules
+            module: {part: _rows(file, f"{module}.{part}", rows) for part in parts}
+            for module, parts in layouts.items()
         }
+
+    def check(self, modules: Sequence[ModuleEntry], rows: Tensor | None = None) -> None:
+        """See that what is stored has the shapes that config and manifest claim, before anything is made of that size.
+
+        Looks at the first shard that [`~ShardReader.stream`] would read for the same arguments.
+        """
+        for shard in self.shards:
+            if rows is None or bool(((rows >= shard.start) & (rows < shard.stop)).any()):
+                self._checked(shard, modules)
+                return
+
+    def _checked(self, shard: FactorShard, modules: Sequence[ModuleEntry]) -> tuple[TensorReader, dict[str, Any]]:
+        file = self.store.tensors(shard)
+        layouts = {module.name: self.layout(module.d1, module.d2) for module in modules}
+        for module, parts in layouts.items():
+            for part, (dtype, shape) in parts.items():
+                name = f"{module}.{part}"
+                _expect(file.file, name, file.span(name), (shard.rows, *shape), dtype)
+        return file, layouts
+
+    def weights(self, shard: FactorShard, rows: Tensor | None = None) -> Tensor:
+        """What the examples of a shard count for: float32 (n,), finite and not negative."""
+        file = self.store.tensors(shard)
+        _expect(file.file, WEIGHTS, file.span(WEIGHTS), (shard.rows,), torch.float32)
+        weights = _rows(file, WEIGHTS, rows)
+        if not bool((weights >= 0).all()) or not bool(torch.isfinite(weights).all()):
+            raise IndexCorruptedError(file.file, f"tensor '{WEIGHTS}' holds numbers that no weight has")
+        return weights
 
     def stream(
         self, modules: Sequence[ModuleEntry], rows: Tensor | None = None
-    ) -> Iterator[tuple[int, FactorShard, dict[str, Factors]]]:
-        """The factors shard by shard, of all rows or of the selected ones: (rows given before, shard, factors).
+    ) -> Iterator[tuple[int, FactorShard, dict[str, Parts], Tensor | None]]:
+        """What is stored, shard by shard, of all rows or of the selected ones.
 
         The next shard is read while the caller works on this one: two are held at most.
 
         Args:
             modules (`Sequence[ModuleEntry]`): whose factors.
             rows (`Tensor`, *optional*): row numbers of the index, ascending; shards without any are not touched.
+
+        Yields:
+            `tuple`: rows given before, the shard, its parts by module, and its rows in the shard (`None`: all).
         """
         tasks: list[tuple[int, FactorShard, Tensor | None]] = []
         for shard in self.shards:
@@ -87,22 +108,21 @@ class ShardReader:
                 tasks.append((first, shard, rows[first:last] - shard.start))
         with ThreadPoolExecutor(1, thread_name_prefix="lorif-read-ahead") as ahead:
             following = [ahead.submit(self.load, shard, modules, some) for _, shard, some in tasks[:1]]
-            for number, (position, shard, _) in enumerate(tasks):
-                factors = following.pop().result()
+            for number, (position, shard, chosen) in enumerate(tasks):
+                parts = following.pop().result()
                 for _, next_shard, some in tasks[number + 1 : number + 2]:
                     following.append(ahead.submit(self.load, next_shard, modules, some))
-                yield position, shard, factors
-                del factors
+                yield position, shard, parts, chosen
+                del parts
 
-    def blocks(self, module: ModuleEntry) -> Iterator[Factors]:
-        """One module's factors in row order, a shard at a time."""
+    def blocks(self, module: ModuleEntry) -> Iterator[Parts]:
+        """What is stored of one module in row order, a shard at a time."""
         for shard in self.shards:
             yield self.load(shard, [module])[module.name]
 
-    def curvature(self, module: ModuleEntry) -> tuple[Tensor, Tensor, float, float]:
+    def eigenpairs(self, module: ModuleEntry) -> tuple[Tensor, Tensor, float, float]:
         """eigenvectors (D, r), eigenvalues (r,), damping and trace of one module."""
-        assert self._curvature is not None
-        file = self.store.tensors(self._curvature)
+        file = self._curvature_tensors()
         names = [f"{module.name}.{part}" for part in ("eigenvectors", "eigenvalues", "damping", "trace")]
         rank = (file.span(names[1]).shape or (0,))[0]
         _expect(file.file, names[0], file.span(names[0]), (module.d1 * module.d2, rank), torch.float32)
@@ -116,6 +136,23 @@ class ShardReader:
         if not damping > 0:
             raise IndexCorruptedError(CURVATURE, f"the damping of '{module.name}' is {float(damping)}, not positive")
         return eigenvectors, eigenvalues, float(damping), float(trace)
+
+    def whiteners(self, module: ModuleEntry) -> tuple[Tensor, Tensor]:
+        """in_whitener (d1, d1) and out_whitener (d2, d2) of one module."""
+        file = self._curvature_tensors()
+        sides = []
+        for side, extent in (("in", module.d1), ("out", module.d2)):
+            name = f"{module.name}.{side}_whitener"
+            _expect(file.file, name, file.span(name), (extent, extent), torch.float32)
+            whitener = file.read(name)
+            if not bool(torch.isfinite(whitener.sum())):
+                raise IndexCorruptedError(CURVATURE, f"tensor '{name}' holds numbers that no whitener has")
+            sides.append(whitener)
+        return sides[0], sides[1]
+
+    def _curvature_tensors(self) -> TensorReader:
+        assert self._curvature is not None
+        return self.store.tensors(self._curvature)
 
 
 def _rows(file: TensorReader, name: str, rows: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import TensorFile, TensorReader, verified
-from .layout import FileEntry
+from .layout import FileEntry, inside
 
 
 class LocalStore:
@@ -25,6 +25,11 @@ class LocalStore:
             [`~lorif_hf.errors.IndexCorruptedError`]: it is not what the entry says.
         """
         return verified(self.folder, entry)
+
+    def optional(self, file: str) -> Path | None:
+        """The path of a file for which the manifest does not vouch, where there is one."""
+        path = inside(self.folder, file)
+        return path if path.is_file() else None
 
     def tensors(self, entry: FileEntry) -> TensorReader:
         """The tensors of a file."""

@@ -10,6 +10,7 @@ from lorif_hf.algebra.curvature import (
     gram_eigenpairs,
     randomized_eigenpairs,
     self_influence,
+    spectral_solve,
     woodbury_solve,
 )
 from lorif_hf.algebra.scoring import bilinear_scores
@@ -230,3 +231,15 @@ def test_gradients_too_small_for_float32_score_zero_instead_of_nan():
     fitted = fit(lambda: iter([(left, right)]), count=40, dim=20, rank=10, damping=0.5)
     assert fitted.damping == 1.0
     assert torch.equal(self_influence(left, right, fitted), torch.zeros(40))
+
+
+@pytest.mark.parametrize("count", [6, 30])
+def test_spectral_solve_scores_as_the_dense_inverse_does(count):
+    gradients = torch.randn(count, 12, dtype=torch.float64)
+    queries = torch.randn(4, 12, dtype=torch.float64)
+    gram, damping = gradients.T @ gradients, 1e-4
+    eigenvalues, eigenvectors = torch.linalg.eigh(gram)
+    kept = eigenvalues > 1e-9
+    expected = queries @ torch.linalg.inv(gram + damping * torch.eye(12, dtype=torch.float64)) @ gradients.T
+    solved = spectral_solve(queries, eigenvectors[:, kept], eigenvalues[kept], damping)
+    torch.testing.assert_close(solved @ gradients.T, expected, rtol=1e-6, atol=1e-8)

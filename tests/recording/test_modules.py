@@ -6,7 +6,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lorif_hf.errors import UnsupportedModuleError
-from lorif_hf.recording.modules import base_model, tracked_modules, unwrap
+from lorif_hf.recording.modules import base_model, parameter_shapes, tracked_modules, unwrap
 
 
 def _names(model, *args, **kwargs):
@@ -165,3 +165,9 @@ def test_base_model(build):
     assert base_model(plain) is plain
     assert type(base_model(adapted)) is type(plain)
     assert base_model(nn.Linear(1, 1)).in_features == 1
+
+
+def test_shapes_of_parameters_stand_under_the_names_of_modules(gpt2):
+    shapes = parameter_shapes(gpt2)
+    assert shapes["transformer.h.0.attn.c_attn.weight"] == [12, 36]
+    assert shapes["lm_head.weight"] == shapes["transformer.wte.weight"] == [50, 12]  # tied

@@ -308,7 +308,7 @@ def test_shards_leave_before_the_build_ends_and_leave_once(hub, tmp_path, monkey
 
     options = {"push_to_hub": True, "repo_id": REPO, "token": hub.token, "private": True}
     with monkeypatch.context() as patch, pytest.raises(ArithmeticError):
-        patch.setattr("lorif_hf.build.curvature_algebra.fit", fail)
+        patch.setattr("lorif_hf.fitting.curvature.fit", fail)
         build(tmp_path / "index", **options)
     early = sent(hub)
     assert len(early) == 4 and hub.state.get("dataset", REPO).private

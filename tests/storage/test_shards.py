@@ -18,20 +18,32 @@ def forget_verified_files(monkeypatch):
     monkeypatch.setattr(files, "_verified", {})
 
 
+def layout_of(dtype=torch.bfloat16, rank=RANK):
+    return lambda d1, d2: {"u": (dtype, (d1, rank)), "v": (dtype, (d2, rank))}
+
+
 def random_factors(rows, dtype=torch.bfloat16, rank=RANK, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return {
-        module.name: tuple(torch.randn(rows, d, rank, generator=generator).to(dtype) for d in (module.d1, module.d2))
+        module.name: {
+            side: torch.randn(rows, d, rank, generator=generator).to(dtype)
+            for side, d in (("u", module.d1), ("v", module.d2))
+        }
         for module in MODULES
     }
 
 
-def write_shards(folder, factors, sizes=SIZES):
+def reader_of(folder, shards, layout=None):
+    return ShardReader(LocalStore(folder), shards, None, layout or layout_of())
+
+
+def write_shards(folder, factors, sizes=SIZES, weights=None):
     shards, start = [], 0
     for i, rows in enumerate(sizes):
         file = factor_file(i, len(sizes))
         part = slice(start, start + rows)
-        write_shard(folder / file, {name: (u[part], v[part]) for name, (u, v) in factors.items()})
+        parts = {name: {side: tensor[part] for side, tensor in some.items()} for name, some in factors.items()}
+        write_shard(folder / file, parts, None if weights is None else weights[part])
         entry = file_entry(folder, file)
         shards.append(FactorShard(file, entry.bytes, entry.sha256, start, rows, header_sha256(folder / file)))
         start += rows
@@ -50,35 +62,34 @@ def curvature_tensors(rank=2):
 
 def read_curvature(folder, tensors, module=MODULES[0]):
     write_tensors(folder / CURVATURE, tensors)
-    return ShardReader(LocalStore(folder), [], file_entry(folder, CURVATURE), torch.bfloat16, RANK).curvature(module)
+    return ShardReader(LocalStore(folder), [], file_entry(folder, CURVATURE), layout_of()).eigenpairs(module)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_factors_come_back_bit_by_bit_in_row_order(tmp_path, dtype):
     factors = random_factors(6, dtype)
-    reader = ShardReader(LocalStore(tmp_path), write_shards(tmp_path, factors), None, dtype, RANK)
+    reader = reader_of(tmp_path, write_shards(tmp_path, factors), layout_of(dtype))
     for module in MODULES:
         blocks = list(reader.blocks(module))
-        assert [len(left) for left, _ in blocks] == SIZES
-        for side in (0, 1):
+        assert [len(block["u"]) for block in blocks] == SIZES
+        for side in ("u", "v"):
             found = torch.cat([block[side] for block in blocks])
             assert found.dtype == dtype and torch.equal(found, factors[module.name][side])
 
 
 def test_blocks_can_be_read_once_per_pass(tmp_path):
-    reader = ShardReader(LocalStore(tmp_path), write_shards(tmp_path, random_factors(6)), None, torch.bfloat16, RANK)
+    reader = reader_of(tmp_path, write_shards(tmp_path, random_factors(6)))
     first, second = list(reader.blocks(MODULES[0])), list(reader.blocks(MODULES[0]))
     assert len(first) == len(second) == len(SIZES)
-    assert all(
-        torch.equal(a, b) for one, two in zip(first, second, strict=True) for a, b in zip(one, two, strict=True)
-    )
+    for one, two in zip(first, second, strict=True):
+        assert list(one) == list(two) == ["u", "v"] and all(torch.equal(one[side], two[side]) for side in one)
 
 
 def test_one_shard_can_be_read_alone_while_another_is_damaged(tmp_path):
     shards = write_shards(tmp_path, random_factors(6))
     (tmp_path / shards[0].file).unlink()
-    reader = ShardReader(LocalStore(tmp_path), shards, None, torch.bfloat16, RANK)
-    assert reader.load(shards[2], [MODULES[1]])[MODULES[1].name][0].shape == (2, 4, RANK)
+    reader = reader_of(tmp_path, shards)
+    assert reader.load(shards[2], [MODULES[1]])[MODULES[1].name]["u"].shape == (2, 4, RANK)
     with pytest.raises(IndexCorruptedError, match=f"{shards[0].file}: it is missing"):
         reader.load(shards[0], [MODULES[1]])[MODULES[1].name]
 
@@ -89,8 +100,8 @@ def test_each_file_is_checked_before_its_first_use(tmp_path):
     data[-1] ^= 128
     (tmp_path / shards[1].file).write_bytes(data)
     files._verified.clear()
-    blocks = ShardReader(LocalStore(tmp_path), shards, None, torch.bfloat16, RANK).blocks(MODULES[0])
-    assert len(next(blocks)[0]) == 3
+    blocks = reader_of(tmp_path, shards).blocks(MODULES[0])
+    assert len(next(blocks)["u"]) == 3
     with pytest.raises(IndexCorruptedError, match=rf"{shards[1].file}: its SHA-256 is"):
         next(blocks)
 
@@ -113,17 +124,15 @@ def test_factors_of_another_kind_than_the_manifests_are_refused(tmp_path, change
     else:
         module, expected = ModuleEntry("z", "linear", 8, 12, 2, 3, "0" * 64), "it has no tensor 'z.u'"
     with pytest.raises(IndexCorruptedError, match=expected) as caught:
-        ShardReader(LocalStore(tmp_path), [shard], None, dtype, rank).load(shard, [module])[module.name]
+        reader_of(tmp_path, [shard], layout_of(dtype, rank)).load(shard, [module])
     assert caught.value.file == shard.file
 
 
 def test_the_two_sides_are_not_taken_for_one_another(tmp_path):
-    factors = {name: (v, u) for name, (u, v) in random_factors(6).items()}
+    factors = {name: {"u": some["v"], "v": some["u"]} for name, some in random_factors(6).items()}
     shards = write_shards(tmp_path, factors)
     with pytest.raises(IndexCorruptedError, match=r"'a.b.u' is .* \(3, 3, 2\), the manifest makes it .* \(3, 2, 2\)"):
-        ShardReader(LocalStore(tmp_path), shards, None, torch.bfloat16, RANK).load(shards[0], [MODULES[0]])[
-            MODULES[0].name
-        ]
+        reader_of(tmp_path, shards).load(shards[0], [MODULES[0]])
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
@@ -178,6 +187,104 @@ def test_a_missing_part_of_the_curvature_is_named(tmp_path, part):
 
 
 def test_a_missing_curvature_file_is_named(tmp_path):
-    reader = ShardReader(LocalStore(tmp_path), [], FileEntry(CURVATURE, 10, "0" * 64), torch.bfloat16, RANK)
+    reader = ShardReader(LocalStore(tmp_path), [], FileEntry(CURVATURE, 10, "0" * 64), layout_of())
     with pytest.raises(IndexCorruptedError, match=f"{CURVATURE}: it is missing"):
-        reader.curvature(MODULES[0])
+        reader.eigenpairs(MODULES[0])
+    with pytest.raises(IndexCorruptedError, match=f"{CURVATURE}: it is missing"):
+        reader.whiteners(MODULES[0])
+
+
+def test_any_parts_in_any_dtype_are_stored_and_streamed_by_rows(tmp_path):
+    """What a codec of few bits stores: bytes, and a scale of another dtype; here three parts of odd shapes."""
+
+    def layout(d1, d2):
+        return {"u": (torch.uint8, (2, d1 + 1)), "g": (torch.float32, (d1, d2)), "u_scale": (torch.bfloat16, (2,))}
+
+    generator = torch.Generator().manual_seed(0)
+    parts = {
+        module.name: {
+            name: torch.randint(0, 256, (6, *shape), generator=generator).to(dtype)
+            for name, (dtype, shape) in layout(module.d1, module.d2).items()
+        }
+        for module in MODULES
+    }
+    reader = reader_of(tmp_path, write_shards(tmp_path, parts), layout)
+    for rows, expected in ((None, [0, 3, 4]), (torch.tensor([0, 2, 5]), [0, 2])):
+        found = list(reader.stream(MODULES, rows))
+        assert [position for position, *_ in found] == expected
+        for position, shard, stored, chosen in found:
+            at = torch.arange(shard.start, shard.stop) if chosen is None else shard.start + chosen
+            assert rows is None or torch.equal(at, rows[position : position + len(at)])
+            assert list(stored) == [module.name for module in MODULES]
+            for name, some in stored.items():
+                assert list(some) == ["u", "g", "u_scale"]
+                assert all(torch.equal(tensor, parts[name][part][at]) for part, tensor in some.items())
+
+
+def test_weights_come_back_by_rows(tmp_path):
+    weights = torch.rand(6, generator=torch.Generator().manual_seed(0))
+    shards = write_shards(tmp_path, random_factors(6), weights=weights)
+    reader = reader_of(tmp_path, shards)
+    assert torch.equal(torch.cat([reader.weights(shard) for shard in shards]), weights)
+    assert torch.equal(reader.weights(shards[0], torch.tensor([0, 2])), weights[[0, 2]])
+    # They do not stand in the way of the factors.
+    assert list(reader.load(shards[0], MODULES)) == [module.name for module in MODULES]
+
+
+WEIGHTS = {
+    "negative": (torch.tensor([0.5, -1e-9, 1.0]), "tensor 'weights' holds numbers that no weight has"),
+    "NaN": (torch.tensor([0.5, torch.nan, 1.0]), "tensor 'weights' holds numbers that no weight has"),
+    "infinite": (torch.tensor([0.5, torch.inf, 1.0]), "tensor 'weights' holds numbers that no weight has"),
+    "float64": (torch.ones(3, dtype=torch.float64), r"'weights' is torch.float64 \(3,\), .* torch.float32 \(3,\)"),
+    "too few": (torch.ones(2), r"'weights' is torch.float32 \(2,\), the manifest makes it torch.float32 \(3,\)"),
+    "a column": (torch.ones(3, 1), r"'weights' is torch.float32 \(3, 1\), the manifest makes it"),
+    "absent": (None, "it has no tensor 'weights'"),
+}
+
+
+@pytest.mark.parametrize("value, message", WEIGHTS.values(), ids=WEIGHTS)
+def test_weights_that_cannot_be_are_refused(tmp_path, value, message):
+    shards = write_shards(tmp_path, random_factors(3), sizes=[3], weights=value)
+    with pytest.raises(IndexCorruptedError, match=message) as caught:
+        reader_of(tmp_path, shards).weights(shards[0])
+    assert caught.value.file == shards[0].file
+
+
+def whitener_tensors():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        f"{module.name}.{side}_whitener": torch.randn(d, d, generator=generator)
+        for module in MODULES
+        for side, d in (("in", module.d1), ("out", module.d2))
+    }
+
+
+def read_whiteners(folder, tensors, module=MODULES[0]):
+    write_tensors(folder / CURVATURE, tensors)
+    return ShardReader(LocalStore(folder), [], file_entry(folder, CURVATURE), layout_of()).whiteners(module)
+
+
+def test_whiteners_come_back_bit_by_bit(tmp_path):
+    tensors = whitener_tensors()
+    for module in MODULES:
+        for side, found in zip(("in", "out"), read_whiteners(tmp_path, tensors, module), strict=True):
+            assert torch.equal(found, tensors[f"{module.name}.{side}_whitener"])
+
+
+WHITENERS = {
+    "of another size": (torch.eye(3), r"'a.b.in_whitener' is .* \(3, 3\), the manifest makes it .* \(2, 2\)"),
+    "not square": (torch.ones(2, 3), r"\(2, 3\), the manifest makes it torch.float32 \(2, 2\)"),
+    "float64": (torch.eye(2, dtype=torch.float64), "is torch.float64"),
+    "NaN": (torch.full((2, 2), torch.nan), "'a.b.in_whitener' holds numbers that no whitener has"),
+    "infinite": (torch.tensor([[torch.inf, 0], [0, 1]]), "'a.b.in_whitener' holds numbers that no whitener has"),
+    "opposite infinities": (torch.tensor([[torch.inf, 0], [0, -torch.inf]]), "numbers that no whitener has"),
+    "absent": (None, "it has no tensor 'a.b.in_whitener'"),
+}
+
+
+@pytest.mark.parametrize("value, message", WHITENERS.values(), ids=WHITENERS)
+def test_a_whitener_that_cannot_be_is_refused(tmp_path, value, message):
+    tensors = {**whitener_tensors(), "a.b.in_whitener": value}
+    with pytest.raises(IndexCorruptedError, match=message) as caught:
+        read_whiteners(tmp_path, {name: tensor for name, tensor in tensors.items() if tensor is not None})
+    assert caught.value.file == CURVATURE

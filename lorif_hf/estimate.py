@@ -1,0 +1,154 @@
+"""What an index would cost, before it is built and without loading a weight."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .algebra.curvature import EXACT_LIMIT
+from .algebra.factors import factor_products
+from .algebra.quantization import PAIR_PRODUCTS
+from .config import InfluenceConfig
+from .encoding import bytes_per_example, module_entry, stored_entries
+from .errors import LorifError, ModelMismatchError
+from .recording.modules import TrackedModule, tracked_modules
+from .storage.layout import ModuleEntry
+
+
+PRESETS: dict[str, Callable[[], InfluenceConfig]] = {
+    "default": InfluenceConfig,
+    "smallest": InfluenceConfig.smallest,
+    "best": InfluenceConfig.best,
+    "paper": InfluenceConfig.paper,
+    "logra": InfluenceConfig.logra,
+    "trak": InfluenceConfig.trak,
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one config would cost.
+
+    Args:
+        bytes_per_example (`int`): stored factors, all layers together.
+        index_bytes (`int`): of N examples, with the curvature; without texts and tokenizer.
+        fit_memory (`int`): bytes that fitting the curvature (or the whitening) needs at its peak.
+        seconds (`float`): to build it, at the given speed: rough, within a factor of a few.
+        problem (`str` or `None`): why this model cannot be indexed with this config.
+    """
+
+    bytes_per_example: int = 0
+    index_bytes: int = 0
+    fit_memory: int = 0
+    seconds: float = 0.0
+    problem: str | None = None
+
+
+def empty_model(name: str, token: str | bool | None = None) -> nn.Module:
+    """The model of a Hub id or folder on the meta device: its config is read, its weights are not.
+
+    Raises:
+        [`~lorif_hf.errors.ModelMismatchError`]: it has no config, or one that names no class that transformers has.
+    """
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, token=token)
+    except (ValueError, OSError) as error:
+        raise ModelMismatchError(f"No model config is found at {name} ({error}).") from error
+    found = (getattr(transformers, one, None) for one in config.architectures or ["AutoModelForCausalLM"])
+    model_class = next((one for one in found if one is not None), None)
+    if model_class is None:
+        raise ModelMismatchError(
+            f"transformers has no {', '.join(config.architectures)}, which the config of {name} names: its layers "
+            "cannot be laid out without its own code."
+        )
+    build = getattr(model_class, "from_config", None) or model_class._from_config
+    with torch.device("meta"):
+        model: nn.Module = build(config)
+    return model
+
+
+def estimates(
+    model: nn.Module, num_examples: int, length: int, configs: Mapping[str, InfluenceConfig], flops_per_second: float
+) -> dict[str, Estimate]:
+    """Estimate each config for a model.
+
+    Args:
+        model (`nn.Module`): may be on the meta device.
+        num_examples (`int`): N.
+        length (`int`): tokens per example, T.
+        configs (`Mapping[str, InfluenceConfig]`): by the name to show.
+        flops_per_second (`float`): what the machine does in float32 matrix products.
+    """
+    found = {}
+    for name, config in configs.items():
+        try:
+            modules = tracked_modules(model, config.target_modules, config.exclude_modules)
+            found[name] = _estimate(model, modules, num_examples, length, config, flops_per_second)
+        except LorifError as error:
+            found[name] = Estimate(problem=str(error))
+    return found
+
+
+def measured_speed(size: int = 1024) -> float:
+    """Floating-point operations per second of a float32 matrix product on this machine (a GPU where there is one)."""
+    matrix = torch.randn(size, size, device="cuda" if torch.cuda.is_available() else "cpu")
+    times = []
+    for _ in range(6):
+        start = time.perf_counter()
+        float((matrix @ matrix)[0, 0])
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(times[1:])
+
+
+def _estimate(
+    model: nn.Module,
+    modules: Sequence[TrackedModule],
+    count: int,
+    length: int,
+    config: InfluenceConfig,
+    speed: float,
+) -> Estimate:
+    entries = [module_entry(one, config) for one in modules]
+    stored = stored_entries(config, entries)
+    per_example = bytes_per_example(config, entries)
+    fitted, memory, fit_flops = 0, 0, 0.0
+    if config.whitening != "none":
+        sides = sum(entry.d1**2 + entry.d2**2 for entry in entries)
+        fitted += 4 * sides
+        memory = 8 * sides
+    if config.curvature == "low-rank":
+        for entry in stored:
+            dim = entry.d1 * entry.d2
+            rank = min(config.curvature_rank or dim, dim, count)
+            exact = min(dim, count)
+            fitted += 4 * dim * rank
+            if exact <= EXACT_LIMIT:
+                memory = max(memory, 8 * (2 * exact**2 + dim * rank))
+                fit_flops += 2.0 * count * dim * exact + 10.0 * exact**3
+            else:
+                memory = max(memory, 4 * 3 * dim * (rank + 10))
+                fit_flops += 5 * 4.0 * count * dim * rank
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    sampled = min(config.whitening_samples, count) if config.whitening != "none" else 0
+    pass_flops = 4.0 * parameters * length  # forward, and backward to the activations alone
+    flops = (count + sampled) * pass_flops + count * sum(_encoding_flops(one, length, config) for one in entries)
+    return Estimate(per_example, count * per_example + fitted, memory, (flops + fit_flops) / speed)
+
+
+def _encoding_flops(entry: ModuleEntry, length: int, config: InfluenceConfig) -> float:
+    """Of one example in one layer: projecting its tokens, its gradient, whitening it, factorising it."""
+    dim = entry.d1 * entry.d2
+    flops = 2.0 * length * dim
+    if config.projection_factor > 1:
+        flops += 2.0 * length * (entry.in_features * entry.d1 + entry.out_features * entry.d2)
+    if config.whitening != "none":
+        flops += 2.0 * dim * (entry.d1 + entry.d2)
+    if config.factor_rank is not None:
+        products = factor_products(config.factor_rank) if config.bits == 16 else config.factor_rank * PAIR_PRODUCTS
+        flops += 2.0 * dim * products
+    return flops

@@ -1,0 +1,82 @@
+"""`evaluation/lds.json`: how well an index was measured to foretell retraining. It may come from anybody."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..errors import IndexCorruptedError
+from .files import write_text
+from .layout import LDS, Manifest
+from .store import LocalStore
+
+
+_LARGEST = 1 << 16  # bytes that are read at all
+
+
+@dataclass(frozen=True)
+class LDSRecord:
+    """A linear datamodeling score and how it was measured.
+
+    Args:
+        mean (`float`): mean over queries, between -1 and 1; positive is good.
+        confidence (`float`): of both intervals.
+        query_low, query_high (`float` or `None`): interval over queries, where there is one.
+        subset_low, subset_high (`float` or `None`): interval over subsets, where there is one.
+        num_queries (`int`): Q.
+        num_subsets (`int`): M.
+        num_seeds (`int`): trainings per subset.
+        seed_agreement (`float` or `None`): of the ground truth with itself, where there are two seeds.
+        bank (`str` or `None`): Hub repo of the retrained models' losses, where it is known.
+        build (`str`): the index that was measured: its manifest's fingerprint.
+    """
+
+    mean: float
+    confidence: float
+    query_low: float | None
+    query_high: float | None
+    subset_low: float | None
+    subset_high: float | None
+    num_queries: int
+    num_subsets: int
+    num_seeds: int
+    seed_agreement: float | None
+    bank: str | None
+    build: str
+
+
+def write_lds(store: LocalStore, record: LDSRecord) -> None:
+    write_text(store.folder / LDS, json.dumps(asdict(record), indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_lds(store: LocalStore, manifest: Manifest) -> LDSRecord | None:
+    """The score of an index; `None` where it has none, or one that was measured of another index.
+
+    Raises:
+        [`~lorif_hf.errors.IndexCorruptedError`]: the file is not what it should be.
+    """
+    path = store.optional(LDS)
+    if path is None:
+        return None
+    if path.stat().st_size > _LARGEST:
+        raise IndexCorruptedError(LDS, f"it has over {_LARGEST:,} bytes")
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise IndexCorruptedError(LDS, f"it is not JSON ({error})") from error
+    names = [field.name for field in fields(LDSRecord)]
+    if not isinstance(values, dict) or set(values) != set(names):
+        raise IndexCorruptedError(LDS, f"it must have exactly the fields {', '.join(names)}")
+    for field in fields(LDSRecord):
+        if not _fits(values[field.name], field.type):
+            raise IndexCorruptedError(LDS, f"'{field.name}' cannot be {str(values[field.name])[:50]!r}")
+    record = LDSRecord(**values)
+    return record if record.build == manifest.build else None
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if value is None:
+        return kind in (float | None, str | None)
+    if kind in (float, float | None):
+        return type(value) in (int, float) and math.isfinite(value) and -1 <= value <= 1
+    return type(value) is int and 0 < value < 2**63 if kind is int else isinstance(value, str)

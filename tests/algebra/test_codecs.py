@@ -1,0 +1,149 @@
+"""What a codec stores, against the gradients it stands for."""
+
+import pytest
+import torch
+
+from lorif_hf.algebra.codecs import Codec, DenseCodec, FactorCodec, PackedCodec
+from lorif_hf.algebra.factors import factorize
+from lorif_hf.algebra.quantization import levels, quantized_factors
+from lorif_hf.config import InfluenceConfig
+
+
+D1, D2 = 9, 7
+CODECS = {
+    "dense float32": DenseCodec(torch.float32),
+    "dense bfloat16": DenseCodec(torch.bfloat16),
+    "factors float32": FactorCodec(3, torch.float32),
+    "factors float16": FactorCodec(1, torch.float16),
+    **{f"{bits} bits, rank {rank}": PackedCodec(rank, bits) for bits in (8, 4, 2, 1) for rank in (1, 3, D2)},
+}
+every = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+
+
+def gradients(count=12, seed=0, decay=0.7):
+    generator = torch.Generator().manual_seed(seed)
+    scale = decay ** torch.arange(D1).view(-1, 1) * decay ** torch.arange(D2)
+    return torch.randn(count, D1, D2, generator=generator) * scale
+
+
+def rebuilt(codec: Codec, parts, d1=D1, d2=D2):
+    """What was stored, as matrices in float64."""
+    left, right = codec.factors(parts, d1, d2)
+    return left.double() if right is None else left.double() @ right.double().mT
+
+
+@every
+def test_parts_are_what_the_layout_says(codec):
+    layout, parts = codec.layout(D1, D2), codec.encode(gradients())
+    assert list(parts) == list(layout)
+    for name, (dtype, shape) in layout.items():
+        assert parts[name].dtype == dtype and parts[name].shape == (12, *shape) and parts[name].device.type == "cpu"
+    assert codec.bytes_per_example(D1, D2) * 12 == sum(part.nbytes for part in parts.values())
+
+
+@every
+def test_scores_are_inner_products_with_what_was_stored(codec):
+    parts = codec.encode(gradients())
+    queries = torch.randn(5, D1, D2, generator=torch.Generator().manual_seed(1))
+    expected = torch.zeros(5, 12, dtype=torch.float64)
+    stored = rebuilt(codec, parts)
+    for q in range(5):
+        for i in range(12):
+            expected[q, i] = sum(queries[q, r, k].double() * stored[i, r, k] for r in range(D1) for k in range(D2))
+    found = codec.scores(queries, parts)
+    assert found.dtype == torch.float32 and found.shape == (5, 12)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@every
+def test_an_example_is_encoded_alone(codec):
+    matrices = gradients()
+    whole, alone = codec.encode(matrices), [codec.encode(matrices[i : i + 1]) for i in range(12)]
+    for name, part in whole.items():
+        again = torch.cat([one[name] for one in alone])
+        if part.dtype == torch.uint8:
+            assert torch.equal(part, again), name
+        else:
+            torch.testing.assert_close(part, again, rtol=1e-2 if part.dtype == torch.bfloat16 else 1e-3, atol=1e-6)
+
+
+@every
+@pytest.mark.parametrize("kind", ["zero", "rank one", "one number"])
+def test_gradients_of_low_rank_are_never_nan(codec, kind):
+    matrices = torch.zeros(2, D1, D2)
+    if kind == "rank one":
+        matrices += torch.linspace(-1, 2, D1).view(-1, 1) * torch.linspace(1, 3, D2)
+    elif kind == "one number":
+        matrices[:, 4, 2] = -3.0
+    stored = rebuilt(codec, codec.encode(matrices))
+    assert bool(stored.isfinite().all())
+    if kind == "zero":
+        assert float(stored.abs().max()) == 0
+        assert float(codec.scores(torch.ones(1, D1, D2), codec.encode(matrices)).abs().max()) == 0
+    else:
+        coarse = isinstance(codec, PackedCodec)
+        lost = float((stored - matrices).norm() / matrices.norm())
+        assert lost < (1.0 if coarse else 1e-2), "something of the gradient must be kept"
+
+
+@every
+def test_no_example_is_encoded_and_scored(codec):
+    parts = codec.encode(gradients()[:0])
+    assert codec.scores(torch.ones(3, D1, D2), parts).shape == (3, 0)
+
+
+def test_dense_gradients_are_stored_as_they_are():
+    matrices = gradients()
+    assert torch.equal(DenseCodec(torch.float32).encode(matrices)["g"], matrices)
+    assert torch.equal(DenseCodec(torch.bfloat16).encode(matrices)["g"], matrices.bfloat16())
+
+
+def test_factors_are_those_of_the_factorisation():
+    matrices = gradients()
+    left, right = factorize(matrices, 2)
+    parts = FactorCodec(2, torch.bfloat16).encode(matrices)
+    assert torch.equal(parts["u"], left.bfloat16()) and torch.equal(parts["v"], right.bfloat16())
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2, 1])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_packed_factors_are_quantised_factors_with_bfloat16_scales(bits, rank):
+    matrices, codec = gradients(), PackedCodec(rank, bits)
+    left, right = codec.factors(codec.encode(matrices), D1, D2)
+    left_codes, right_codes, scales = quantized_factors(matrices, rank, bits)
+    assert torch.equal(right, levels(right_codes, bits))
+    assert torch.equal(left, levels(left_codes, bits) * scales.bfloat16().float().unsqueeze(1))
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_every_bit_more_brings_the_stored_gradient_nearer(rank):
+    matrices = gradients(200)
+    codecs = [PackedCodec(rank, bits) for bits in (1, 2, 4, 8)] + [FactorCodec(rank, torch.float32)]
+    errors = [float((rebuilt(codec, codec.encode(matrices)) - matrices).norm()) for codec in codecs]
+    assert errors == sorted(errors, reverse=True) and errors[0] > 1.05 * errors[2]
+
+
+@pytest.mark.parametrize(
+    "codec, expected",
+    [
+        (DenseCodec(torch.bfloat16), 2 * 96 * 32),
+        (FactorCodec(2, torch.float32), 4 * 2 * (96 + 32)),
+        (PackedCodec(4, 4), 4 * (48 + 16 + 2)),
+        (PackedCodec(16, 1), 16 * (12 + 4 + 2)),
+    ],
+)
+def test_bytes_of_an_example(codec, expected):
+    assert codec.bytes_per_example(96, 32) == expected
+
+
+@pytest.mark.parametrize(
+    "choices, codec",
+    [
+        ({}, FactorCodec(1, torch.bfloat16)),
+        ({"factor_rank": 3, "dtype": "float16"}, FactorCodec(3, torch.float16)),
+        ({"factor_rank": None, "dtype": "float32"}, DenseCodec(torch.float32)),
+        ({"factor_rank": 4, "bits": 2}, PackedCodec(4, 2)),
+    ],
+)
+def test_the_config_chooses_the_codec(choices, codec):
+    assert InfluenceConfig(**choices).codec() == codec

@@ -1,0 +1,228 @@
+"""Codes, bytes and scales against loops over single numbers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lorif_hf.algebra.quantization import (
+    _ROUNDS,
+    _STEPS,
+    BITS,
+    fitted_scales,
+    levels,
+    pack,
+    packed_bytes,
+    quantize,
+    quantized_factors,
+    unpack,
+)
+
+
+def random(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 7, 8, 9, 16, 17, 31, 100])
+def test_what_is_packed_comes_back(bits, length):
+    generator = torch.Generator().manual_seed(length)
+    codes = torch.randint(0, 1 << bits, (5, length, 3), generator=generator, dtype=torch.uint8)
+    packed = pack(codes, bits)
+    assert packed.dtype == torch.uint8 and packed.shape == (5, 3, packed_bytes(length, bits))
+    unpacked = unpack(packed, length, bits)
+    assert unpacked.dtype == torch.float32
+    assert torch.equal(unpacked, levels(codes, bits).mT)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_every_code_comes_back_at_every_position(bits):
+    per_byte = 8 // bits
+    codes = torch.zeros((1 << bits) * per_byte, per_byte, 1, dtype=torch.uint8)
+    for code in range(1 << bits):
+        for position in range(per_byte):
+            codes[code * per_byte + position, position] = code
+    assert torch.equal(unpack(pack(codes, bits), per_byte, bits), levels(codes, bits).mT)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_bytes_are_those_of_a_loop_with_the_first_code_lowest(bits):
+    codes = torch.randint(0, 1 << bits, (2, 11, 2), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    packed = pack(codes, bits)
+    for example in range(2):
+        for vector in range(2):
+            number = sum(int(code) << (bits * position) for position, code in enumerate(codes[example, :, vector]))
+            expected = number.to_bytes(packed_bytes(11, bits), "little")
+            assert packed[example, vector].numpy().tobytes() == expected
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_no_vector_or_no_number_is_packed_too(bits):
+    assert pack(torch.zeros(0, 9, 2, dtype=torch.uint8), bits).shape == (0, 2, packed_bytes(9, bits))
+    assert unpack(torch.zeros(0, 2, packed_bytes(9, bits), dtype=torch.uint8), 9, bits).shape == (0, 2, 9)
+
+
+@pytest.mark.parametrize("length, bits, expected", [(1, 1, 1), (8, 1, 1), (9, 1, 2), (7, 4, 4), (3, 8, 3), (5, 2, 2)])
+def test_a_vector_ends_on_a_byte(length, bits, expected):
+    assert packed_bytes(length, bits) == expected
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e15])
+@pytest.mark.parametrize("bits", BITS)
+def test_codes_are_those_of_a_loop(bits, scale):
+    vectors = random(4, 9, 3, seed=bits, dtype=torch.float64) * scale
+    vectors[1, :, 1] = 0
+    found = quantize(vectors, bits)
+    half = 2 ** (bits - 1)
+    for example in range(4):
+        for column in range(3):
+            vector = vectors[example, :, column].tolist()
+            size = math.sqrt(sum(x * x for x in vector) / len(vector))
+            for position, x in enumerate(vector):
+                cell = math.floor(x / (size * _STEPS[bits])) if size else 0
+                assert int(found[example, position, column]) == min(max(cell, -half), half - 1) + half
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_levels_are_the_odd_numbers_around_zero(bits):
+    expected = [2 * code - (2**bits - 1) for code in range(2**bits)]
+    assert levels(torch.arange(2**bits, dtype=torch.uint8), bits).tolist() == expected
+    assert sum(expected) == 0
+
+
+def test_one_bit_is_the_sign():
+    vectors = random(3, 20, 2)
+    assert torch.equal(levels(quantize(vectors, 1), 1), torch.where(vectors >= 0, 1.0, -1.0))
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_codes_of_a_vector_do_not_depend_on_its_neighbours_or_its_unit(bits):
+    vectors = random(6, 12, 3)
+    codes = quantize(vectors, bits)
+    assert torch.equal(quantize(vectors[2:3, :, 1:2] * 1024, bits), codes[2:3, :, 1:2])
+    vectors[0] *= 1e6
+    assert torch.equal(quantize(vectors, bits)[1:], codes[1:])
+
+
+@pytest.mark.parametrize("bits, share", [(8, 1e-3), (4, 0.0116), (2, 0.1189), (1, 0.3635)])
+def test_a_normal_distribution_loses_what_max_published(bits, share):
+    """Mean squared error of the best uniform quantiser, Max 1960, table II: 1, 4, 16 (and 256) levels."""
+    vectors = random(1, 200_000, 1, seed=3)
+    step = _STEPS[bits] * float(vectors.square().mean().sqrt())
+    error = (levels(quantize(vectors, bits), bits) * step / 2 - vectors).square().mean() / vectors.square().mean()
+    assert float(error) == pytest.approx(share, rel=0.03) if bits < 8 else float(error) < share
+    # No other step of the same grid loses much less.
+    for other in (0.8, 1.25):
+        half = 2 ** (bits - 1)
+        cells = ((vectors / (step * other)).floor().clamp(-half, half - 1) + 0.5) * step * other
+        assert float((cells - vectors).square().mean() / vectors.square().mean()) > float(error)
+
+
+def lstsq(matrix, left, right):
+    """The scales by numpy's least squares over the flattened outer products, in float64."""
+    columns = [np.outer(left[:, j], right[:, j]).ravel() for j in range(left.shape[1])]
+    return np.linalg.lstsq(np.stack(columns, axis=1), matrix.ravel(), rcond=None)[0]
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_scales_are_those_of_least_squares(bits, rank):
+    matrices, left, right = random(6, 7, 9), random(6, 7, rank, seed=1), random(6, 9, rank, seed=2)
+    left, right = levels(quantize(left, bits), bits), levels(quantize(right, bits), bits)
+    found = fitted_scales(matrices, left, right)
+    assert found.shape == (6, rank) and found.dtype == torch.float32
+    for i in range(6):
+        a, b, c = (tensor[i].double().numpy() for tensor in (matrices, left, right))
+        expected = lstsq(a, b, c)
+        # Pairs of one bit may coincide; then the scales are not unique, but what they rebuild is.
+        rebuilt, best = ((b * scales) @ c.T for scales in (found[i].double().numpy(), expected))
+        assert np.abs(rebuilt - best).max() <= 1e-5 * np.abs(best).max()
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_pairs_with_the_same_codes_share_a_finite_scale(bits):
+    codes = levels(quantize(random(4, 6, 1), bits), bits), levels(quantize(random(4, 8, 1, seed=1), bits), bits)
+    matrices = random(4, 6, 8, seed=2)
+    alone = fitted_scales(matrices, *codes)
+    twice = fitted_scales(matrices, *(side.repeat(1, 1, 3) for side in codes))
+    assert bool(twice.isfinite().all())
+    torch.testing.assert_close(twice.sum(dim=1, keepdim=True), alone, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(twice, (alone / 3).expand(4, 3), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12, 1e12, 1e30])
+def test_scales_of_matrices_of_any_size_are_finite(scale):
+    matrices = random(3, 5, 4) * scale
+    left, right = (levels(quantize(random(3, d, 3, seed=d), 4), 4) for d in (5, 4))
+    found = fitted_scales(matrices, left, right)
+    assert bool(found.isfinite().all())
+    expected = fitted_scales(random(3, 5, 4), left, right) * scale
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+
+
+def one_after_the_other(matrix, rank, bits):
+    """Pairs of codes of one matrix, each fitted to what the earlier ones leave of it, which is formed; float64."""
+    starts = torch.randn(matrix.shape[1], rank, generator=torch.Generator().manual_seed(0)).double()
+    left_over, pairs = matrix.double().clone(), []
+
+    def coded(vector):
+        return levels(quantize(vector.view(1, -1, 1), bits), bits).double().view(-1)
+
+    for j in range(rank):
+        right = starts[:, j]
+        for _ in range(_ROUNDS):
+            image = left_over @ right
+            right = left_over.T @ (image / image.norm())
+        for _ in range(2):
+            left = coded(left_over @ right)
+            right = coded(left_over.T @ left)
+        pairs.append((left, right))
+        left_over -= (left @ left_over @ right) / (left @ left) / (right @ right) * torch.outer(left, right)
+    return [torch.stack(side, dim=1) for side in zip(*pairs, strict=True)]
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("rank", [1, 4])
+def test_quantised_factors_are_those_of_a_loop_that_forms_what_is_left(bits, rank):
+    matrices = random(40, 12, 9, seed=6)
+    left, right, scales = quantized_factors(matrices, rank, bits)
+    assert left.shape == (40, 12, rank) and right.shape == (40, 9, rank) and left.dtype == right.dtype == torch.uint8
+    same = 0
+    for i in range(40):
+        expected = one_after_the_other(matrices[i], rank, bits)
+        found = [levels(side[i : i + 1], bits)[0].double() for side in (left, right)]
+        same += all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        best = lstsq(matrices[i].double().numpy(), *(side.numpy() for side in found))
+        np.testing.assert_allclose(scales[i].numpy(), best, rtol=1e-4, atol=1e-5 * np.abs(best).max())
+    assert same >= 38, "float32 may put a number that lies on an edge into the neighbouring level, in few matrices"
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+@pytest.mark.parametrize("bits", BITS)
+def test_quantised_factors_do_not_depend_on_the_unit(bits, scale):
+    matrices = random(5, 12, 9)
+    scale = 2.0 ** round(math.log2(scale))  # exact: nothing is rounded otherwise
+    expected, found = quantized_factors(matrices, 3, bits), quantized_factors(matrices * scale, 3, bits)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    torch.testing.assert_close(found[2], expected[2] * scale, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kind", ["zero", "rank one", "one number", "ones"])
+def test_matrices_of_lower_rank_have_finite_scales(bits, kind):
+    matrix = torch.zeros(6, 5)
+    if kind == "rank one":
+        matrix = torch.outer(torch.linspace(-1, 1, 6), torch.linspace(1, 2, 5))
+    elif kind == "one number":
+        matrix[3, 2] = 1e-3
+    elif kind == "ones":
+        matrix += 1
+    left, right, scales = quantized_factors(matrix.expand(2, -1, -1), 4, bits)
+    assert bool(scales.isfinite().all()) and torch.equal(scales[0], scales[1])
+    rebuilt = (levels(left, bits) * scales.unsqueeze(1)) @ levels(right, bits).mT
+    assert float((rebuilt[0] - matrix).norm()) <= float(matrix.norm())
+    if kind == "zero":
+        assert float(scales.abs().max()) == 0
+    elif kind == "ones":
+        torch.testing.assert_close(rebuilt[0], matrix, rtol=1e-4, atol=1e-4)
