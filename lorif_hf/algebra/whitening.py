@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 
+_NOISE = 1e-5  # a gradient this much smaller than its example's largest is none
+
+
 @dataclass
 class SecondMoments:
     """Sums over tokens of x x^T and dy dy^T of one layer, in the projected space.
@@ -27,9 +30,11 @@ class SecondMoments:
         return cls(torch.zeros(d1, d1, dtype=torch.float64), torch.zeros(d2, d2, dtype=torch.float64))
 
     def update(self, inputs: Tensor, output_gradients: Tensor) -> None:
-        """Take in tokens: (..., d1) and (..., d2)."""
+        """Take in tokens: (..., T, d1) and (..., T, d2)."""
+        sizes = output_gradients.abs().amax(dim=-1).float()
+        # Where a gradient cancels (the query of a first token, which attends to itself alone), rounding is left of it.
+        counts = (sizes > _NOISE * sizes.amax(dim=-1, keepdim=True)).flatten()
         inputs, output_gradients = inputs.flatten(0, -2), output_gradients.flatten(0, -2)
-        counts = (output_gradients != 0).any(dim=-1)
         inputs, output_gradients = inputs[counts].float(), output_gradients[counts].float()
         self.inputs += (inputs.T @ inputs).to("cpu", torch.float64)
         self.outputs += (output_gradients.T @ output_gradients).to("cpu", torch.float64)

@@ -243,3 +243,41 @@ def test_spectral_solve_scores_as_the_dense_inverse_does(count):
     expected = queries @ torch.linalg.inv(gram + damping * torch.eye(12, dtype=torch.float64)) @ gradients.T
     solved = spectral_solve(queries, eigenvectors[:, kept], eigenvalues[kept], damping)
     torch.testing.assert_close(solved @ gradients.T, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("rank", [5, None])
+@pytest.mark.parametrize("count", [30, 200], ids=["N < D", "N > D"])
+@pytest.mark.parametrize("limit", [0, 4096], ids=["streamed", "exact"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dense_blocks_are_fitted_like_factors_of_full_rank(monkeypatch, dtype, limit, count, rank):
+    monkeypatch.setattr(curvature, "EXACT_LIMIT", limit)
+    matrices = torch.einsum("nrc,nkc->nrk", *random_factors(count, rank=2)).to(dtype)
+    edges = [0, 1, 1, 17, count]
+    fitted = fit(
+        lambda: ((matrices[a:b], None) for a, b in pairwise(edges)), count=count, dim=DIM, rank=rank, damping=0.5
+    )
+    gradients = matrices.double().flatten(1)
+    hessian = truncated_hessian(gradients, rank or DIM, 0.5)
+    assert fitted.trace == pytest.approx(float(gradients.square().sum()), rel=1e-6)
+    expected = (gradients @ torch.linalg.solve(hessian, gradients.T)).diagonal()
+    assert relative_error(self_influence(matrices, None, fitted), expected) < 1e-3
+    solved = woodbury_solve(gradients[:3].float(), fitted.eigenvectors, fitted.eigenvalues, fitted.damping)
+    assert relative_error(solved, torch.linalg.solve(hessian, gradients[:3].T).T) < 1e-3
+
+
+def test_self_influence_of_no_dense_row_is_empty():
+    fitted = fit(in_blocks(*random_factors(20)), count=20, dim=DIM, rank=4, damping=0.5)
+    assert self_influence(torch.empty(0, ROWS, COLUMNS), None, fitted).shape == (0,)
+
+
+@pytest.mark.parametrize("count", [40, 200], ids=["N < D", "N > D"])
+@pytest.mark.parametrize("damping", [1e-4, 1e-6])
+def test_scores_keep_their_digits_where_the_damping_is_far_below_the_eigenvalues(damping, count):
+    """As in TRAK: what float32 leaves of a query inside the kept space must not be divided by lambda."""
+    gradients = gradients_of(*random_factors(count, rank=6, decay=0.8))
+    blocks = lambda: iter([(gradients.float().view(-1, ROWS, COLUMNS), None)])  # noqa: E731
+    fitted = fit(blocks, count=count, dim=DIM, rank=None, damping=damping)
+    hessian = gradients.T @ gradients + fitted.damping * torch.eye(DIM, dtype=torch.float64)
+    expected = gradients @ torch.linalg.solve(hessian, gradients.T)
+    solved = woodbury_solve(gradients.float(), fitted.eigenvectors, fitted.eigenvalues, fitted.damping)
+    assert relative_error(solved @ gradients.float().T, expected) < 1e-3

@@ -3,7 +3,7 @@ import hashlib
 import pytest
 import torch
 
-from lorif_hf.algebra.projection import TwoSidedProjection, project, rademacher
+from lorif_hf.algebra.projection import SparseProjection, TwoSidedProjection, project, rademacher
 
 
 @pytest.fixture
@@ -124,3 +124,63 @@ def test_the_hash_is_of_the_signs_and_not_of_their_dtype():
     assert again.sha256() == projection.sha256()
     other = TwoSidedProjection.draw((12, 8), (3, 2), seed=1, name="layer")
     assert other.sha256() != projection.sha256()
+
+
+def dense(sparse):
+    """P (source, target) with its zeros, one entry at a time, float64."""
+    matrix = torch.zeros(len(sparse.columns), sparse.target_dim, dtype=torch.float64)
+    for row, (column, sign) in enumerate(zip(sparse.columns.tolist(), sparse.signs.tolist(), strict=True)):
+        matrix[row, column] = sign
+    return matrix
+
+
+@pytest.mark.parametrize("count, source, target", [(5, 40, 8), (1, 7, 1), (0, 6, 3), (3, 4, 50), (2, 1, 1)])
+def test_a_sparse_projection_is_that_of_its_dense_matrix(generator, count, source, target):
+    sparse = SparseProjection.draw(source, target, seed=1, name="layer")
+    matrix = dense(sparse)
+    assert torch.equal(matrix.abs().sum(dim=1), torch.ones(source, dtype=torch.float64)), "one entry in each row"
+    vectors = torch.randn(count, source, generator=generator)
+    found = sparse.project(vectors)
+    assert found.dtype == torch.float32 and found.shape == (count, target)
+    torch.testing.assert_close(found.double(), vectors.double() @ matrix, rtol=1e-5, atol=1e-5)
+
+
+def test_sparse_inner_products_are_right_in_the_mean(generator):
+    x, y = torch.randn(2, 30, generator=generator, dtype=torch.float64)
+    found = []
+    for seed in range(3000):
+        sparse = SparseProjection.draw(30, 8, seed=seed, name="layer")
+        found.append(float((sparse.project(x[None]) * sparse.project(y[None])).sum()))
+    found = torch.tensor(found, dtype=torch.float64)
+    # Charikar et al.: the variance is at most (|x|^2 |y|^2 + <x, y>^2) / target.
+    bound = float(x @ x * (y @ y) + (x @ y) ** 2) / 8
+    assert float(found.var()) < 1.1 * bound
+    assert abs(float(found.mean() - x @ y)) < 5 * (bound / 3000) ** 0.5
+
+
+def test_sparse_columns_and_signs_are_drawn_evenly():
+    sparse = SparseProjection.draw(40_000, 16, seed=0, name="layer")
+    counts = torch.bincount(sparse.columns, minlength=16)
+    assert len(counts) == 16 and bool((counts - 2500).abs().max() < 300)  # six standard deviations
+    assert set(sparse.signs.unique().tolist()) == {-1, 1} and abs(float(sparse.signs.float().mean())) < 0.03
+
+
+def test_a_sparse_draw_depends_on_seed_and_name_alone():
+    before = torch.get_rng_state()
+    one = SparseProjection.draw(64, 16, seed=3, name="a")
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(5)
+    again = SparseProjection.draw(64, 16, seed=3, name="a")
+    assert torch.equal(one.columns, again.columns) and torch.equal(one.signs, again.signs)
+    drawn = [one, *(SparseProjection.draw(64, 16, seed=s, name=n) for s, n in ((4, "a"), (3, "b")))]
+    drawn += [SparseProjection.draw(64, 17, seed=3, name="a"), SparseProjection.draw(65, 16, seed=3, name="a")]
+    assert len({sparse.sha256() for sparse in drawn}) == 5 and again.sha256() == one.sha256()
+    flipped = SparseProjection(one.columns, -one.signs, 16)
+    wider = SparseProjection(one.columns, one.signs, 17)
+    assert len({one.sha256(), flipped.sha256(), wider.sha256()}) == 3
+
+
+def test_one_sparse_draw_is_pinned_since_every_index_depends_on_the_generator():
+    assert SparseProjection.draw(64, 16, seed=0, name="x").sha256() == (
+        "ddc6d9cfa33933963eb2e8e63eeefcb893c9465134a9b0e6913469f260caebf7"
+    )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorif_hf.algebra import scoring
-from lorif_hf.algebra.scoring import RunningTopK, bilinear_scores
+from lorif_hf.algebra.scoring import RunningTopK, bilinear_scores, dense_scores
 
 
 def random_problem(queries, count, rank, rows=5, columns=7, seed=0, dtype=torch.float64):
@@ -150,3 +150,19 @@ def test_infinite_scores_are_ranked_like_any_other(largest):
     scores = torch.tensor([[0.0, torch.inf, 1, -torch.inf, torch.inf, -torch.inf, 2, 3]])
     best = running(scores, 3, largest, [4, 4])
     assert best.indices.tolist() == ([[1, 4, 7]] if largest else [[3, 5, 0]])
+
+
+@pytest.mark.parametrize("block_numbers", [1, 50, 1 << 20])
+@pytest.mark.parametrize("queries, count", [(3, 11), (1, 1), (0, 4), (2, 0)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_dense_scores_equal_the_double_loop(monkeypatch, dtype, queries, count, block_numbers):
+    monkeypatch.setattr(scoring, "_BLOCK_NUMBERS", block_numbers)
+    preconditioned, *_ = random_problem(queries, count, 1)
+    stored = random_problem(count, 1, 1, seed=1)[0].to(dtype)
+    expected = torch.zeros(queries, count, dtype=torch.float64)
+    for q in range(queries):
+        for i in range(count):
+            expected[q, i] = sum((preconditioned[q, r] * stored[i, r].double()).sum() for r in range(5))
+    scores = dense_scores(preconditioned, stored)
+    assert scores.dtype == torch.float64 and scores.shape == (queries, count)
+    torch.testing.assert_close(scores, expected, rtol=1e-12, atol=1e-12)

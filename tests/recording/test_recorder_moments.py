@@ -30,7 +30,6 @@ def tokens_of(model, batch):
         handles.append(
             t.module.register_forward_hook(lambda _, x, y, name=t.name: seen.update({name: (x[0].detach(), y)}))
         )
-    find_objective(model)(model, batch)  # in float32 at the end; the gradients are asked for below
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
     labels = batch["labels"][:, 1:]
     value = torch.nn.functional.cross_entropy(
@@ -50,16 +49,21 @@ def test_moments_are_sums_over_the_tokens_that_have_a_gradient(build, token_batc
     model, batches = build(kind).eval(), [token_batch([7, 3, 5], seed=1), token_batch([4, 6], seed=2)]
     moments, _ = recorded(model, batches, draw, factor)
     parts = [tokens_of(model, batch) for batch in batches]
-    targets = 6 + 2 + 4 + 3 + 5
     for t in tracked_modules(model):
+        # Padding and last tokens predict nothing. The query of a first token attends to that token alone, whatever it
+        # is: its gradient is zero but for rounding, which must not decide whether it counts.
+        lengths = [7, 3, 5, 4, 6]
+        targets = sum(length - 1 for length in lengths)
+        if t.name.endswith("q_proj"):
+            targets -= len(lengths)
         x, dy = (torch.cat([part[t.name][side] for part in parts]) for side in (0, 1))
+        kept = dy.norm(dim=1) > 1e-9 * dy.norm(dim=1).max()
         for side, size in (("in", t.in_features), ("out", t.out_features)):
             if factor != 1:
                 matrix = rademacher(size, max(1, size // factor), seed=0, name=f"{t.name}/{side}").double()
                 x, dy = (x @ matrix, dy) if side == "in" else (x, dy @ matrix)
-        kept = (dy != 0).any(dim=1)
         found = moments[t.name]
-        assert found.tokens == int(kept.sum()) == targets, "padding and last tokens have no gradient"
+        assert found.tokens == int(kept.sum()) == targets, t.name
         for moment, tokens in ((found.inputs, x[kept]), (found.outputs, dy[kept])):
             expected = tokens.T @ tokens
             assert float((moment - expected).norm() / expected.norm()) < 1e-5, t.name
@@ -80,6 +84,6 @@ def test_padding_adds_nothing(build, token_batch, draw):
     }
     (one, _), (other, _) = (recorded(model, [some], draw, 2) for some in (batch, wider))
     for name, moments in one.items():
-        assert moments.tokens == other[name].tokens == 6
+        assert moments.tokens == other[name].tokens == (4 if name.endswith("q_proj") else 6)
         torch.testing.assert_close(moments.inputs, other[name].inputs, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(moments.outputs, other[name].outputs, rtol=1e-4, atol=1e-6)
