@@ -27,7 +27,7 @@ from transformers import (
     set_seed,
 )
 
-from lorif_hf import Attribution, InfluenceConfig, InfluenceIndex
+from lorif_hf import Attribution, InfluenceIndex
 from lorif_hf.callbacks import InfluenceCallback
 
 
@@ -91,9 +91,7 @@ def train(folder: Path, epochs: float = 7) -> tuple[GPT2LMHeadModel, PreTrainedT
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    callback = InfluenceCallback(
-        folder / "index", config=InfluenceConfig(factor_rank=4), batch_size=32, examples=dataset, example_id="topic"
-    )
+    callback = InfluenceCallback(folder / "index", batch_size=32, examples=dataset, example_id="topic")
     trainer = Trainer(
         model=model,
         args=TrainingArguments(

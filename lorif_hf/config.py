@@ -27,23 +27,23 @@ class InfluenceConfig:
     """Every choice that shapes an index. Two builds with equal configs, models and rows are byte-identical.
 
     Args:
-        projection_factor (`int`, *optional*, defaults to 4):
+        projection_factor (`int`, *optional*, defaults to 1):
             f of the two-sided random projection: a layer with I inputs and O outputs is projected to
             d1 = max(1, I // f) by d2 = max(1, O // f). 1 means no projection.
-        factor_rank (`int` or `None`, *optional*, defaults to 1):
+        factor_rank (`int` or `None`, *optional*, defaults to 3):
             c, the rank at which each example's projected gradient is stored: c (d1 + d2) numbers per layer. At most
             min(d1, d2) of every tracked layer. `None` stores it whole, d1 d2 numbers.
-        bits (`int`, *optional*, defaults to 16):
+        bits (`int`, *optional*, defaults to 1):
             Bits per stored number of the factors: 8, 4, 2 or 1 are packed, with one bfloat16 scale for each of the c
             pairs of vectors; 16 stores them as `dtype`.
-        whitening (`str`, *optional*, defaults to `"none"`):
+        whitening (`str`, *optional*, defaults to `"kronecker"`):
             `"kronecker"` truncates and quantises each gradient in the metric of the layer's second moments (of its
             inputs and output gradients) instead of as it is.
         whitening_damping (`float`, *optional*, defaults to 0.1):
             Added to each second moment before it is inverted, in units of its mean eigenvalue.
         whitening_samples (`int`, *optional*, defaults to 1000):
             Rows, evenly spaced, from which the second moments are estimated before the recording pass.
-        curvature (`str`, *optional*, defaults to `"low-rank"`):
+        curvature (`str`, *optional*, defaults to `"kronecker"`):
             How a query is preconditioned. `"low-rank"`: the damped Hessian's top eigenpairs, by the Woodbury
             identity. `"kronecker"`: the second moments that whitened the index; nothing more is stored. `"none"`: the
             plain inner product of gradients.
@@ -82,13 +82,13 @@ class InfluenceConfig:
     Source: LoRIF (Li, Le, Xu, Salzmann 2026, arXiv:2601.21929); the names follow it and PEFT.
     """
 
-    projection_factor: int = 4
-    factor_rank: int | None = 1
-    bits: int = 16
-    whitening: str = "none"
+    projection_factor: int = 1
+    factor_rank: int | None = 3
+    bits: int = 1
+    whitening: str = "kronecker"
     whitening_damping: float = 0.1
     whitening_samples: int = 1000
-    curvature: str = "low-rank"
+    curvature: str = "kronecker"
     curvature_rank: int | None = 512
     damping: float = 0.5
     projection_dim: int | None = None
@@ -228,13 +228,13 @@ class InfluenceConfig:
 
     @classmethod
     def smallest(cls, **changes: Any) -> "InfluenceConfig":
-        """The small end of the frontier: f = 2, one pair of vectors at one bit, an eighth of the published bytes."""
-        return cls(**{"projection_factor": 2, "factor_rank": 1, **changes})
+        """The small end of the frontier: one pair of vectors at one bit, about a quarter of the published bytes."""
+        return cls(**{"factor_rank": 1, **changes})
 
     @classmethod
     def best(cls, **changes: Any) -> "InfluenceConfig":
         """The good end of the frontier: no projection, eight pairs of vectors at four bits."""
-        return cls(**{"projection_factor": 1, "factor_rank": 8, "bits": 4, **changes})
+        return cls(**{"factor_rank": 8, "bits": 4, **changes})
 
     def codec(self) -> Codec:
         """How gradients are stored."""

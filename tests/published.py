@@ -2,15 +2,13 @@
 
 import torch
 from huggingface_hub import HfApi
-from tiny import make_gpt2, make_rows
-
-from lorif_hf import InfluenceConfig
+from tiny import make_gpt2, make_rows, plain_config
 
 
 REPO = "user/my-index"
 DATASET = {"repo_type": "dataset"}
 SEVENTH = "factors/factors-00007-of-00012.safetensors"
-CONFIG = InfluenceConfig(projection_factor=2, shard_size=2)
+CONFIG = plain_config(projection_factor=2, shard_size=2)
 
 
 def queries():

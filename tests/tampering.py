@@ -5,16 +5,15 @@ import json
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from safetensors import safe_open
-from tiny import make_gpt2, make_rows
+from tiny import make_gpt2, make_rows, plain_config
 
-from lorif_hf import InfluenceConfig
 from lorif_hf.storage.files import file_entry, write_tensors
 from lorif_hf.storage.layout import MANIFEST
 
 
 REPO = "user/hostile"
 SHARD = "factors/factors-00002-of-00003.safetensors"
-CONFIG = InfluenceConfig(projection_factor=2, shard_size=2)
+CONFIG = plain_config(projection_factor=2, shard_size=2)
 MODULE = "transformer.h.0.attn.c_attn"
 
 

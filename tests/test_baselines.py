@@ -12,6 +12,7 @@ from dense import (
     off,
     two_sided,
 )
+from tiny import plain_config
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.errors import ObjectiveError, QueryError
@@ -104,13 +105,9 @@ PRESETS = {
     "logra": InfluenceConfig.logra(),
     "trak": InfluenceConfig.trak(projection_dim=64),
     "grad_cos": InfluenceConfig.grad_cos(),
-    "default": InfluenceConfig(),
-    "whitened": InfluenceConfig(
-        projection_factor=2, factor_rank=4, bits=4, whitening="kronecker", curvature="kronecker"
-    ),
-    "one bit": InfluenceConfig(
-        projection_factor=1, factor_rank=8, bits=1, whitening="kronecker", curvature="kronecker"
-    ),
+    "default": plain_config(),
+    "whitened": plain_config(projection_factor=2, factor_rank=4, bits=4, whitening="kronecker", curvature="kronecker"),
+    "one bit": plain_config(projection_factor=1, factor_rank=8, bits=1, whitening="kronecker", curvature="kronecker"),
 }
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, get_peft_model
-from tiny import make_gpt2, make_rows
+from tiny import make_gpt2, make_rows, plain_config
 
-from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf import InfluenceIndex
 from lorif_hf.errors import (
     BuildFolderError,
     ConfigError,
@@ -28,7 +28,7 @@ from lorif_hf.recording.recorder import GradientRecorder
 from lorif_hf.storage.files import TensorFile
 
 
-CONFIG = InfluenceConfig(projection_factor=2, shard_size=6)
+CONFIG = plain_config(projection_factor=2, shard_size=6)
 
 
 def digests(folder):
@@ -50,7 +50,7 @@ def test_a_second_build_is_byte_identical(gpt2, rows, tmp_path):
 
 def test_the_seed_changes_the_factors(gpt2, rows, tmp_path):
     one = InfluenceIndex.build(gpt2, rows, tmp_path / "one", config=CONFIG)
-    two = InfluenceIndex.build(gpt2, rows, tmp_path / "two", config=InfluenceConfig(projection_factor=2, seed=1))
+    two = InfluenceIndex.build(gpt2, rows, tmp_path / "two", config=plain_config(projection_factor=2, seed=1))
     assert not torch.allclose(factors(one)[0], factors(two)[0], atol=1e-2)
 
 
@@ -67,7 +67,7 @@ def test_the_folder_holds_the_files_of_the_design_and_nothing_else(gpt2, rows, t
 
 @pytest.mark.parametrize("batch_size", [1, 3, 20])
 def test_factors_do_not_depend_on_the_batch(gpt2, rows, tmp_path, batch_size):
-    config = InfluenceConfig(projection_factor=2, factor_rank=2, dtype="float32", shard_size=6)
+    config = plain_config(projection_factor=2, factor_rank=2, dtype="float32", shard_size=6)
     whole = InfluenceIndex.build(gpt2, rows, tmp_path / "whole", config=config, batch_size=8)
     other = InfluenceIndex.build(gpt2, rows, tmp_path / "other", config=config, batch_size=batch_size)
     for module in range(len(whole.manifest.modules)):
@@ -77,7 +77,7 @@ def test_factors_do_not_depend_on_the_batch(gpt2, rows, tmp_path, batch_size):
 
 
 def test_factors_do_not_depend_on_padding_or_neighbours(gpt2, tmp_path):
-    config = InfluenceConfig(projection_factor=2, dtype="float32")
+    config = plain_config(projection_factor=2, dtype="float32")
     short, long = {"input_ids": [3, 4, 5, 6]}, {"input_ids": list(range(1, 16))}
     alone = InfluenceIndex.build(gpt2, Dataset.from_list([short]), tmp_path / "alone", config=config)
     padded = InfluenceIndex.build(gpt2, Dataset.from_list([short, long]), tmp_path / "padded", config=config)
@@ -150,7 +150,7 @@ from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.recording.recorder import GradientRecorder
 record = GradientRecorder.record
 GradientRecorder.record = lambda self, *a: (time.sleep({seconds}), record(self, *a))[1]
-config = InfluenceConfig(projection_factor=2, shard_size=6)
+config = plain_config(projection_factor=2, shard_size=6)
 InfluenceIndex.build(make_gpt2(), make_rows(20), sys.argv[1], config=config, batch_size=2)
 """
 
@@ -185,7 +185,7 @@ def test_building_again_into_a_finished_index_records_nothing(gpt2, rows, tmp_pa
         {"model": make_gpt2(seed=1)},
         {"dataset": make_rows(20, seed=1)},
         {"dataset": make_rows(19)},
-        {"config": InfluenceConfig(projection_factor=2, shard_size=6, seed=1)},
+        {"config": plain_config(projection_factor=2, shard_size=6, seed=1)},
     ],
     ids=["model", "rows", "fewer rows", "config"],
 )
@@ -234,9 +234,7 @@ def test_rank_above_the_limit_names_the_limit_and_the_module(gpt2, rows, tmp_pat
         r"factor_rank=7 is above the limit of module 'transformer.h.0.attn.c_attn'.* 6 x 18, so the rank is at most 6"
     )
     with pytest.raises(ConfigError, match=message):
-        InfluenceIndex.build(
-            gpt2, rows, tmp_path / "index", config=InfluenceConfig(projection_factor=2, factor_rank=7)
-        )
+        InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=plain_config(projection_factor=2, factor_rank=7))
     assert not (tmp_path / "index").exists()
 
 
@@ -248,7 +246,7 @@ def test_an_impossible_batch_size_is_refused(gpt2, rows, tmp_path, batch_size):
 
 def test_nothing_to_track_is_refused_before_anything_is_written(gpt2, rows, tmp_path):
     with pytest.raises(UnsupportedModuleError, match="selects no module of GPT2LMHeadModel: .* could be"):
-        InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=InfluenceConfig(target_modules=["q_proj"]))
+        InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=plain_config(target_modules=["q_proj"]))
     assert not (tmp_path / "index").exists()
 
 
@@ -340,12 +338,12 @@ def test_a_gradient_too_large_for_float16_is_not_stored_as_infinity(gpt2, rows, 
         return 1e9 * CausalLMObjective().loss(model, batch | {"labels": batch["input_ids"]})
 
     with pytest.raises(RecordingError, match="is too large for float16: build with dtype='bfloat16'"):
-        InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=InfluenceConfig(dtype="float16"), objective=loud)
+        InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=plain_config(dtype="float16"), objective=loud)
 
 
 def test_a_lora_model_is_recorded_on_its_adapter(gpt2, rows, tmp_path):
     model = get_peft_model(gpt2, LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True))
-    index = InfluenceIndex.build(model, rows, tmp_path / "index", config=InfluenceConfig(projection_factor=1))
+    index = InfluenceIndex.build(model, rows, tmp_path / "index", config=plain_config(projection_factor=1))
     names = [module.name for module in index.manifest.modules]
     assert names == [f"transformer.h.{i}.attn.c_attn.lora_{side}.default" for i in range(2) for side in "AB"]
     assert index.manifest.model["adapter"]["default"]["r"] == 4
@@ -354,7 +352,7 @@ def test_a_lora_model_is_recorded_on_its_adapter(gpt2, rows, tmp_path):
 
 def test_one_row_one_module(gpt2, tmp_path):
     dataset = Dataset.from_dict({"input_ids": [[1, 2]]})
-    config = InfluenceConfig(target_modules=r"transformer\.h\.1\.mlp\.c_fc")
+    config = plain_config(target_modules=r"transformer\.h\.1\.mlp\.c_fc")
     index = InfluenceIndex.build(gpt2, dataset, tmp_path / "index", config=config)
     assert index.attribute(gpt2, {"input_ids": [1, 2]}).indices.tolist() == [[0]]
 

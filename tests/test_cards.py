@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 from huggingface_hub import DatasetCard, HfApi
-from tiny import make_gpt2, make_rows
+from tiny import make_gpt2, make_rows, plain_config
 
-from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf import InfluenceIndex
 from lorif_hf.cards import TAGS, index_card, model_card_section, repo_in_card
 from lorif_hf.errors import HubAccessError, HubConnectionError, IndexNotFoundError, PublishError
 from lorif_hf.storage.layout import FactorShard, FileEntry, Manifest, ModuleEntry
@@ -28,7 +28,7 @@ def manifest(count=1000, model=None, dataset=None, **fields):
     shards = [FactorShard("a", 123_456, "a" * 64, 0, count - 1, "b" * 64)]
     shards.append(FactorShard("b", 1_544, "a" * 64, count - 1, 1, "b" * 64))
     values = {
-        "config": InfluenceConfig().to_dict(),
+        "config": plain_config().to_dict(),
         "objective": "causal-lm",
         "model": identity | (model or {}),
         "dataset": dataset or {},
@@ -43,7 +43,7 @@ def manifest(count=1000, model=None, dataset=None, **fields):
 
 
 def card(existing=None, tags=(), repo_id=REPO, config=None, **fields):
-    return index_card(manifest(**fields), config or InfluenceConfig(), repo_id, existing, tags)
+    return index_card(manifest(**fields), config or plain_config(), repo_id, existing, tags)
 
 
 def table(text):
@@ -170,7 +170,7 @@ def test_a_card_with_windows_line_ends_gets_one_section():
 
 
 def test_every_choice_and_every_number_is_in_the_table():
-    config = InfluenceConfig(factor_rank=3, damping=0.25, target_modules=["q_proj", "v_proj"], dtype="float16")
+    config = plain_config(factor_rank=3, damping=0.25, target_modules=["q_proj", "v_proj"], dtype="float16")
     text = card(config=config, dataset={"name": "wikitext", "config": "raw", "split": "train", "revision": "abc"})
     rows = dict(table(text))
     assert {name.strip("`"): value.strip("`") for name, value in rows.items() if name.startswith("`")} == {
@@ -185,7 +185,7 @@ def test_every_choice_and_every_number_is_in_the_table():
 
 def test_a_regular_expression_is_shown_as_it_is():
     pattern = r".*\.(q|v)_proj$"
-    shown = dict(table(card(config=InfluenceConfig(target_modules=pattern))))["`target_modules`"]
+    shown = dict(table(card(config=plain_config(target_modules=pattern))))["`target_modules`"]
     assert shown.replace("\\|", "|") == f"`{pattern}`"
 
 
@@ -203,7 +203,7 @@ HOSTILE = (
         {"model": {"weights_sha256": f"|\n`{HOSTILE}"}},
         {"dataset": {"name": HOSTILE, "config": HOSTILE, "split": HOSTILE, "revision": HOSTILE}},
         {"objective": HOSTILE},
-        {"config": InfluenceConfig(target_modules=[HOSTILE])},
+        {"config": plain_config(target_modules=[HOSTILE])},
     ],
     ids=["name", "class", "commit", "hash", "dataset", "objective", "config"],
 )
@@ -229,7 +229,7 @@ def test_what_comes_from_outside_cannot_break_the_table(fields):
     ids=["plain", "no name", "no class", "windows", "quotes", "newline", "class"],
 )
 def test_the_code_is_python_that_does_nothing_else(objective, model):
-    section = model_card_section(manifest(model=model, objective=objective), InfluenceConfig(), REPO, "", "user/model")
+    section = model_card_section(manifest(model=model, objective=objective), plain_config(), REPO, "", "user/model")
     for text, statements in ((card(model=model, objective=objective), 7), (section, 4)):
         tree = code(text)
         compile(tree, "card", "exec")
@@ -359,8 +359,8 @@ RECORD = LDSRecord(0.444, 0.95, 0.4, 0.48, None, None, 100, 50, 2, 0.9, "me/bank
     ],
 )
 def test_a_score_is_a_line_of_the_table(record, line):
-    made = index_card(manifest(), InfluenceConfig(), REPO, None, lds=record)
+    made = index_card(manifest(), plain_config(), REPO, None, lds=record)
     assert dict(table(made)).get("LDS") == line
     assert dict(table(made))["bytes per example"] == "125"
-    assert index_card(manifest(), InfluenceConfig(), REPO, made) == card()
+    assert index_card(manifest(), plain_config(), REPO, made) == card()
     assert repo_in_card(made) == REPO and repo_in_card("no card of ours") is None

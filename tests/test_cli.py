@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from retrained import QUERIES, ROWS, make_bank
-from tiny import make_gpt2, make_rows
+from tiny import make_gpt2, make_rows, plain_config
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf import InfluenceIndex
 from lorif_hf.cli import app
 from lorif_hf.evaluation.index_lds import evaluate_lds
 
@@ -42,7 +42,7 @@ def saved(tmp_path_factory):
     texts = [text for text in SENTENCES if " " in text]
     rows = Dataset.from_dict({"input_ids": tokenizer(texts)["input_ids"], "text": texts, "name": list("abcde")})
     make_gpt2().save_pretrained(folder / "model")
-    config = InfluenceConfig(projection_factor=2, shard_size=2)
+    config = plain_config(projection_factor=2, shard_size=2)
     InfluenceIndex.build(
         make_gpt2(), rows, folder / "index", config=config, processing_class=tokenizer, example_id="name"
     )
@@ -187,7 +187,7 @@ def evaluated(tmp_path_factory):
     """A folder with an index without a tokenizer, its model, a bank of three queries, and these in files."""
     folder = tmp_path_factory.mktemp("evaluated")
     bank = make_bank(folder / "bank")
-    InfluenceIndex.build(make_gpt2(), ROWS, folder / "index", config=InfluenceConfig(projection_factor=2))
+    InfluenceIndex.build(make_gpt2(), ROWS, folder / "index", config=plain_config(projection_factor=2))
     make_gpt2().save_pretrained(folder / "model")
     asked = [{"input_ids": ids} for ids in QUERIES["input_ids"]]
     (folder / "queries.json").write_text(json.dumps(asked))

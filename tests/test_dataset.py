@@ -3,17 +3,17 @@
 import pytest
 import torch
 from datasets import Dataset
-from tiny import make_gpt2, make_rows
+from tiny import make_gpt2, make_rows, plain_config
 from transformers import DataCollatorForLanguageModeling
 
-from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf import InfluenceIndex
 from lorif_hf.dataset import TrainingRows
 from lorif_hf.errors import BuildFolderError, DatasetError
 from lorif_hf.recording.objectives import CausalLMObjective
 from lorif_hf.storage.files import TensorFile
 
 
-CONFIG = InfluenceConfig(projection_factor=2, shard_size=6)
+CONFIG = plain_config(projection_factor=2, shard_size=6)
 
 
 def training_rows(dataset, **options):
@@ -110,7 +110,7 @@ def test_a_shard_that_was_damaged_is_recorded_again(gpt2, tmp_path, monkeypatch)
 def test_labels_all_minus_100_are_noticed_across_small_shards(gpt2, tmp_path):
     dataset = Dataset.from_dict({"input_ids": [[1, 2, 3]] * 40, "labels": [[-100] * 3] * 40})
     with pytest.raises(DatasetError, match="None of the 40 rows up to row 39 has a target"):
-        InfluenceIndex.build(gpt2, dataset, tmp_path / "index", config=InfluenceConfig(shard_size=10))
+        InfluenceIndex.build(gpt2, dataset, tmp_path / "index", config=plain_config(shard_size=10))
 
 
 def test_a_row_that_the_model_cannot_take_is_named(gpt2, tmp_path):

@@ -5,6 +5,7 @@ import hashlib
 import pytest
 import torch
 from dense import make_task
+from tiny import plain_config
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.algebra import curvature
@@ -18,10 +19,10 @@ REPO = "user/encoded"
 COMMON = {"projection_factor": 2, "shard_size": 5}
 WHITENED = {**COMMON, "whitening": "kronecker", "curvature": "kronecker", "whitening_samples": 9}
 CONFIGS = {
-    **{f"{bits} bits": InfluenceConfig(**WHITENED, factor_rank=3, bits=bits) for bits in (8, 4, 2, 1)},
-    "16 bits": InfluenceConfig(**WHITENED, factor_rank=3, bits=16),
+    **{f"{bits} bits": plain_config(**WHITENED, factor_rank=3, bits=bits) for bits in (8, 4, 2, 1)},
+    "16 bits": plain_config(**WHITENED, factor_rank=3, bits=16),
     "2 bits, low-rank": InfluenceConfig.paper(**COMMON, factor_rank=2, bits=2, curvature_rank=6),
-    "whitened, low-rank": InfluenceConfig(**{**WHITENED, "curvature": "low-rank"}, factor_rank=2, bits=4),
+    "whitened, low-rank": plain_config(**{**WHITENED, "curvature": "low-rank"}, factor_rank=2, bits=4),
     "dense": InfluenceConfig.logra(**COMMON),
     "trak": InfluenceConfig.trak(projection_dim=32, shard_size=5),
     "cosine": InfluenceConfig.grad_cos(**COMMON),
@@ -201,8 +202,8 @@ def test_whitening_looks_at_evenly_spaced_rows(tmp_path, monkeypatch):
 
 def test_a_query_of_an_index_of_bits_is_not_truncated_unless_asked(tmp_path):
     model, rows = make_task("causal-lm", COUNT)
-    full = build(tmp_path / "full", InfluenceConfig(**WHITENED, bits=4, factorize_query=False))
-    cut = build(tmp_path / "cut", InfluenceConfig(**WHITENED, bits=4, factorize_query=True))
+    full = build(tmp_path / "full", plain_config(**WHITENED, bits=4, factorize_query=False))
+    cut = build(tmp_path / "cut", plain_config(**WHITENED, bits=4, factorize_query=True))
     one, two = (index.scores(model, rows.select([5])) for index in (full, cut))
     assert not torch.allclose(one, two, rtol=1e-2)
     with pytest.raises(QueryError, match="matches none of the index's 8 modules"):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import make_gpt2, make_rows
+from tiny import make_gpt2, make_rows, plain_config
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
@@ -15,10 +15,8 @@ from lorif_hf.storage.layout import CURVATURE
 
 CONFIGS = {
     "factors": InfluenceConfig.paper(projection_factor=2, factor_rank=2),
-    "packed": InfluenceConfig(
-        projection_factor=1, factor_rank=3, bits=1, whitening="kronecker", curvature="kronecker"
-    ),
-    "both": InfluenceConfig(projection_factor=2, factor_rank=3, bits=4, whitening="kronecker", curvature="low-rank"),
+    "packed": plain_config(projection_factor=1, factor_rank=3, bits=1, whitening="kronecker", curvature="kronecker"),
+    "both": plain_config(projection_factor=2, factor_rank=3, bits=4, whitening="kronecker", curvature="low-rank"),
     "logra": InfluenceConfig.logra(),
     "trak": InfluenceConfig.trak(projection_dim=16),
 }

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from tiny import make_gpt2, make_rows
+from tiny import make_gpt2, make_rows, plain_config
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -71,7 +71,7 @@ def test_full_rank_scores_equal_the_dense_inverse(tmp_path, make_model, count):
     index = None
     for rank in sorted(ranks):  # c full for the modules of each size
         targets = [name for name, gradient in dense.items() if min(gradient.shape[1:]) == rank]
-        config = InfluenceConfig(**FULL, factor_rank=rank, target_modules=targets)
+        config = plain_config(**FULL, factor_rank=rank, target_modules=targets)
         index = InfluenceIndex.build(make_model(), rows, tmp_path / f"rank-{rank}", config=config)
         scores = index.scores(make_model(), rows.select(queries))
         expected.zero_()
@@ -86,7 +86,7 @@ def test_full_rank_scores_equal_the_dense_inverse(tmp_path, make_model, count):
 
 def test_truncated_scores_equal_the_explicit_woodbury_formula(tmp_path):
     rows, model = make_rows(60), make_gpt2()
-    config = InfluenceConfig(
+    config = plain_config(
         projection_factor=2, factor_rank=2, curvature_rank=9, dtype="float32", shard_size=13, damping=0.3
     )
     index = InfluenceIndex.build(model, rows, tmp_path / "index", config=config)
@@ -111,7 +111,7 @@ def test_truncated_scores_equal_the_explicit_woodbury_formula(tmp_path):
 
 def test_factorize_query_truncates_the_query_as_published(tmp_path):
     rows, model = make_rows(20), make_gpt2()
-    full = InfluenceIndex.build(model, rows, tmp_path / "full", config=InfluenceConfig(dtype="float32"))
+    full = InfluenceIndex.build(model, rows, tmp_path / "full", config=plain_config(dtype="float32"))
     paper = InfluenceConfig.paper(dtype="float32")
     published = InfluenceIndex.build(model, rows, tmp_path / "paper", config=paper)
     queries = make_rows(3, seed=9)
@@ -123,7 +123,7 @@ def test_factorize_query_truncates_the_query_as_published(tmp_path):
 
 
 def test_attribute_is_the_top_of_scores_and_per_module_scores_add_up(gpt2, rows, tmp_path):
-    index = InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=InfluenceConfig(shard_size=6))
+    index = InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=plain_config(shard_size=6))
     queries = make_rows(3, seed=5)
     dense = index.scores(gpt2, queries)
     for largest in (True, False):
@@ -140,7 +140,7 @@ def test_attribute_is_the_top_of_scores_and_per_module_scores_add_up(gpt2, rows,
 def test_a_positive_score_means_that_training_on_the_example_lowers_the_query_loss(tmp_path):
     """The sign, by doing it: one small step of gradient descent on the best and on the worst example."""
     model, rows, query = make_gpt2(), make_rows(30), make_rows(1, seed=77)
-    config = InfluenceConfig(**FULL, factor_rank=12)
+    config = plain_config(**FULL, factor_rank=12)
     index = InfluenceIndex.build(model, rows, tmp_path / "index", config=config)
     tracked = {f"{module.name}.weight" for module in index.manifest.modules}
 
@@ -166,9 +166,7 @@ def test_a_positive_score_means_that_training_on_the_example_lowers_the_query_lo
 
 
 def test_rows_are_joined_to_their_examples(gpt2, rows, tmp_path):
-    index = InfluenceIndex.build(
-        gpt2, rows, tmp_path / "index", config=InfluenceConfig(shard_size=6), example_id="name"
-    )
+    index = InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=plain_config(shard_size=6), example_id="name")
     for row in index.attribute(gpt2, rows.select([3]), top_k=5).to_list():
         assert row["example_id"] == f"row-{row['row']}"
         assert row["text"] == f"text {row['row']}"
@@ -223,7 +221,7 @@ def test_a_sequence_classifier_is_indexed_and_queried(tmp_path):
     )
     model = LlamaForSequenceClassification(config)
     rows = make_rows(12).add_column("label", [i % 3 for i in range(12)])
-    index = InfluenceIndex.build(model, rows, tmp_path / "index", config=InfluenceConfig(projection_factor=1))
+    index = InfluenceIndex.build(model, rows, tmp_path / "index", config=plain_config(projection_factor=1))
     assert index.manifest.objective == "sequence-classification"
     assert "score" not in [module.name for module in index.manifest.modules]
     assert int(index.attribute(model, rows.select([5]), top_k=1).indices) == 5
@@ -270,7 +268,7 @@ def test_another_projection_is_noticed(gpt2, rows, tmp_path):
     ],
 )
 def test_a_damaged_file_is_named(gpt2, rows, tmp_path, file, damage):
-    index = InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=InfluenceConfig(shard_size=6))
+    index = InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=plain_config(shard_size=6))
     path = index.path / file
     content = bytearray(path.read_bytes())
     if damage == "truncate":
@@ -333,7 +331,7 @@ def test_an_objective_of_ones_own_must_be_given_again(gpt2, rows, tmp_path):
 
 
 def test_many_queries_in_batches_score_as_each_alone(gpt2, rows, tmp_path):
-    index = InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=InfluenceConfig(dtype="float32"))
+    index = InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=plain_config(dtype="float32"))
     together = index.scores(gpt2, rows, batch_size=7)
     for row in (0, 6, 13):
         alone = index.scores(gpt2, rows.select([row]))

@@ -4,10 +4,10 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from tiny import make_gpt2
+from tiny import make_gpt2, plain_config
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf import InfluenceIndex
 from lorif_hf.errors import (
     ModelMismatchError,
     QueryError,
@@ -31,7 +31,7 @@ def test_parameters_outside_of_the_recorded_layers_and_the_order_of_rows_count_t
 
 def test_an_adapter_of_another_scaling_is_another_model(gpt2, rows, tmp_path):
     model = get_peft_model(gpt2, LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True))
-    index = InfluenceIndex.build(model, rows, tmp_path / "index", config=InfluenceConfig(projection_factor=1))
+    index = InfluenceIndex.build(model, rows, tmp_path / "index", config=plain_config(projection_factor=1))
     index.attribute(model, rows.select([0]))
     for module in model.modules():
         if isinstance(getattr(module, "scaling", None), dict):
@@ -55,7 +55,7 @@ def test_queries_are_padded_with_the_models_own_token(tmp_path):
     )
     model = GPT2ForSequenceClassification(config).eval()
     rows = Dataset.from_dict({"input_ids": [[6, 7, 8, 9], [0, 0, 7]], "label": [0, 2]})
-    index = InfluenceIndex.build(model, rows, tmp_path / "index", config=InfluenceConfig(projection_factor=1))
+    index = InfluenceIndex.build(model, rows, tmp_path / "index", config=plain_config(projection_factor=1))
     together = index.scores(model, [{"input_ids": [0, 0, 7]}, {"input_ids": [6, 7, 8, 9, 10]}])
     assert torch.allclose(together[0], index.scores(model, {"input_ids": [0, 0, 7]})[0], rtol=1e-4)
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from datasets import load_dataset
 from huggingface_hub import DatasetCard, HfApi
-from tiny import make_gpt2, make_rows
+from tiny import make_gpt2, make_rows, plain_config
 
-from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf import InfluenceIndex
 from lorif_hf.errors import IndexFormatError
 
 
 REPO = "user/my-index"
-CONFIG = InfluenceConfig(projection_factor=2, shard_size=2)
+CONFIG = plain_config(projection_factor=2, shard_size=2)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_fresh_process_with_an_empty_cache_gets_the_same_scores_bit_for_bit(hu
 def test_streaming_reads_the_asked_modules_bytes_and_little_more(hub, tmp_path):
     """20 shards of 100 rows, 2 of 8 modules: at most 1.1 times their tensors, counted by the server."""
     model, rows = make_gpt2(width=48), make_rows(2000)
-    config = InfluenceConfig(projection_factor=1, factor_rank=2, curvature_rank=4, shard_size=100)
+    config = plain_config(projection_factor=1, factor_rank=2, curvature_rank=4, shard_size=100)
     index = InfluenceIndex.build(model, rows, tmp_path / "index", config=config, batch_size=64)
     index.push_to_hub(REPO, token=hub.token)
     streamed = InfluenceIndex.from_pretrained(REPO, streaming=True)
@@ -101,7 +101,7 @@ def test_streaming_holds_less_than_two_shards_in_memory(hub, tmp_path):
     """20 shards of 10 MB each; two modules of eight are asked for."""
     model, rows = make_gpt2(width=48), make_rows(1)
     many = rows.select([0] * 20).map(lambda row, i: {"name": str(i)}, with_indices=True)
-    config = InfluenceConfig(projection_factor=1, factor_rank=48, curvature_rank=2, shard_size=1, dtype="float32")
+    config = plain_config(projection_factor=1, factor_rank=48, curvature_rank=2, shard_size=1, dtype="float32")
     index = InfluenceIndex.build(model, many, tmp_path / "index", config=config)
     _swell(index.path, times=50)
     swollen = InfluenceIndex.from_pretrained(index.path)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from dense import damped_inverse, gradients, loss, make_task, off, predictions, two_sided
+from tiny import plain_config
 
-from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf import InfluenceIndex
 from lorif_hf.algebra.factors import factorize, reconstruct
 from lorif_hf.algebra.projection import rademacher
 from lorif_hf.errors import RecordingError
@@ -79,7 +80,7 @@ def built(kind, count, folder, config):
 )
 def test_full_rank_scores_are_those_of_kfac(tmp_path, kind, choices):
     """vec(G_q)^T (A' (x) S')^-1 vec(G_i), by the inverse of the D x D product."""
-    config = InfluenceConfig(**{**KRONECKER, "bits": 16, "factorize_query": False, **choices})
+    config = plain_config(**{**KRONECKER, "bits": 16, "factorize_query": False, **choices})
     index, scores, dense, sides = built(kind, 20, tmp_path / "index", config)
     expected, own = torch.zeros(3, 20, dtype=torch.float64), torch.zeros(20, dtype=torch.float64)
     for name, (a, s) in sides.items():
@@ -94,7 +95,7 @@ def test_full_rank_scores_are_those_of_kfac(tmp_path, kind, choices):
 
 @both_tasks
 def test_truncation_is_in_the_whitened_metric(tmp_path, kind):
-    config = InfluenceConfig(**KRONECKER, projection_factor=1, factor_rank=2, bits=16)
+    config = plain_config(**KRONECKER, projection_factor=1, factor_rank=2, bits=16)
     _, scores, dense, sides = built(kind, 20, tmp_path / "index", config)
     expected = torch.zeros(3, 20, dtype=torch.float64)
     for name, (a, s) in sides.items():
@@ -106,7 +107,7 @@ def test_truncation_is_in_the_whitened_metric(tmp_path, kind):
 @both_tasks
 def test_a_low_rank_curvature_of_whitened_gradients(tmp_path, kind):
     choices = {**KRONECKER, "curvature": "low-rank", "curvature_rank": None, "damping": 0.3}
-    config = InfluenceConfig(**choices, projection_factor=2, factor_rank=None, bits=16, factorize_query=False)
+    config = plain_config(**choices, projection_factor=2, factor_rank=None, bits=16, factorize_query=False)
     index, scores, dense, sides = built(kind, 20, tmp_path / "index", config)
     expected, own = torch.zeros(3, 20, dtype=torch.float64), torch.zeros(20, dtype=torch.float64)
     for name, (a, s) in sides.items():
@@ -121,7 +122,7 @@ def test_a_low_rank_curvature_of_whitened_gradients(tmp_path, kind):
 def test_whitening_moments_do_not_depend_on_padding(tmp_path):
     """One batch of rows of all lengths, or one row at a time, which has no padding."""
     model, rows = make_task("causal-lm", 12)
-    config = InfluenceConfig(**KRONECKER, projection_factor=2, factor_rank=None, bits=16)
+    config = plain_config(**KRONECKER, projection_factor=2, factor_rank=None, bits=16)
     found = []
     for size in (1, 12):
         index = InfluenceIndex.build(model, rows, tmp_path / f"{size}", config=config, batch_size=size)
@@ -148,7 +149,7 @@ def test_a_second_moment_that_overflows_is_an_error_that_names_the_module(tmp_pa
     )
     with pytest.raises(RecordingError, match=message):
         InfluenceIndex.build(
-            model, rows, tmp_path / "index", config=InfluenceConfig(**KRONECKER), objective=constant(1e30)
+            model, rows, tmp_path / "index", config=plain_config(**KRONECKER), objective=constant(1e30)
         )
 
 
@@ -156,7 +157,7 @@ def test_a_second_moment_that_overflows_is_an_error_that_names_the_module(tmp_pa
 @pytest.mark.parametrize("bits", [16, 1])
 def test_gradients_that_vanish_are_never_nan(tmp_path, value, bits):
     model, rows = make_task("causal-lm", 6)
-    config = InfluenceConfig(whitening="kronecker", curvature="kronecker", bits=bits, projection_factor=2)
+    config = plain_config(whitening="kronecker", curvature="kronecker", bits=bits, projection_factor=2)
     index = InfluenceIndex.build(model, rows, tmp_path / "index", config=config, objective=constant(value))
     scores = index.scores(model, rows, objective=constant(value))
     assert bool(scores.isfinite().all()) and bool(index.self_influence().isfinite().all())

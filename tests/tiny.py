@@ -4,6 +4,8 @@ import torch
 from datasets import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from lorif_hf import InfluenceConfig
+
 
 VOCABULARY = 50
 
@@ -31,3 +33,8 @@ def make_rows(count: int, seed: int = 0) -> Dataset:
     return Dataset.from_dict(
         {"input_ids": ids, "name": [f"row-{i}" for i in range(count)], "text": [f"text {i}" for i in range(count)]}
     )
+
+
+def plain_config(**changes) -> InfluenceConfig:
+    """LoRIF's stored form and curvature with the whole query: what most tests of everything else are written for."""
+    return InfluenceConfig.paper(**{"factorize_query": False, **changes})

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from tiny import plain_config
 
 from lorif_hf.algebra.codecs import Codec, DenseCodec, FactorCodec, PackedCodec
 from lorif_hf.algebra.factors import factorize
 from lorif_hf.algebra.quantization import levels, quantized_factors
-from lorif_hf.config import InfluenceConfig
 
 
 D1, D2 = 9, 7
@@ -146,4 +146,4 @@ def test_bytes_of_an_example(codec, expected):
     ],
 )
 def test_the_config_chooses_the_codec(choices, codec):
-    assert InfluenceConfig(**choices).codec() == codec
+    assert plain_config(**choices).codec() == codec

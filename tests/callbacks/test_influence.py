@@ -5,10 +5,10 @@ import hashlib
 import pytest
 import torch
 from datasets import IterableDataset
-from tiny import make_gpt2, make_rows
+from tiny import make_gpt2, make_rows, plain_config
 from transformers import Trainer, TrainingArguments
 
-from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf import InfluenceIndex
 from lorif_hf.callbacks import InfluenceCallback
 from lorif_hf.errors import (
     BuildFolderError,
@@ -59,7 +59,7 @@ def train(tmp_path, callback, dataset, **arguments):
 def test_row_i_of_the_index_is_row_i_of_the_dataset(tmp_path, remove_unused_columns, sampling):
     rows = make_rows(20)
     callback = InfluenceCallback(
-        tmp_path / "index", config=InfluenceConfig(shard_size=7), examples=rows, example_id="name"
+        tmp_path / "index", config=plain_config(shard_size=7), examples=rows, example_id="name"
     )
     trainer = train(
         tmp_path,
@@ -76,7 +76,7 @@ def test_row_i_of_the_index_is_row_i_of_the_dataset(tmp_path, remove_unused_colu
         trainer.model,
         rows,
         tmp_path / "built",
-        config=InfluenceConfig(shard_size=7),
+        config=plain_config(shard_size=7),
         data_collator=collate,
         batch_size=3,
     )
@@ -158,8 +158,8 @@ def test_an_out_of_memory_error_does_not_restart_the_training(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"config": InfluenceConfig(factor_rank=7)}, ConfigError, "factor_rank=7 is above the limit of module"),
-        ({"config": InfluenceConfig(target_modules=["q_proj"])}, UnsupportedModuleError, "selects no module"),
+        ({"config": plain_config(factor_rank=7)}, ConfigError, "factor_rank=7 is above the limit of module"),
+        ({"config": plain_config(target_modules=["q_proj"])}, UnsupportedModuleError, "selects no module"),
         ({"example_id": "title"}, DatasetError, "no column 'title'"),
         ({"data_collator": lambda features: {"x": torch.ones(1)}}, DatasetError, "no column that GPT2LMHeadModel"),
         ({"push_to_hub": True, "repo_id": "a/b/c"}, PublishError, "is no repo id"),

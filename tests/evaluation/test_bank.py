@@ -11,15 +11,15 @@ from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard, HfApi
 from retrained import QUERIES, ROWS, bank_bytes, make_bank
 from scipy.stats import spearmanr
-from tiny import make_gpt2
+from tiny import make_gpt2, plain_config
 
-from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf import InfluenceIndex
 from lorif_hf.errors import EvaluationError, IndexNotFoundError, PublishError
 from lorif_hf.evaluation.bank import RetrainBank
 
 
 REPO = "user/my-bank"
-CONFIG = InfluenceConfig(projection_factor=2, shard_size=6)
+CONFIG = plain_config(projection_factor=2, shard_size=6)
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from retrained import QUERIES, ROWS, make_bank, make_trainer
-from tiny import make_gpt2
+from tiny import make_gpt2, plain_config
 
-from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf import InfluenceIndex
 from lorif_hf.errors import EvaluationError, IndexCorruptedError, ModelMismatchError, PublishError
 from lorif_hf.evaluation.bank import RetrainBank
 from lorif_hf.evaluation.index_lds import evaluate_lds, lds_record, read_query_file
@@ -17,7 +17,7 @@ from lorif_hf.recording.objectives import CausalLMObjective
 
 
 REPO = "user/scored-index"
-CONFIG = InfluenceConfig(projection_factor=2)
+CONFIG = plain_config(projection_factor=2)
 
 
 def own_loss(model, batch):
@@ -83,7 +83,7 @@ def test_adapters_are_compared_by_their_own_layers(tmp_path):
 
     bank = retrain(train, ROWS, QUERIES, tmp_path / "bank", num_subsets=3, seeds=1)
     assert len(set(bank.losses[:, 0].tolist())) == 3
-    config = InfluenceConfig(projection_factor=1)
+    config = plain_config(projection_factor=1)
     index = InfluenceIndex.build(adapted(), ROWS, tmp_path / "index", config=config)
     assert -1 <= evaluate_lds(index, bank, adapted()).mean <= 1
     other = InfluenceIndex.build(adapted(rank=3), ROWS, tmp_path / "other", config=config)

@@ -8,11 +8,11 @@ import time
 
 import pytest
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
-from tiny import make_gpt2, make_rows
+from tiny import make_gpt2, make_rows, plain_config
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
-from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf import InfluenceIndex
 from lorif_hf.callbacks import InfluenceCallback
 from lorif_hf.cards import index_card
 from lorif_hf.errors import HubAccessError, HubConnectionError, IndexCorruptedError, PublishError
@@ -22,7 +22,7 @@ from lorif_hf.storage.publish import FORMAT_TAG, publish
 
 
 REPO = "user/my-index"
-CONFIG = InfluenceConfig(projection_factor=2, shard_size=2)
+CONFIG = plain_config(projection_factor=2, shard_size=2)
 TOKEN = "hf_" + "aB3" * 11 + "x"  # 34 characters after the prefix, as real ones have
 
 

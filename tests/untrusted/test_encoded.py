@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from tampering import MODULE, REPO, SHARD, edit, edit_tensors, query, upload
-from tiny import make_gpt2, make_rows
+from tiny import make_gpt2, make_rows, plain_config
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.encoding import draw_projection
@@ -16,7 +16,7 @@ from lorif_hf.errors import IndexCorruptedError, IndexFormatError
 from lorif_hf.storage.layout import CURVATURE, MANIFEST, ModuleEntry
 
 
-PACKED = InfluenceConfig(
+PACKED = plain_config(
     projection_factor=2, shard_size=2, factor_rank=3, bits=4, whitening="kronecker", curvature="kronecker"
 )
 TRAK = InfluenceConfig.trak(projection_dim=16, shard_size=2, curvature="none")
