@@ -93,8 +93,7 @@ def plot(results: dict[str, Any], title: str, path: Path) -> None:
 def main() -> None:
     parts = [
         "# Results",
-        "Written by `python -m benchmarks.report` from what `python -m benchmarks.quality wikitext` and "
-        "`python -m benchmarks.quality mislabeled` measured. LDS: mean over queries of the Spearman correlation "
+        "Written by `python -m benchmarks.report` from what `python -m benchmarks.quality` measured. LDS: mean over queries of the Spearman correlation "
         "between the sum of a subset's scores and minus the loss of the model that was retrained on it (Park et al. "
         "2023); the interval is a bootstrap over queries. Bytes: what is stored of an example in all layers, scales "
         "included, file headers not.",

@@ -145,8 +145,8 @@ def test_a_build_killed_while_fitting_keeps_the_fitted_modules(gpt2, rows, tmp_p
 SLOW_BUILD = """
 import sys, time
 sys.path.insert(0, {tests!r})
-from tiny import make_gpt2, make_rows
-from lorif_hf import InfluenceConfig, InfluenceIndex
+from tiny import make_gpt2, make_rows, plain_config
+from lorif_hf import InfluenceIndex
 from lorif_hf.recording.recorder import GradientRecorder
 record = GradientRecorder.record
 GradientRecorder.record = lambda self, *a: (time.sleep({seconds}), record(self, *a))[1]
