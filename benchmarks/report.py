@@ -94,9 +94,9 @@ def main() -> None:
     parts = [
         "# Results",
         "Written by `python -m benchmarks.report` from what `python -m benchmarks.quality` measured. LDS: mean over "
-        "queries of the Spearman correlation between the sum of a subset's scores and minus the loss of the model that was retrained on it (Park et al. "
-        "2023); the interval is a bootstrap over queries. Bytes: what is stored of an example in all layers, scales "
-        "included, file headers not.",
+        "queries of the Spearman correlation between the sum of a subset's scores and minus the loss of the model "
+        "that was retrained on it (Park et al. 2023); the interval is a bootstrap over queries. Bytes: what is stored "
+        "of an example in all layers, scales included, file headers not.",
     ]
     for bed, title in TITLES.items():
         path = RESULTS / f"{bed}.json"
