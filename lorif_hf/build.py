@@ -8,7 +8,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -23,15 +24,16 @@ from torch import Tensor, nn
 from .algebra.projection import TwoSidedProjection
 from .algebra.whitening import SecondMoments, whiteners
 from .config import InfluenceConfig
-from .dataset import TrainingRows, code_identity, tokens_per_example
+from .dataset import TrainingRows, code_identity
 from .encoding import Encoder, draw_projection, module_entry, stored_entries
-from .errors import BuildFolderError, ConfigError, DatasetError, RecordingError
+from .errors import BuildFolderError, DatasetError, RecordingError
 from .fitting import fit_curvature
 from .progress import progress
 from .recording.identity import identify
 from .recording.modules import TrackedModule, tracked_modules, unwrap
 from .recording.objectives import MarginObjective, Objective, UserObjective, find_objective
-from .recording.recorder import GradientRecorder, Recording
+from .recording.recorder import GradientRecorder
+from .recording_pass import Batching, RecordingPass, ShardContents
 from .storage.examples import write_examples
 from .storage.files import file_entry, header_sha256, is_intact, write_tensors, write_text
 from .storage.layout import (
@@ -65,7 +67,7 @@ class IndexBuilder:
         config (`InfluenceConfig`): every choice that shapes the index.
         objective (`Objective`): the per-example loss.
         processing_class: the tokenizer that goes into the index, if any.
-        batch_size (`int`): examples per forward pass.
+        batching (`Batching`): which rows go through the model together.
         on_shard (`Callable`, *optional*): told of every finished factor file, also of those found finished.
     """
 
@@ -77,13 +79,12 @@ class IndexBuilder:
         config: InfluenceConfig,
         objective: Objective,
         processing_class: Any,
-        batch_size: int,
+        batching: Batching,
         on_shard: Callable[[FactorShard], None] | None = None,
     ):
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigError(f"batch_size must be an integer of at least 1, got {batch_size!r}.")
         self.model, self.rows, self.folder, self.config = model, rows, folder, config
-        self.objective, self.processing_class, self.batch_size = objective, processing_class, batch_size
+        self.objective, self.processing_class = objective, processing_class
+        self.passing = RecordingPass(rows, batching)
         self.on_shard = on_shard or (lambda shard: None)
         self._shards: dict[int, FactorShard] = {}
         self.codec = config.codec()
@@ -115,7 +116,7 @@ class IndexBuilder:
 
     def check_first_batch(self) -> None:
         """Collate the first rows, so that a dataset that cannot be recorded shows before the pass begins."""
-        next(iter(self.rows.batches(0, min(self.batch_size, self.rows.count), self.batch_size)))
+        self.rows.batch(range(min(self.passing.batching.batch_size, self.rows.count)))
 
     def run(self) -> None:
         """Build what is missing. Returns at once where the folder holds this build's finished index."""
@@ -130,8 +131,8 @@ class IndexBuilder:
             shutil.rmtree(self.staging, ignore_errors=True)
             return
         with self._claimed():
-            self._whiten()
-            self._record_all()
+            self.estimate_moments()
+            self.record()
             self._finish(self._fit_all())
         shutil.rmtree(self.staging)
 
@@ -161,21 +162,20 @@ class IndexBuilder:
         except Timeout:
             raise BuildFolderError(f"Another process is building the index in {self.folder}.") from None
 
-    def _whiten(self) -> None:
+    def estimate_moments(self) -> None:
         """Estimate the second moments on a sample of rows: what is stored is whitened, so they come first."""
         if self.config.whitening == "none" or is_intact(self._whitening_path):
             return
         moments = {entry.name: SecondMoments.zeros(entry.d1, entry.d2) for entry in self.entries}
         recorder = GradientRecorder(self.model, self.modules, self.projections, self.objective, moments)
-        count = min(self.config.whitening_samples, self.rows.count)
-        with recorder, progress(count, "Estimating second moments", "examples") as bar:
-            for rows, batch in self.rows.sample(count, self.batch_size):
-                self._record_batch(recorder, batch, rows)
+        sample = self.rows.spaced(self.config.whitening_samples)
+        with recorder, progress(len(sample), "Estimating second moments", "examples") as bar:
+            for rows, _, _ in self.passing.run(recorder, sample):
                 bar.update(len(rows))
         tensors = {}
         for name, moment in moments.items():
             try:
-                sides = whiteners(moment, damping=self.config.whitening_damping, scale=self.rows.count / count)
+                sides = whiteners(moment, damping=self.config.whitening_damping, scale=self.rows.count / len(sample))
             except ValueError as error:
                 raise RecordingError(
                     f"Module '{name}' cannot be whitened ({error}): its inputs or gradients are too large. Leave it "
@@ -184,7 +184,8 @@ class IndexBuilder:
             tensors[f"{name}.in_whitener"], tensors[f"{name}.out_whitener"] = sides
         write_tensors(self._whitening_path, tensors)
 
-    def _record_all(self) -> None:
+    def record(self) -> None:
+        """Record the shards that are missing; each is written while the next is recorded."""
         missing = [shard for shard in range(len(self.ranges)) if not self._recorded(shard)]
         for shard in range(len(self.ranges)):
             if shard not in missing:
@@ -194,14 +195,31 @@ class IndexBuilder:
             return
         if done:
             logger.info("Going on with %d of %d rows already recorded in %s.", done, self.rows.count, self.folder)
-        recorder = GradientRecorder(self.model, self.modules, self.projections, self.objective)
-        encoder = Encoder(self.config, self.entries, self._whiteners())
-        with recorder, progress(self.rows.count, "Recording", "examples", initial=done) as bar:
+        recorder, encoder = self._recording
+        writing: Future[None] | None = None
+        with (
+            recorder,
+            progress(self.rows.count, "Recording", "examples", initial=done) as bar,
+            ThreadPoolExecutor(1, thread_name_prefix="lorif-write") as writer,
+        ):
             for shard in missing:
-                self._record_shard(recorder, encoder, shard, bar)
-                self._finished(shard)
+                contents = self._record_shard(recorder, encoder, shard, bar)
+                if writing is not None:
+                    writing.result()  # a shard in the making and one being written: no more are held
+                writing = writer.submit(self._write_shard, shard, contents)
+            if writing is not None:
+                writing.result()
         if self._empty:
             logger.warning("%d rows have no target (all labels are -100); their scores are zero.", self._empty)
+
+    @cached_property
+    def _recording(self) -> tuple[GradientRecorder, Encoder]:
+        encoder = Encoder(self.config, self.entries, self._whiteners())
+        reductions = encoder.reductions()
+        return (
+            GradientRecorder(self.model, self.modules, self.projections, self.objective, reductions=reductions),
+            encoder,
+        )
 
     def _recorded(self, shard: int) -> bool:
         """Whether a shard is there, whole and undamaged."""
@@ -214,67 +232,30 @@ class IndexBuilder:
         self._shards[shard] = FactorShard(entry.file, entry.bytes, entry.sha256, start, stop - start, header)
         self.on_shard(self._shards[shard])
 
-    def _record_shard(self, recorder: GradientRecorder, encoder: Encoder, shard: int, bar: Any) -> None:
+    def _record_shard(self, recorder: GradientRecorder, encoder: Encoder, shard: int, bar: Any) -> ShardContents:
         start, stop = self.ranges[shard]
-        layouts = {entry.name: self.codec.layout(entry.d1, entry.d2) for entry in self.stored}
-        parts: dict[str, dict[str, list[Tensor]]] = {name: {part: [] for part in layouts[name]} for name in layouts}
-        columns: dict[str, list[Tensor]] = {"losses": [], "num_tokens": [], "weights": [], "self_influence": []}
-        for rows, batch in self.rows.batches(start, stop, self.batch_size):
-            recording = self._record_batch(recorder, batch, rows)
-            if len(recording.losses) != len(rows):
-                raise DatasetError(
-                    f"The collator made {len(recording.losses)} examples of rows {rows.start} to {rows.stop - 1}: it "
-                    "packs or flattens them (padding_free?). Pass a data_collator that keeps one example per row."
-                )
-            influence = torch.zeros(len(rows), dtype=torch.float64)
-            for name, gradients in encoder.encode(recording.gradients).items():
-                for part, tensor in self.codec.encode(gradients).items():
-                    parts[name][part].append(self._finite(tensor, name))
-                influence += gradients.flatten(1).square().sum(dim=1).double().cpu()
-            columns["self_influence"].append(influence)
-            columns["losses"].append(recording.losses)
-            columns["num_tokens"].append(tokens_per_example(batch, len(rows)))
-            columns["weights"].append(torch.ones(len(rows)) if recording.weights is None else recording.weights)
-            self._count_targets(recording.targets, rows)
+        contents = ShardContents(start, stop, self.codec, self.stored)
+        for rows, batch, recording in self.passing.run(recorder, range(start, stop)):
+            contents.put(rows, batch, recording, encoder.encode(recording.gradients))
+            self._count_targets(recording.targets, len(rows))
             bar.update(len(rows))
-        table = {name: torch.cat(column) for name, column in columns.items()}
-        write_tensors(self._rows_path(shard), table)
-        stored = {name: {part: torch.cat(one) for part, one in some.items()} for name, some in parts.items()}
-        write_shard(self._factor_path(shard), stored, table["weights"] if self.config.output == "margin" else None)
+        return contents
 
-    def _count_targets(self, targets: Tensor | None, rows: range) -> None:
+    def _write_shard(self, shard: int, contents: ShardContents) -> None:
+        write_tensors(self._rows_path(shard), contents.table)
+        weights = contents.table["weights"] if self.config.output == "margin" else None
+        write_shard(self._factor_path(shard), contents.parts, weights)
+        self._finished(shard)
+
+    def _count_targets(self, targets: Tensor | None, count: int) -> None:
         """Count the rows without a target. Where no row has one, something is wrong with the labels."""
-        self._seen += len(rows)
+        self._seen += count
         self._empty += 0 if targets is None else int((targets == 0).sum())
-        if self._empty == self._seen and (self._seen >= _PATIENCE or rows.stop == self.rows.count):
+        if self._empty == self._seen and (self._seen >= _PATIENCE or self._seen == self.rows.count):
             raise DatasetError(
-                f"None of the {self._seen} rows up to row {rows.stop - 1} has a target: all their labels are -100 (or "
-                "there is a single token). Check the collator and the truncation."
+                f"None of the first {self._seen} rows has a target: all their labels are -100 (or there is a single "
+                "token). Check the collator and the truncation."
             )
-
-    def _record_batch(self, recorder: GradientRecorder, batch: dict[str, Any], rows: Sequence[int]) -> Recording:
-        try:
-            return recorder.record(batch, rows)
-        except IndexError as error:
-            raise DatasetError(
-                f"The model cannot take rows {rows[0]} to {rows[-1]} ({error}): a row is longer than its "
-                "positions, or a token is outside its vocabulary. Truncate the rows; use the model's own tokenizer."
-            ) from error
-        except (MemoryError, RuntimeError) as error:
-            text = str(error).lower()
-            if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
-                raise RecordingError(
-                    f"Out of memory at rows {rows[0]} to {rows[-1]} with batch_size={self.batch_size}. The "
-                    f"finished shards in {self.folder} are kept: build again with a smaller batch_size to go on."
-                ) from error
-            raise
-
-    def _finite(self, part: Tensor, name: str) -> Tensor:
-        if not bool(torch.isfinite(part).all()):
-            raise RecordingError(
-                f"A gradient of module '{name}' is too large for {self.config.dtype}: build with dtype='bfloat16'."
-            )
-        return part
 
     def _whiteners(self) -> dict[str, tuple[Tensor, Tensor]] | None:
         if self.config.whitening == "none":
@@ -369,6 +350,8 @@ def plan_build(
     processing_class: Any,
     data_collator: Callable[[list[Any]], Any] | None,
     batch_size: int,
+    max_tokens_per_batch: int | None,
+    auto_find_batch_size: bool,
     objective: UserObjective | None,
     **shown: Any,
 ) -> IndexBuilder:
@@ -377,11 +360,12 @@ def plan_build(
     The arguments are those of `InfluenceIndex.build`; `shown` are the ones that decide what people see of a row.
     """
     check_folder(folder)
+    batching = Batching(batch_size, max_tokens_per_batch, auto_find_batch_size)
     model, config = unwrap(model), config or InfluenceConfig()
     found = find_objective(model, objective)
     rows = TrainingRows(dataset, model, found, processing_class, data_collator, **shown)
     measured = MarginObjective(found) if config.output == "margin" else found
-    return IndexBuilder(model, rows, folder, config, measured, processing_class, batch_size)
+    return IndexBuilder(model, rows, folder, config, measured, processing_class, batching)
 
 
 def check_folder(folder: Path) -> None:

@@ -4,14 +4,13 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
 
 from .errors import DatasetError
 from .recording.collation import PaddingCollator, padding_collator
@@ -74,25 +73,31 @@ class TrainingRows:
         causal = isinstance(objective, CausalLMObjective)
         self._collate = data_collator or padding_collator(model, processing_class, make_labels=causal)
 
-    def batches(self, start: int, stop: int, batch_size: int) -> Iterator[tuple[range, dict[str, Any]]]:
-        """The batches of rows start to stop, in order: (rows, batch)."""
-        rows = Subset(self.dataset, range(start, stop))
-        row = start
-        for batch in DataLoader(rows, batch_size=batch_size, shuffle=False, collate_fn=self._checked_batch):
-            size = min(batch_size, stop - row)
-            yield range(row, row + size), batch
-            row += size
+    def batch(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """The rows of these numbers, collated."""
+        together = getattr(self.dataset, "__getitems__", None)
+        return self._collated(together(list(numbers)) if together else [self.dataset[i] for i in numbers])
 
-    def sample(self, count: int, batch_size: int) -> Iterator[tuple[list[int], dict[str, Any]]]:
-        """Batches of at most `count` rows, evenly spaced over the dataset: (rows, batch)."""
+    def lengths(self, numbers: Sequence[int]) -> list[int]:
+        """Tokens of each row.
+
+        Raises:
+            [`~lorif_hf.errors.DatasetError`]: they are not made of tokens.
+        """
+        columns = _columns(self.dataset)
+        if "input_ids" not in columns:
+            raise DatasetError(
+                f"max_tokens_per_batch counts the tokens in column 'input_ids'; the dataset has "
+                f"{', '.join(columns) or 'no columns'}. Use batch_size."
+            )
+        return [len(self.dataset[i]["input_ids"]) for i in numbers]
+
+    def spaced(self, count: int) -> list[int]:
+        """Numbers of at most `count` rows, evenly spaced over the dataset."""
         count = min(count, self.count)
-        chosen = [number * self.count // count for number in range(count)]
-        rows = Subset(self.dataset, chosen)
-        batches = DataLoader(rows, batch_size=batch_size, shuffle=False, collate_fn=self._checked_batch)
-        for number, batch in enumerate(batches):
-            yield chosen[number * batch_size : (number + 1) * batch_size], batch
+        return [number * self.count // count for number in range(count)]
 
-    def _checked_batch(self, features: list[Any]) -> dict[str, Any]:
+    def _collated(self, features: list[Any]) -> dict[str, Any]:
         if type(self._collate).__module__.startswith("transformers.") and isinstance(features[0], dict):
             # As the Trainer does before it collates: these collators cannot pad names and texts. Others may need them.
             known = {*self._signature(), *_LABELS}

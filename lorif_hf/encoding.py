@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .algebra.projection import SparseProjection, TwoSidedProjection
+from .algebra.rangefinder import LowRankMatrices, Matrices, RangeFinder
 from .config import InfluenceConfig
 from .errors import ConfigError, IndexCorruptedError, ModelMismatchError
 from .recording.modules import TrackedModule
@@ -21,6 +22,11 @@ GLOBAL = "all-layers"
 
 Whiteners = Mapping[str, tuple[Tensor, Tensor]]
 """By module: in_whitener (d1, d1) and out_whitener (d2, d2)."""
+
+
+def sketch_width(rank: int) -> int:
+    """Directions of a whitened gradient that are kept until `rank` pairs of vectors are fitted to it."""
+    return max(16, 2 * rank + 8)
 
 
 def stored_entries(config: InfluenceConfig, modules: Sequence[ModuleEntry]) -> list[ModuleEntry]:
@@ -56,9 +62,28 @@ class Encoder:
                 numbers = module.in_features * module.out_features
                 self._sketches[module.name] = draw_global(module.name, numbers, config)
 
-    def encode(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Projected gradients (B, d1, d2) of the tracked layers to those of the stored entries, float32."""
-        encoded = {name: gradient.float() for name, gradient in gradients.items()}
+    def reductions(self) -> dict[str, RangeFinder]:
+        """For layers of whose whitened gradients only a few directions are stored: what finds them from the tokens.
+
+        The other layers' gradients are formed. A query's always are: nothing of it is cut.
+        """
+        rank = self.config.factor_rank
+        if self.whiteners is None or rank is None or self.config.normalize:
+            return {}
+        width = sketch_width(rank)
+        return {
+            name: RangeFinder(*sides, width)
+            for name, sides in self.whiteners.items()
+            if 2 * width <= min(len(side) for side in sides)
+        }
+
+    def encode(self, gradients: Mapping[str, Matrices]) -> dict[str, Matrices]:
+        """Projected gradients (B, d1, d2) of the tracked layers to those of the stored entries, float32.
+
+        Those that a reduction made are whitened already.
+        """
+        reduced = {name: one for name, one in gradients.items() if isinstance(one, LowRankMatrices)}
+        encoded = {name: one.float() for name, one in gradients.items() if isinstance(one, Tensor)}
         if self._sketches:
             encoded = {GLOBAL: self._global(encoded)}
         if self.config.normalize:
@@ -67,7 +92,7 @@ class Encoder:
             encoded = {name: one * inverse for name, one in encoded.items()}
         if self.whiteners is not None:
             encoded = {name: self._whiten(name, one) for name, one in encoded.items()}
-        return encoded
+        return {**encoded, **reduced}
 
     def _global(self, gradients: Mapping[str, Tensor]) -> Tensor:
         parts = [self._sketches[name].project(gradient.flatten(1)) for name, gradient in gradients.items()]

@@ -56,6 +56,8 @@ class InfluenceIndex(StoredIndex):
         processing_class: Any = None,
         data_collator: Callable[[list[Any]], Any] | None = None,
         batch_size: int = 8,
+        max_tokens_per_batch: int | None = None,
+        auto_find_batch_size: bool = False,
         objective: UserObjective | None = None,
         examples: Any = None,
         text_column: str | None = None,
@@ -79,6 +81,10 @@ class InfluenceIndex(StoredIndex):
             processing_class (*optional*): the tokenizer; goes into the index, so that it answers text queries.
             data_collator (`Callable`, *optional*): by default pads on the right, labels with -100.
             batch_size (`int`, *optional*, defaults to 8): examples per forward pass; changes the result by rounding.
+            max_tokens_per_batch (`int`, *optional*): instead of `batch_size`, as many examples of like length as have
+                so many tokens together, padding included; a longer one goes alone.
+            auto_find_batch_size (`bool`, *optional*, defaults to `False`): halve a batch that does not fit into
+                memory, and those after it, and go on.
             objective (`Callable`, *optional*): `(model, batch) -> (B,)` per-example losses in nats; by default that of
                 the model's task: token-summed cross-entropy, or the classifier's loss.
             examples (*optional*): the same rows with columns for people, where `dataset` has lost them.
@@ -105,6 +111,8 @@ class InfluenceIndex(StoredIndex):
             processing_class=processing_class,
             data_collator=data_collator,
             batch_size=batch_size,
+            max_tokens_per_batch=max_tokens_per_batch,
+            auto_find_batch_size=auto_find_batch_size,
             objective=objective,
             examples=examples,
             text_column=text_column,

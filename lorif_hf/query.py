@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .algebra.curvature import spectral_solve, woodbury_solve
 from .algebra.factors import factorize, reconstruct
+from .algebra.rangefinder import dense
 from .config import InfluenceConfig
 from .encoding import Encoder, checked_projection, stored_entries
 from .errors import IndexCorruptedError, ModelMismatchError, ObjectiveError, QueryError
@@ -114,7 +115,7 @@ def measure(
             recording = recorder.record(collator([features[i] for i in numbers]), numbers)
             encoded = encoder.encode(recording.gradients)
             for name, parts in gradients.items():
-                parts.append(encoded[name].to("cpu"))
+                parts.append(dense(encoded[name]).to("cpu"))
             losses += recording.losses.tolist()
             bar.update(len(numbers))
     preconditioned = {

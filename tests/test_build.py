@@ -258,9 +258,9 @@ def test_nothing_to_track_is_refused_before_anything_is_written(gpt2, rows, tmp_
         (Dataset.from_dict({"text": ["a", "b"]}), "no column that GPT2LMHeadModel takes. It has text; .* Tokenize it"),
         (
             Dataset.from_dict({"input_ids": [[1, 2, 3]] * 3, "labels": [[-100] * 3] * 3}),
-            "None of the 3 rows up to row 2 has a",
+            "None of the first 3 rows has a",
         ),
-        (Dataset.from_dict({"input_ids": [[1], [2]]}), "None of the 2 rows .* single token"),
+        (Dataset.from_dict({"input_ids": [[1], [2]]}), "None of the first 2 rows .* single token"),
     ],
     ids=["empty", "iterable", "no columns", "labels all -100", "single tokens"],
 )
@@ -317,7 +317,7 @@ def test_out_of_memory_becomes_our_own_error_and_the_build_goes_on(gpt2, rows, t
     record, seen = GradientRecorder.record, []
 
     def small(self, batch, batch_rows=None):
-        if batch_rows.start >= 8:
+        if batch_rows[0] >= 8:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         seen.append(batch_rows)
         return record(self, batch, batch_rows)
@@ -325,7 +325,7 @@ def test_out_of_memory_becomes_our_own_error_and_the_build_goes_on(gpt2, rows, t
     with monkeypatch.context() as patch:
         patch.setattr(GradientRecorder, "record", small)
         with pytest.raises(
-            RecordingError, match="Out of memory at rows 10 to 11 with batch_size=4.* a smaller batch_s"
+            RecordingError, match="Out of memory at rows 10 to 11, 2 at once.* with a smaller batch_size to go on"
         ):
             InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=CONFIG, batch_size=4)
     assert len(InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=CONFIG, batch_size=2)) == 20

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .factors import factorize
 from .quantization import pack, packed_bytes, quantized_factors, unpack
+from .rangefinder import Matrices
 from .scoring import bilinear_scores, dense_scores
 
 
@@ -31,7 +32,7 @@ class Codec(ABC):
         """The parts of a layer whose projected gradients are d1 x d2."""
 
     @abstractmethod
-    def encode(self, matrices: Tensor) -> dict[str, Tensor]:
+    def encode(self, matrices: Matrices) -> dict[str, Tensor]:
         """Gradients (n, d1, d2), float32, to parts on the CPU. Each example is encoded alone."""
 
     @abstractmethod
@@ -63,7 +64,8 @@ class DenseCodec(Codec):
     def layout(self, d1: int, d2: int) -> Layout:
         return {"g": (self.dtype, (d1, d2))}
 
-    def encode(self, matrices: Tensor) -> dict[str, Tensor]:
+    def encode(self, matrices: Matrices) -> dict[str, Tensor]:
+        assert isinstance(matrices, Tensor)  # a gradient that is stored whole is formed
         return {"g": matrices.to("cpu", self.dtype)}
 
     def factors(self, parts: Parts, d1: int, d2: int) -> tuple[Tensor, Tensor | None]:
@@ -80,7 +82,7 @@ class FactorCodec(Codec):
     def layout(self, d1: int, d2: int) -> Layout:
         return {"u": (self.dtype, (d1, self.rank)), "v": (self.dtype, (d2, self.rank))}
 
-    def encode(self, matrices: Tensor) -> dict[str, Tensor]:
+    def encode(self, matrices: Matrices) -> dict[str, Tensor]:
         left, right = factorize(matrices, self.rank)
         return {"u": left.to("cpu", self.dtype), "v": right.to("cpu", self.dtype)}
 
@@ -102,7 +104,7 @@ class PackedCodec(Codec):
         }
         return {**sides, "u_scale": (torch.bfloat16, (self.rank,))}
 
-    def encode(self, matrices: Tensor) -> dict[str, Tensor]:
+    def encode(self, matrices: Matrices) -> dict[str, Tensor]:
         left, right, scales = quantized_factors(matrices, self.rank, self.bits)
         return {
             "u": pack(left, self.bits).cpu(),

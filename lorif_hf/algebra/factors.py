@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from .rangefinder import Matrices, matrix_sizes
+
 
 _DROPPED = 1e-5  # a direction this much weaker than the strongest is rounding noise in float32
 
 
-def factorize(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def factorize(matrices: Matrices, rank: int) -> tuple[Tensor, Tensor]:
     """Factorise each matrix of a batch as left @ right^T by block power iteration.
 
     8 rounds at rank 1, 16 above. The left columns are orthonormal (or zero, where the matrix has a smaller rank), the
@@ -15,7 +17,7 @@ def factorize(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     fixed, so the same matrix always gives the same factors.
 
     Args:
-        matrices (`Tensor`): (n, d1, d2), float32 or float64 (others are computed in float32).
+        matrices (`Matrices`): (n, d1, d2), float32 or float64 (others are computed in float32), or low-rank ones.
         rank (`int`): c, between 1 and min(d1, d2). At the limit the factorisation is exact.
 
     Returns:
@@ -26,26 +28,26 @@ def factorize(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
     Source: LoRIF (arXiv:2601.21929), section 3.1, per-example low-rank factorisation.
     """
-    if matrices.dim() != 3:
+    if len(matrices.shape) != 3:
         raise ValueError(f"matrices must have shape (n, d1, d2), got {tuple(matrices.shape)}.")
     count, rows, columns = matrices.shape
     limit = min(rows, columns)
     if not 1 <= rank <= limit:
         raise ValueError(f"rank must be between 1 and min(d1, d2) = {limit}, got {rank}.")
-    matrices = matrices.to(torch.float64 if matrices.dtype == torch.float64 else torch.float32)
-    if rank == limit:
-        identity = torch.eye(limit, dtype=matrices.dtype, device=matrices.device).expand(count, limit, limit)
-        if rows <= columns:
-            return identity.clone(), matrices.transpose(1, 2).clone(memory_format=torch.contiguous_format)
-        return matrices.clone(), identity.clone()
+    if isinstance(matrices, Tensor):
+        matrices = matrices.to(torch.float64 if matrices.dtype == torch.float64 else torch.float32)
+        if rank == limit:
+            identity = torch.eye(limit, dtype=matrices.dtype, device=matrices.device).expand(count, limit, limit)
+            if rows <= columns:
+                return identity.clone(), matrices.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+            return matrices.clone(), identity.clone()
 
     # Powers of tiny or huge gradients leave the range of float32: work on matrices of size one.
-    scale = matrices.abs().amax(dim=(1, 2), keepdim=True) if count else matrices.new_ones(0, 1, 1)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = matrix_sizes(matrices)
     scaled = matrices / scale
-    transposed = scaled.transpose(1, 2)
+    transposed = scaled.mT
     generator = torch.Generator(device="cpu").manual_seed(0)
-    start = torch.randn(columns, rank, generator=generator, dtype=torch.float64).to(matrices)
+    start = torch.randn(columns, rank, generator=generator, dtype=torch.float64).to(scale)
     image = scaled @ start
     for _ in range(_rounds(rank)):
         image = scaled @ _orthonormalize(transposed @ _orthonormalize(image))

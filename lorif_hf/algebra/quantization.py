@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from .rangefinder import LowRankMatrices, Matrices, matrix_sizes
+
 
 BITS = (8, 4, 2, 1)
 
@@ -68,7 +70,7 @@ def _table(bits: int, device: torch.device) -> Tensor:
     return levels(codes, bits).to(device)
 
 
-def quantized_factors(matrices: Tensor, rank: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+def quantized_factors(matrices: Matrices, rank: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     """Factorise each matrix into pairs of quantised vectors, one pair after the other, each fitted to what is left.
 
     A few rounds of power iteration find the direction, two more alternate between the codes of either side. What one
@@ -77,7 +79,7 @@ def quantized_factors(matrices: Tensor, rank: int, bits: int) -> tuple[Tensor, T
     alone.
 
     Args:
-        matrices (`Tensor`): (n, d1, d2).
+        matrices (`Matrices`): (n, d1, d2).
         rank (`int`): c.
         bits (`int`): 8, 4, 2 or 1.
 
@@ -87,37 +89,22 @@ def quantized_factors(matrices: Tensor, rank: int, bits: int) -> tuple[Tensor, T
 
     Source: the semidiscrete decomposition (Kolda and O'Leary 1998), with a grid of 2^bits levels instead of -1, 0, 1.
     """
-    # Powers of tiny or huge gradients leave the range of float32: work on matrices of size one.
-    sizes = matrices.float().abs().amax(dim=(1, 2), keepdim=True)
-    sizes = torch.where(sizes > 0, sizes, 1)
-    matrices = matrices.float() / sizes
-    transposed = matrices.mT
-    generator = torch.Generator(device="cpu").manual_seed(0)
-    starts = torch.randn(matrices.shape[2], rank, generator=generator).to(matrices)
+    matrices = matrices.float() if isinstance(matrices, Tensor) else matrices
+    sizes = matrix_sizes(matrices)
+    matrices = matrices / sizes
+    rest = _LowRankRest(matrices, rank) if isinstance(matrices, LowRankMatrices) else _DenseRest(matrices, rank)
     codes: tuple[list[Tensor], list[Tensor]] = [], []
-    # What is left of a matrix is never formed: products with it are products with the matrix, less those with the
-    # pairs found so far, left_j a_j and right_j.
-    taken = matrices.new_zeros(len(matrices), matrices.shape[1], 0), matrices.new_zeros(*transposed.shape[:2], 0)
-
-    def right_product(vectors: Tensor) -> Tensor:
-        return matrices @ vectors - taken[0] @ (taken[1].mT @ vectors)
-
-    def left_product(vectors: Tensor) -> Tensor:
-        return transposed @ vectors - taken[1] @ (taken[0].mT @ vectors)
-
     for j in range(rank):
-        right = starts[:, j : j + 1].expand(len(matrices), -1, -1)
-        for _ in range(_ROUNDS):
-            right = left_product(_unit(right_product(right)))
+        right = None
         for _ in range(2):
-            left_codes = quantize(right_product(right), bits)
+            image = rest.strongest(j) if right is None else rest.right_product(right)
+            left_codes = quantize(image, bits)
             left = levels(left_codes, bits)
-            image = left_product(left)
-            right_codes = quantize(image, bits)
+            returned = rest.left_product(left)
+            right_codes = quantize(returned, bits)
             right = levels(right_codes, bits)
         squares = left.square().sum(dim=1, keepdim=True) * right.square().sum(dim=1, keepdim=True)
-        fitted = (image * right).sum(dim=1, keepdim=True) / squares
-        taken = torch.cat([taken[0], left * fitted], dim=2), torch.cat([taken[1], right], dim=2)
+        rest.take(j, left * ((returned * right).sum(dim=1, keepdim=True) / squares), right)
         codes[0].append(left_codes)
         codes[1].append(right_codes)
     left_codes, right_codes = (torch.cat(side, dim=2) for side in codes)
@@ -125,16 +112,82 @@ def quantized_factors(matrices: Tensor, rank: int, bits: int) -> tuple[Tensor, T
     return left_codes, right_codes, scales * sizes.squeeze(2)
 
 
+class _DenseRest:
+    """What is left of dense matrices when pairs are taken out. It is never formed: products with it are products with
+    the matrix, less those with the pairs, left_j and right_j."""
+
+    def __init__(self, matrices: Tensor, rank: int):
+        self.matrices, self.transposed = matrices, matrices.mT
+        generator = torch.Generator(device="cpu").manual_seed(0)
+        self.starts = torch.randn(matrices.shape[2], rank, generator=generator).to(matrices)
+        self.left = matrices.new_zeros(len(matrices), matrices.shape[1], rank)
+        self.right = matrices.new_zeros(len(matrices), matrices.shape[2], rank)
+
+    def right_product(self, vectors: Tensor) -> Tensor:
+        """(n, d2, 1) -> (n, d1, 1)."""
+        return self.matrices @ vectors - self.left @ (self.right.mT @ vectors)
+
+    def left_product(self, vectors: Tensor) -> Tensor:
+        """(n, d1, 1) -> (n, d2, 1)."""
+        return self.transposed @ vectors - self.right @ (self.left.mT @ vectors)
+
+    def strongest(self, pair: int) -> Tensor:
+        """The image (n, d1, 1) of about the strongest right direction."""
+        right = self.starts[:, pair : pair + 1].expand(len(self.matrices), -1, -1)
+        for _ in range(_ROUNDS):
+            right = self.left_product(_unit(self.right_product(right)))
+        return self.right_product(right)
+
+    def take(self, pair: int, left: Tensor, right: Tensor) -> None:
+        """Take out left @ right^T."""
+        self.left[:, :, pair : pair + 1], self.right[:, :, pair : pair + 1] = left, right
+
+
+class _LowRankRest:
+    """The same of low-rank matrices: the pairs are further columns, with the opposite sign. Power iteration needs the
+    columns' inner products alone, not the columns."""
+
+    def __init__(self, matrices: LowRankMatrices, rank: int):
+        self.width = matrices.left.shape[2]
+        # As rows, so that each is one run of memory; room for the pairs.
+        self.left, self.right = (
+            torch.cat([side.mT, side.new_zeros(len(side), rank, side.shape[1])], dim=1)
+            for side in (matrices.left, matrices.right)
+        )
+        self.grams = self.left @ self.left.mT, self.right @ self.right.mT
+        generator = torch.Generator(device="cpu").manual_seed(0)
+        self.starts = torch.randn(self.width + rank, rank, generator=generator).to(self.left)
+
+    def right_product(self, vectors: Tensor) -> Tensor:
+        return self.left.mT @ (self.right @ vectors)
+
+    def left_product(self, vectors: Tensor) -> Tensor:
+        return self.right.mT @ (self.left @ vectors)
+
+    def strongest(self, pair: int) -> Tensor:
+        weights = self.starts[:, pair : pair + 1].expand(len(self.left), -1, -1)
+        for _ in range(_ROUNDS):
+            weights = _unit(self.grams[0] @ (self.grams[1] @ weights))
+        return self.left.mT @ (self.grams[1] @ weights)
+
+    def take(self, pair: int, left: Tensor, right: Tensor) -> None:
+        row = self.width + pair
+        for columns, gram, taken in ((self.left, self.grams[0], left), (self.right, self.grams[1], -right)):
+            columns[:, row : row + 1] = taken.mT
+            products = columns @ taken
+            gram[:, :, row : row + 1], gram[:, row : row + 1, :] = products, products.mT
+
+
 def _unit(vectors: Tensor) -> Tensor:
     """Columns (n, d, 1) at length one; zero stays zero."""
     return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
 
 
-def fitted_scales(matrices: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def fitted_scales(matrices: Matrices, left: Tensor, right: Tensor) -> Tensor:
     """The scales a_j with which sum_j a_j left_j right_j^T comes nearest to each matrix (least squares).
 
     Args:
-        matrices (`Tensor`): (n, d1, d2).
+        matrices (`Matrices`): (n, d1, d2).
         left (`Tensor`): (n, d1, c), levels.
         right (`Tensor`): (n, d2, c), levels.
 

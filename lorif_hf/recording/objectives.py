@@ -84,16 +84,19 @@ class CausalLMObjective(Objective):
         return losses.view(labels.shape).sum(dim=1)
 
     def predictions(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        return model(**forward_inputs(model, batch)).logits[:, :-1].float(), self._next_tokens(batch)
+        return model(**forward_inputs(model, batch)).logits.float(), self._next_tokens(batch)
 
     def targets(self, batch: dict[str, Any]) -> Tensor:
         return (self._next_tokens(batch) != -100).sum(dim=1)
 
     @staticmethod
     def _next_tokens(batch: dict[str, Any]) -> Tensor:
-        """The label that each position predicts. After padding on the left the first token is predicted by nothing."""
-        labels, mask = batch["labels"][:, 1:], batch.get("attention_mask")
-        return labels if mask is None or mask.dim() != 2 else labels.masked_fill(mask[:, :-1] == 0, -100)
+        """The label that each position predicts; the last predicts nothing, and neither does padding on the left.
+
+        Labels are shifted, not logits: a slice of those would have to be copied.
+        """
+        labels, mask = F.pad(batch["labels"][:, 1:], (0, 1), value=-100), batch.get("attention_mask")
+        return labels if mask is None or mask.dim() != 2 else labels.masked_fill(mask == 0, -100)
 
 
 class SequenceClassificationObjective(Objective):

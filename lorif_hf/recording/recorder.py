@@ -6,7 +6,7 @@ are projected as they pass and output gradients as they come back.
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra.projection import TwoSidedProjection, project
+from ..algebra.rangefinder import LowRankMatrices, Matrices
 from ..algebra.whitening import SecondMoments
 from ..errors import NonFiniteGradientError, UnsupportedModuleError
 from .modules import TrackedModule, base_model
@@ -22,19 +23,23 @@ from .objectives import Objective, batch_size
 
 logger = logging.getLogger(__name__)
 
+Reduction = Callable[[Tensor, Tensor], Matrices]
+"""Makes a layer's gradients of its tokens: float32 (B, T, d1) and (B, T, d2), projected, to B matrices d1 x d2."""
+
 
 @dataclass(frozen=True)
 class Recording:
     """What one batch gave.
 
     Args:
-        gradients (`dict[str, Tensor]`): per module float32 (B, d1, d2), G~ = (X P_in)^T (dY P_out).
+        gradients (`dict[str, Matrices]`): per module float32 (B, d1, d2), G~ = (X P_in)^T (dY P_out), or what the
+            module's reduction makes of the tokens instead.
         losses (`Tensor`): float64 (B,), nats, summed over each example's targets.
         targets (`Tensor` or `None`): int64 (B,), targets per example where the objective tells.
         weights (`Tensor` or `None`): float32 (B,), what an example counts for where the objective weights them.
     """
 
-    gradients: dict[str, Tensor]
+    gradients: dict[str, Matrices]
     losses: Tensor
     targets: Tensor | None
     weights: Tensor | None
@@ -50,7 +55,9 @@ class GradientRecorder:
         modules (`Sequence[TrackedModule]`): layers of it.
         projections (`Mapping[str, TwoSidedProjection]`): by module name.
         objective (`Objective`): the per-example loss.
-        moments (`Mapping[str, SecondMoments]`, *optional*): by module name; every batch is added to them.
+        moments (`Mapping[str, SecondMoments]`, *optional*): by module name; every batch is added to them, and no
+            gradient is formed.
+        reductions (`Mapping[str, Reduction]`, *optional*): by module name; by default the gradient is formed.
     """
 
     def __init__(
@@ -60,14 +67,18 @@ class GradientRecorder:
         projections: Mapping[str, TwoSidedProjection],
         objective: Objective,
         moments: Mapping[str, SecondMoments] | None = None,
+        reductions: Mapping[str, Reduction] | None = None,
     ):
         self.model = model
         self.modules = modules
         self.objective = objective
         self.moments = moments
+        self.reductions = reductions or {}
         self._projections = dict(projections)
         self._placed: dict[str, tuple[tuple[torch.device, torch.dtype], TwoSidedProjection]] = {}
-        self._gradients: dict[str, Tensor] = {}
+        self._gradients: dict[str, Matrices] = {}
+        self._tokens: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._calls: dict[str, int] = {}
         self._without_graph: dict[str, None] = {}  # an ordered set
         self._shape: tuple[int, int | None] = (0, None)
         self._warned: set[str] = set()
@@ -100,7 +111,7 @@ class GradientRecorder:
             module.training = mode
         for config, use_cache in self._use_cache:
             config.use_cache = use_cache
-        self._gradients, self._placed = {}, {}
+        self._gradients, self._tokens, self._placed = {}, {}, {}
 
     def record(self, batch: Mapping[str, Any], rows: Sequence[int] | None = None) -> Recording:
         """Record one batch.
@@ -119,12 +130,14 @@ class GradientRecorder:
         rows = range(size) if rows is None else rows
         ids = moved.get("input_ids")
         self._shape = (size, ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else None)
-        self._gradients, self._without_graph = {}, {}
+        self._gradients, self._tokens, self._calls, self._without_graph = {}, {}, {}, {}
         with torch.enable_grad():
             losses = self.objective(self.model, moved)
             if not losses.requires_grad:
                 raise self._no_graph([tracked.name for tracked in self.modules])
             losses.sum().backward()
+        for name in list(self._tokens):  # of a layer that was called more often than a gradient came back
+            self._reduce(name)
         lost = [name for name in self._without_graph if name not in self._gradients]
         if lost:
             raise self._no_graph(lost)
@@ -149,6 +162,7 @@ class GradientRecorder:
                 projected, dtype = project(inputs, projection.in_signs), inputs.dtype
                 if projected.data_ptr() == inputs.data_ptr():
                     projected = projected.clone()  # without a projection: the caller may change its input in place
+                self._calls[tracked.name] = self._calls.get(tracked.name, 0) + 1
             replaced = None
             if not output.requires_grad:
                 # The graph starts here. A copy, so that the caller may still change its output in place.
@@ -164,11 +178,11 @@ class GradientRecorder:
                         "it out with exclude_modules."
                     )
                 returned = project(per_example.to(dtype), projection.out_signs)
-                if self.moments is not None:
-                    self.moments[tracked.name].update(projected, returned)
-                matrices = torch.bmm(projected.transpose(1, 2), returned)
-                previous = self._gradients.get(tracked.name)
-                self._gradients[tracked.name] = matrices if previous is None else previous + matrices
+                tokens = self._tokens.setdefault(tracked.name, [])
+                tokens.append((projected, returned))
+                # Where checkpoints run a layer again one by one, the last gradient is not known before the end.
+                if len(tokens) == self._calls[tracked.name] and tracked.name not in self._without_graph:
+                    self._reduce(tracked.name)
 
             # Most layers return a view of a matrix product. Changing a view in place takes its own node out of the
             # graph, and a hook on it with it; the product's node stays.
@@ -178,6 +192,17 @@ class GradientRecorder:
             return replaced
 
         return hook
+
+    def _reduce(self, name: str) -> None:
+        """Make a layer's gradients of the tokens of all its calls, and let go of them."""
+        tokens = self._tokens.pop(name)
+        if self.moments is not None:
+            for inputs, returned in tokens:
+                self.moments[name].update(inputs, returned)
+        inputs, returned = (
+            tokens[0] if len(tokens) == 1 else (torch.cat(side, dim=1) for side in zip(*tokens, strict=True))
+        )
+        self._gradients[name] = self.reductions.get(name, _formed)(inputs, returned)
 
     def _per_example(self, tensor: Tensor) -> Tensor | None:
         """(B, T, features) of a layer's input or output gradient; `None` where examples cannot be told apart."""
@@ -195,7 +220,7 @@ class GradientRecorder:
             placed = self._placed[tracked.name] = (key, self._projections[tracked.name].to(*key))
         return placed[1]
 
-    def _gradient_of(self, tracked: TrackedModule, size: int, device: torch.device) -> Tensor:
+    def _gradient_of(self, tracked: TrackedModule, size: int, device: torch.device) -> Matrices:
         gradient = self._gradients.get(tracked.name)
         if gradient is not None:
             return gradient
@@ -205,7 +230,8 @@ class GradientRecorder:
         signs = self._projections[tracked.name]
         d1 = tracked.in_features if signs.in_signs is None else signs.in_signs.shape[1]
         d2 = tracked.out_features if signs.out_signs is None else signs.out_signs.shape[1]
-        return torch.zeros(size, d1, d2, device=device)
+        nothing = torch.zeros(size, 1, d1, device=device), torch.zeros(size, 1, d2, device=device)
+        return self.reductions.get(tracked.name, _formed)(*nothing)
 
     def _no_graph(self, names: Sequence[str]) -> UnsupportedModuleError:
         shown = ", ".join(f"'{name}'" for name in names[:3]) + (", ..." if len(names) > 3 else "")
@@ -219,12 +245,19 @@ class GradientRecorder:
             gradient = self._gradients.get(tracked.name)
             if gradient is None:
                 continue
-            finite = torch.isfinite(gradient.flatten(1).sum(dim=1))
+            # What is not finite in a token is not finite in the gradient's every product.
+            numbers = gradient.right if isinstance(gradient, LowRankMatrices) else gradient
+            finite = torch.isfinite(numbers.flatten(1).sum(dim=1))
             if not bool(finite.all()):
-                finite = torch.isfinite(gradient).flatten(1).all(dim=1)
+                finite = torch.isfinite(numbers).flatten(1).all(dim=1)
                 bad = [row for row, good in zip(rows, finite.tolist(), strict=True) if not good]
                 if bad:
                     raise NonFiniteGradientError(tracked.name, bad)
         if not bool(torch.isfinite(losses).all()):
             bad = [row for row, loss in zip(rows, losses.tolist(), strict=True) if not math.isfinite(loss)]
             raise NonFiniteGradientError("(the loss)", bad)
+
+
+def _formed(inputs: Tensor, output_gradients: Tensor) -> Tensor:
+    """G~ = X^T dY of each example, whole."""
+    return inputs.mT @ output_gradients

@@ -1,0 +1,160 @@
+"""What the recording pass costs, against a plain forward and backward pass of the same model and batches.
+
+    python -m benchmarks.recording
+
+The plain pass computes weight gradients, as every training step does; the recording pass computes none, but projects,
+whitens, factorises and writes. Both collate the same rows in the same batches. Ratios are medians over repeats that
+alternate between the two.
+"""
+
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+
+from lorif_hf import InfluenceConfig
+from lorif_hf.build import IndexBuilder, plan_build
+
+from .machine import machine, peak_memory
+from .quality import RESULTS
+
+
+CONFIGS: dict[str, Callable[[], InfluenceConfig]] = {
+    "default": InfluenceConfig,
+    "best()": InfluenceConfig.best,
+    "paper()": InfluenceConfig.paper,
+}
+# width, layers, vocabulary, tokens per row, rows per batch, batches
+MODELS = {
+    "the demo's GPT-2 (width 128)": (128, 3, 2048, 96, 32, 8),
+    "GPT-2 124M (width 768), block 512": (768, 12, 50257, 512, 4, 1),
+    "GPT-2 124M (width 768), block 128": (768, 12, 50257, 128, 16, 1),
+}
+
+
+def make(width: int, layers: int, vocabulary: int, length: int, batch: int, batches: int) -> tuple[Any, Dataset]:
+    """A GPT-2 from its config, and rows of random tokens."""
+    set_seed(0)
+    config = GPT2Config(
+        vocab_size=vocabulary,
+        n_positions=length,
+        n_embd=width,
+        n_layer=layers,
+        n_head=max(4, width // 64),
+        attn_pdrop=0.0,
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    tokens = torch.randint(0, vocabulary, (batch * batches, length)).tolist()
+    model = GPT2LMHeadModel(config)
+    if torch.cuda.is_available():
+        model.cuda()
+    return model, Dataset.from_dict({"input_ids": tokens, "labels": tokens})
+
+
+def plain_pass(model: Any, builder: IndexBuilder, batch_size: int) -> float:
+    """Seconds of a forward and backward pass over all rows, weight gradients and all."""
+    model.train()
+    device = next(model.parameters()).device
+    start = time.perf_counter()
+    for first in range(0, builder.rows.count, batch_size):
+        batch = builder.rows.batch(range(first, first + batch_size))
+        model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss.backward()
+        model.zero_grad()
+    _synchronize()
+    return time.perf_counter() - start
+
+
+def recording_pass(builder: IndexBuilder) -> tuple[float, float]:
+    """Seconds of estimating the second moments, and of recording and writing all rows."""
+    for made in (builder.staging, builder.folder / "factors"):
+        shutil.rmtree(made, ignore_errors=True)
+    start = time.perf_counter()
+    builder.estimate_moments()
+    _synchronize()
+    middle = time.perf_counter()
+    builder.record()
+    _synchronize()
+    return middle - start, time.perf_counter() - middle
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def main(
+    repeats: Annotated[int, typer.Option(help="Of each pass; medians are shown.")] = 5,
+    only: Annotated[str, typer.Option(help="Only the models whose name contains this.")] = "",
+) -> None:
+    rows = []
+    for title, (width, layers, vocabulary, length, batch, batches) in MODELS.items():
+        if only not in title:
+            continue
+        model, dataset = make(width, layers, vocabulary, length, batch, batches)
+        for name, config in CONFIGS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                builder = plan_build(
+                    model,
+                    dataset,
+                    Path(folder) / "index",
+                    config=config(),
+                    processing_class=None,
+                    data_collator=None,
+                    batch_size=batch,
+                    max_tokens_per_batch=None,
+                    auto_find_batch_size=False,
+                    objective=None,
+                )
+                plain_pass(model, builder, batch)
+                recording_pass(builder)
+                plain, moments, recorded = [], [], []
+                for _ in range(repeats):
+                    plain.append(plain_pass(model, builder, batch))
+                    one, other = recording_pass(builder)
+                    moments.append(one)
+                    recorded.append(other)
+            row = {
+                "model": title,
+                "config": name,
+                "examples_per_second": len(dataset) / statistics.median(recorded),
+                "ratio_to_plain": statistics.median(b / a for a, b in zip(plain, recorded, strict=True)),
+                "moments_ratio": statistics.median(b / a for a, b in zip(plain, moments, strict=True)),
+                "plain_seconds": statistics.median(plain),
+                "peak_memory": peak_memory(),
+            }
+            rows.append(row)
+            Console().print(row)
+    table = Table(
+        "model", "config", "examples/s", "recording / plain", "second moments / plain, per row sampled", "peak"
+    )
+    for row in rows:
+        table.add_row(
+            row["model"],
+            row["config"],
+            f"{row['examples_per_second']:.1f}",
+            f"{row['ratio_to_plain']:.2f}",
+            f"{row['moments_ratio']:.2f}",
+            f"{row['peak_memory'] / 2**30:.2f} GiB",
+        )
+    Console().print(table)
+    (RESULTS / "recording.json").write_text(
+        json.dumps({"machine": machine(), "repeats": repeats, "rows": rows}, indent=2) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

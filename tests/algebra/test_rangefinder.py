@@ -1,0 +1,151 @@
+"""Directions of gradients that are never formed, against the gradients formed in float64."""
+
+import pytest
+import torch
+
+from lorif_hf.algebra.factors import factorize
+from lorif_hf.algebra.quantization import levels, quantized_factors
+from lorif_hf.algebra.rangefinder import LowRankMatrices, RangeFinder, dense, matrix_sizes, squared_norms
+
+
+def whitener(size, generator):
+    """A symmetric positive matrix whose eigenvalues span two orders of magnitude."""
+    basis = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
+    return (basis * torch.logspace(-1, 1, size, dtype=torch.float64)) @ basis.T
+
+
+def problem(count, tokens, d1, d2, seed=0):
+    """Tokens and whiteners, and the whitened gradients in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(count, tokens, d1, generator=generator, dtype=torch.float64)
+    outputs = torch.randn(count, tokens, d2, generator=generator, dtype=torch.float64)
+    sides = whitener(d1, generator), whitener(d2, generator)
+    return inputs, outputs, sides, sides[0] @ inputs.mT @ outputs @ sides[1]
+
+
+def found(problem, width, rounds=1):
+    inputs, outputs, (one, other), _ = problem
+    return RangeFinder(one.float(), other.float(), width, rounds)(inputs.float(), outputs.float())
+
+
+def off(one, other):
+    """The worst relative error of a batch of matrices."""
+    return float(((one.double() - other).norm(dim=(1, 2)) / other.norm(dim=(1, 2))).max())
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize(
+    ("tokens", "d1", "d2", "width"), [(5, 24, 40, 8), (8, 40, 24, 8), (1, 20, 30, 8), (3, 9, 9, 4)]
+)
+def test_gradients_of_few_tokens_are_exact(tokens, d1, d2, width, rounds):
+    """Their rank is at most the number of tokens. (To what the ridge leaves of the weakest direction.)"""
+    given = problem(6, tokens, d1, d2)
+    assert off(dense(found(given, width, rounds)), given[3]) < 5e-3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cut_loses_little_more_than_the_best_one(seed):
+    given = problem(4, 50, 40, 60, seed)
+    values = torch.linalg.svdvals(given[3]).square()
+    best = (values[:, 12:].sum(dim=1) / values.sum(dim=1)).max()
+    lost = [off(dense(found(given, 12, rounds)), given[3]) ** 2 for rounds in (0, 1, 3)]
+    assert lost[0] > lost[1] > lost[2]
+    assert lost[1] < 1.3 * best and lost[2] < 1.05 * best
+
+
+def test_the_left_columns_are_orthonormal():
+    left = found(problem(4, 50, 40, 60), 12).left.double()
+    assert torch.allclose(left.mT @ left, torch.eye(12, dtype=torch.float64).expand(4, 12, 12), atol=2e-3)
+
+
+def test_squared_norms_are_those_of_the_whole_gradients():
+    """On the mean over many draws: each is an estimate."""
+    given = problem(1, 30, 24, 32)
+    exact = float(given[3].square().sum())
+    inputs, outputs, sides, _ = given
+    generator = torch.Generator().manual_seed(1)
+    estimates = []
+    for _ in range(400):
+        # Turning the output side turns the fixed test vectors against it.
+        turn = torch.linalg.qr(torch.randn(32, 32, generator=generator, dtype=torch.float64)).Q
+        turned = turn.T @ sides[1] @ turn
+        estimates.append(float(found((inputs, outputs @ turn, (sides[0], turned), None), 8).squares))
+    assert abs(sum(estimates) / 400 / exact - 1) < 0.05
+    whole = found(given, 32, 0)
+    assert abs(float(whole.squares) / exact - 1) < 1e-5
+
+
+def test_each_example_is_treated_alone():
+    given = problem(5, 20, 30, 40)
+    together = found(given, 8)
+    inputs, outputs, sides, _ = given
+    for row in range(5):
+        alone = found((inputs[row : row + 1], outputs[row : row + 1], sides, None), 8)
+        assert off(dense(alone), dense(together)[row : row + 1].double()) < 1e-4
+
+
+def test_padding_changes_nothing():
+    inputs, outputs, sides, whole = problem(3, 20, 30, 40)
+    padded = torch.cat([inputs, torch.randn(3, 7, 30, dtype=torch.float64)], dim=1)
+    nothing = torch.cat([outputs, torch.zeros(3, 7, 40, dtype=torch.float64)], dim=1)
+    one = dense(found((inputs, outputs, sides, whole), 8))
+    assert off(dense(found((padded, nothing, sides, whole), 8)), one.double()) < 1e-4
+
+
+@pytest.mark.parametrize("size", [1e-18, 1e12])
+def test_tiny_and_huge_gradients(size):
+    inputs, outputs, sides, whole = problem(3, 5, 20, 30)
+    assert off(dense(found((inputs, outputs * size, sides, whole), 8)), whole * size) < 1e-3
+
+
+def test_no_gradient_and_no_example():
+    inputs, outputs, sides, whole = problem(3, 5, 20, 30)
+    nothing = found((inputs, outputs * 0, sides, whole), 8)
+    assert not dense(nothing).any() and not nothing.squares.any()
+    assert found((inputs[:0], outputs[:0], sides, whole), 8).shape == (0, 20, 30)
+
+
+def test_one_gradient_that_is_not_finite_leaves_the_others_alone():
+    inputs, outputs, sides, whole = problem(3, 5, 20, 30)
+    outputs[1, 2, 3] = torch.nan
+    right = found((inputs, outputs, sides, whole), 8).right
+    assert torch.isfinite(right).flatten(1).all(dim=1).tolist() == [True, False, True]
+
+
+def test_low_rank_matrices_multiply_as_dense_ones():
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(4, 9, 3, generator=generator), torch.randn(4, 7, 3, generator=generator)
+    matrices = LowRankMatrices(left, right, torch.ones(4, dtype=torch.float64))
+    vectors, others = torch.randn(4, 7, 2, generator=generator), torch.randn(4, 9, 2, generator=generator)
+    whole = left @ right.mT
+    assert matrices.shape == (4, 9, 7) and matrices.mT.shape == (4, 7, 9) and len(matrices) == 4
+    torch.testing.assert_close(matrices @ vectors, whole @ vectors)
+    torch.testing.assert_close(matrices.mT @ others, whole.mT @ others)
+    sizes = torch.tensor([1.0, 2.0, 4.0, 8.0]).view(4, 1, 1)
+    torch.testing.assert_close(dense(matrices / sizes), whole / sizes)
+    assert (matrices / sizes).squares.tolist() == [1, 1 / 4, 1 / 16, 1 / 64]
+    both = LowRankMatrices.cat([matrices, matrices])
+    torch.testing.assert_close(dense(both), torch.cat([whole, whole]))
+    assert float(squared_norms(whole)[0]) == pytest.approx(float(whole[0].square().sum()))
+    assert bool((matrix_sizes(matrices) > 0).all()) and matrix_sizes(matrices).shape == (4, 1, 1)
+
+
+def test_factors_of_low_rank_matrices_are_those_of_the_dense_ones():
+    given = problem(6, 5, 24, 40)
+    matrices = found(given, 8)
+    left, right = factorize(matrices, 3)
+    expected = factorize(dense(matrices), 3)
+    torch.testing.assert_close(left @ right.mT, expected[0] @ expected[1].mT, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 1])
+def test_codes_of_low_rank_matrices_come_as_near_as_those_of_the_dense_ones(bits):
+    matrices = found(problem(6, 5, 24, 40), 8)
+    whole = dense(matrices)
+
+    def lost(given):
+        left, right, scales = quantized_factors(given, 3, bits)
+        near = (levels(left, bits) * scales.unsqueeze(1)) @ levels(right, bits).mT
+        return float(((near - whole).norm(dim=(1, 2)) / whole.norm(dim=(1, 2))).mean())
+
+    assert lost(matrices) == pytest.approx(lost(whole), rel=0.02)
