@@ -51,7 +51,7 @@ def fit_curvature(
     with progress(len(entries), "Fitting curvature", "modules") as bar:
         for number, (entry, plan) in enumerate(zip(entries, plans, strict=True)):
             if not is_intact(path(number)):
-                _fit(_stored(reader, entry, count, config), plan, entry.name, config.damping, path(number))
+                _fit(stored_gradients(reader, entry, count, config), plan, entry.name, config.damping, path(number))
             fitted = load_file(path(number))
             influence += fitted.pop("self_influence").double()
             tensors |= {f"{entry.name}.{name}": tensor for name, tensor in fitted.items()}
@@ -80,7 +80,8 @@ def plan_curvature(
     return plans
 
 
-def _stored(reader: ShardReader, entry: ModuleEntry, count: int, config: InfluenceConfig) -> StoredGradients:
+def stored_gradients(reader: ShardReader, entry: ModuleEntry, count: int, config: InfluenceConfig) -> StoredGradients:
+    """The recorded gradients of one entry, read a range of rows at a time."""
     codec = config.codec()
 
     def blocks(rows: int) -> Iterator[tuple[Tensor, Tensor | None]]:

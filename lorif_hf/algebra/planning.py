@@ -53,26 +53,34 @@ def plan_fit(stored: StoredGradients, rank: int | None, *, passes: int = 1, max_
     rank = min(rank or stored.dim, stored.dim, stored.count)
     exact = "gram" if stored.dim <= stored.count else "dual"
     sketch = "nystroem" if passes == 1 else "randomized"
-    small = min(stored.dim, stored.count) <= EXACT_LIMIT
-    order = (
-        (exact, sketch)
-        if small or _flops(exact, stored, rank, rank, 1) <= published_flops(stored, rank)
-        else (sketch, exact)
-    )
-    least: Plan | None = None
-    for method in order:
-        used = passes if method == "randomized" else 1
-        for width in _widths(method, stored, rank):
-            flops = _flops(method, stored, rank, width, used) + _influence_flops(method, stored, rank)
-            for block in _blocks(method, stored, width):
-                memory = _memory(method, stored, rank, width) + _BYTES_PER_NUMBER * block
-                plan = Plan(method, rank, width, used, block, memory, flops)
-                if memory <= (MEMORY if max_memory is None else max_memory):
-                    return plan
-                if least is None or memory < least.memory:
-                    least = plan
-    assert least is not None
-    return least
+    cheap = _flops(exact, stored, rank, rank, 1) <= published_flops(stored, rank)
+    formed = cheap or min(stored.dim, stored.count) <= EXACT_LIMIT
+    budget = MEMORY if max_memory is None else max_memory
+    plans = [
+        plan_method(stored, rank, method, passes=passes, max_memory=budget)
+        for method in ((exact, sketch) if formed else (sketch, exact))
+    ]
+    return next((plan for plan in plans if plan.memory <= budget), min(plans, key=lambda plan: plan.memory))
+
+
+def plan_method(stored: StoredGradients, rank: int, method: str, *, passes: int, max_memory: int) -> Plan:
+    """One method for a layer, as wide as the memory allows; the least that works where none does.
+
+    Args:
+        stored (`StoredGradients`): the layer.
+        rank (`int`): r, at most min(N, D).
+        method (`str`): one of those of [`Plan`].
+        passes (`int`): of a randomised SVD; the other methods take one.
+        max_memory (`int`): bytes.
+    """
+    passes = passes if method == "randomized" else 1
+    plans = []
+    for width in _widths(method, stored, rank):
+        flops = _flops(method, stored, rank, width, passes) + _influence_flops(method, stored, rank)
+        for block in _blocks(method, stored, width):
+            memory = _memory(method, stored, rank, width) + _BYTES_PER_NUMBER * block
+            plans.append(Plan(method, rank, width, passes, block, memory, flops))
+    return next((plan for plan in plans if plan.memory <= max_memory), min(plans, key=lambda plan: plan.memory))
 
 
 def published_flops(stored: StoredGradients, rank: int) -> float:
@@ -120,7 +128,7 @@ def _memory(method: str, stored: StoredGradients, rank: int, width: int) -> int:
     if method == "gram":
         return max(matrix, influence)
     factors = 4 * dim if stored.factor_rank is None else 12 * stored.factor_rank * (stored.d1 + stored.d2)
-    return count * factors + max(matrix, result + 28 * count * rank)
+    return count * factors + max(matrix, result + 36 * count * rank)
 
 
 def _influence_flops(method: str, stored: StoredGradients, rank: int) -> float:
