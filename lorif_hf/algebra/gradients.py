@@ -35,6 +35,11 @@ class StoredGradients:
         """D = d1 d2."""
         return self.d1 * self.d2
 
+    @property
+    def numbers(self) -> int:
+        """Numbers that stand for one gradient: c (d1 + d2), or D."""
+        return self.dim if self.factor_rank is None else self.factor_rank * (self.d1 + self.d2)
+
     def factors(self, rows: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """One pass: float32 factors of at most `rows` examples at a time."""
         for left, right in self.blocks(rows):

@@ -105,9 +105,9 @@ def dual_eigenpairs(stored: StoredGradients, rank: int, numbers: int = BLOCK_NUM
 def top_eigenpairs(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """The `rank` largest eigenvalues (descending, not below zero), their eigenvectors, and matrix @ eigenvectors.
 
-    A whole decomposition where r is a large part of n, or n is small. Else subspace iteration in memory, where products
-    are cheap: two rounds more than the published streamed one and an eighth more columns. They are done in float32,
-    the last in float64.
+    A whole decomposition where r is a large part of n, or n is small. Else subspace iteration in memory, where
+    products are cheap: two rounds more than the published streamed one and an eighth more columns. The last product
+    is done in float64.
 
     Args:
         matrix (`Tensor`): (n, n), float64, symmetric and positive semi-definite.
@@ -164,10 +164,10 @@ def _folded_gram(stored: StoredGradients, numbers: int) -> Tensor:
 
 def _gathered(stored: StoredGradients, numbers: int) -> tuple[Tensor, Tensor | None]:
     """The factors of all rows, float32."""
-    left = torch.empty(stored.count, stored.d1, stored.d2 if stored.factor_rank is None else stored.factor_rank)
+    left = torch.empty(stored.count, stored.d1, stored.factor_rank or stored.d2)
     right = None if stored.factor_rank is None else torch.empty(stored.count, stored.d2, stored.factor_rank)
-    start, numbers_per_row = 0, (left[0].numel() + (0 if right is None else right[0].numel()))
-    for some_left, some_right in stored.factors(max(1, numbers // numbers_per_row)):
+    start = 0
+    for some_left, some_right in stored.factors(max(1, numbers // stored.numbers)):
         rows = slice(start, start + len(some_left))
         start, left[rows] = rows.stop, some_left
         if right is not None and some_right is not None:

@@ -39,7 +39,7 @@ def nystroem_eigenpairs(
     a, b = (torch.randn(d, width, generator=generator) for d in (stored.d1, stored.d2))
     a, b = a / a.norm(dim=0), b / b.norm(dim=0)
     sketch, trace = _sketch(stored, a, b, numbers)
-    chunks = list(_chunks(stored.d1, stored.d2, max(1, numbers // (2 * stored.d2 * width))))
+    chunks = list(_chunks(stored, max(1, numbers // (2 * stored.d2 * width))))
     core, total = torch.zeros(width, width, dtype=torch.float64), 0.0
     for rows, some in chunks:
         core += _test_vectors(a[rows], b).double().T @ sketch[some].double()
@@ -91,13 +91,13 @@ def randomized_eigenpairs(
     basis = torch.randn(stored.dim, width, generator=torch.Generator(device="cpu").manual_seed(seed))
     for _ in range(passes - 1):
         image = torch.zeros(stored.dim, width)
-        for gradients in stored.matrices(numbers):
-            image.addmm_(gradients.T, gradients @ basis)
+        for left, right in stored.factors(_rows(stored, width, numbers)):
+            _accumulate(image, left, right, _coordinates(left, right, basis, stored, numbers), stored, numbers)
         basis = torch.linalg.qr(image).Q
     del image
     small, trace = torch.zeros(width, width, dtype=torch.float64), 0.0
-    for left, right in stored.factors(max(1, numbers // stored.dim)):
-        coordinates = expand(left, right) @ basis
+    for left, right in stored.factors(_rows(stored, width, numbers)):
+        coordinates = _coordinates(left, right, basis, stored, numbers)
         small += coordinates.T @ coordinates
         trace += float(squared_norms(left, right).sum())
     values, rotation = torch.linalg.eigh(small)
@@ -108,19 +108,38 @@ def _sketch(stored: StoredGradients, a: Tensor, b: Tensor, numbers: int) -> tupl
     """sum_i g_i (g_i^T Omega), float32 (D, l), and the trace."""
     width = a.shape[1]
     sketch, trace = torch.zeros(stored.dim, width), 0.0
-    for left, right in stored.factors(max(1, numbers // (2 * max(width, stored.d1 + stored.d2)))):
+    for left, right in stored.factors(_rows(stored, width, numbers)):
         trace += float(squared_norms(left, right).sum())
         coefficients = torch.zeros(len(left), width)
         if right is not None:
             for k in range(left.shape[2]):
                 coefficients += (left[:, :, k] @ a) * (right[:, :, k] @ b)
         else:
-            for rows, _ in _chunks(stored.d1, stored.d2, max(1, numbers // (2 * stored.d2 * width))):
+            for rows, _ in _chunks(stored, max(1, numbers // (2 * stored.d2 * width))):
                 coefficients += expand(left, None, rows) @ _test_vectors(a[rows], b)
-        # A slice of the sketch at a time, all rows of the block in one product: long sums, and little of it rewritten.
-        for rows, some in _chunks(stored.d1, stored.d2, max(1, numbers // (max(1, len(left)) * stored.d2))):
-            sketch[some].addmm_(expand(left, right, rows).T, coefficients)
+        _accumulate(sketch, left, right, coefficients, stored, numbers)
     return sketch, trace
+
+
+def _coordinates(left: Tensor, right: Tensor | None, basis: Tensor, stored: StoredGradients, numbers: int) -> Tensor:
+    """vec(G~_i)^T basis: (n, l)."""
+    result = torch.zeros(len(left), basis.shape[1])
+    for rows, some in _chunks(stored, max(1, numbers // (max(1, len(left)) * stored.d2))):
+        result.addmm_(expand(left, right, rows), basis[some])
+    return result
+
+
+def _accumulate(
+    image: Tensor, left: Tensor, right: Tensor | None, coefficients: Tensor, stored: StoredGradients, numbers: int
+) -> None:
+    """Add sum_i vec(G~_i) coefficients_i to (D, l): a slice of it at a time, all rows in one product."""
+    for rows, some in _chunks(stored, max(1, numbers // (max(1, len(left)) * stored.d2))):
+        image[some].addmm_(expand(left, right, rows).T, coefficients)
+
+
+def _rows(stored: StoredGradients, width: int, numbers: int) -> int:
+    """Examples of a block: long sums, so that little of the image is rewritten."""
+    return max(1, numbers // max(2 * width, stored.numbers))
 
 
 def _test_vectors(a: Tensor, b: Tensor) -> Tensor:
@@ -128,8 +147,8 @@ def _test_vectors(a: Tensor, b: Tensor) -> Tensor:
     return (a.unsqueeze(1) * b).flatten(0, 1)
 
 
-def _chunks(d1: int, d2: int, step: int) -> Iterator[tuple[slice, slice]]:
+def _chunks(stored: StoredGradients, step: int) -> Iterator[tuple[slice, slice]]:
     """Rows of the gradients, `step` at a time, and where they lie in the flattened ones."""
-    for start in range(0, d1, step):
-        stop = min(start + step, d1)
-        yield slice(start, stop), slice(start * d2, stop * d2)
+    for start in range(0, stored.d1, step):
+        stop = min(start + step, stored.d1)
+        yield slice(start, stop), slice(start * stored.d2, stop * stored.d2)
