@@ -1,5 +1,9 @@
 """Which method sizes and memory call for."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from lorif_hf.algebra.gradients import BLOCK_NUMBERS, StoredGradients
@@ -83,3 +87,59 @@ def test_the_chosen_method_takes_less_work_than_the_published_one():
     for sizes, rank in (((20_000, 48, 48), 2048), ((5_000, 192, 192), 1024), ((100_000, 192, 192), 512)):
         stored = layer(*sizes)
         assert 2 * plan_fit(stored, rank).flops < published_flops(stored, rank)
+
+
+PEAK = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lorif_hf.algebra.curvature import fit, self_influence
+from lorif_hf.algebra.gradients import StoredGradients
+from lorif_hf.algebra.planning import plan_method
+
+def fitted(method, count, d1, d2, rank):
+    left, right = torch.randn(count, d1, 1), torch.randn(count, d2, 1)
+    blocks = lambda rows: ((left[i : i + rows], right[i : i + rows]) for i in range(0, count, rows))
+    stored = StoredGradients(blocks, count, d1, d2, 1)
+    plan = plan_method(stored, rank, method, passes=3, max_memory=1 << 40)
+    plan = replace(plan, block=1 << 18, memory=plan.memory - 32 * (plan.block - (1 << 18)))
+    Path("/proc/self/clear_refs").write_text("5")
+    before = held("VmRSS")
+    found = fit(stored, plan, damping=0.5)
+    for one, other in blocks(1 << 18):
+        self_influence(one, other, found, plan.block)
+    return held("VmHWM") - before, plan.memory
+
+def held(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+fitted(sys.argv[1], 400, 20, 20, 100)  # what the libraries take for themselves
+print(*fitted(sys.argv[1], *map(int, sys.argv[2:])))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read as Linux tells them")
+@pytest.mark.parametrize(
+    "method, sizes",
+    [
+        ("gram", (2000, 30, 30, 700)),
+        ("gram", (6000, 30, 30, 700)),
+        ("gram", (3000, 36, 36, 100)),
+        ("dual", (1500, 64, 64, 1000)),
+        ("dual", (1500, 64, 64, 100)),
+        ("nystroem", (2000, 64, 128, 200)),
+        ("nystroem", (4000, 64, 128, 200)),
+        ("randomized", (2000, 64, 128, 300)),
+    ],
+)
+def test_the_peak_is_within_what_the_plan_says(method, sizes):
+    command = [sys.executable, "-c", PEAK, method, *map(str, sizes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    peak, planned = map(int, done.stdout.split())
+    assert peak <= planned + (8 << 20), f"{peak / 1e6:.0f} MB, planned {planned / 1e6:.0f} MB"
+    assert planned < 4 * peak, "a bound that says nothing"
