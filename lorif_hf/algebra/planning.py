@@ -122,7 +122,7 @@ def _memory(method: str, stored: StoredGradients, rank: int, width: int) -> int:
     if method == "nystroem":
         return max(4 * dim * width + result + 48 * width**2, influence)
     if method == "randomized":
-        return max(20 * dim * width + 48 * width**2, influence)
+        return max(16 * dim * width + 48 * width**2, influence)
     size = min(dim, count)
     matrix = 12 * size**2 + 40 * size * width if iterates(size, rank) else 32 * size**2
     if method == "gram":

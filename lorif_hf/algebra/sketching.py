@@ -82,7 +82,7 @@ def randomized_eigenpairs(
 ) -> Eigenpairs:
     """Top eigenpairs by a randomised SVD that streams the gradients: `passes` of them, two at least.
 
-    Memory: 20 D l + 48 l^2 bytes, l = r + `oversample`, and one block.
+    Memory: 16 D l + 48 l^2 bytes, l = r + `oversample`, and one block.
 
     Source: Halko, Martinsson, Tropp 2011 (arXiv:0909.4061), algorithm 4.4; LoRIF's published settings are five passes
     (three power rounds) and ten columns oversampled.
