@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .algebra.curvature import EXACT_LIMIT
 from .algebra.factors import factor_products
 from .algebra.quantization import PAIR_PRODUCTS
 from .config import InfluenceConfig
 from .encoding import bytes_per_example, module_entry, stored_entries
 from .errors import LorifError, ModelMismatchError
+from .fitting import plan_curvature
 from .recording.modules import TrackedModule, tracked_modules
 from .storage.layout import ModuleEntry
 
@@ -122,17 +122,10 @@ def _estimate(
         fitted += 4 * sides
         memory = 8 * sides
     if config.curvature == "low-rank":
-        for entry in stored:
-            dim = entry.d1 * entry.d2
-            rank = min(config.curvature_rank or dim, dim, count)
-            exact = min(dim, count)
-            fitted += 4 * dim * rank
-            if exact <= EXACT_LIMIT:
-                memory = max(memory, 8 * (2 * exact**2 + dim * rank))
-                fit_flops += 2.0 * count * dim * exact + 10.0 * exact**3
-            else:
-                memory = max(memory, 4 * 3 * dim * (rank + 10))
-                fit_flops += 5 * 4.0 * count * dim * rank
+        for entry, plan in zip(stored, plan_curvature(stored, count, config), strict=True):
+            fitted += 4 * entry.d1 * entry.d2 * plan.rank
+            memory = max(memory, plan.memory)
+            fit_flops += plan.flops
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sampled = min(config.whitening_samples, count) if config.whitening != "none" else 0
     pass_flops = 4.0 * parameters * length  # forward, and backward to the activations alone

@@ -1,12 +1,16 @@
 """Fitting: one file a layer, kept where it is whole, and the same numbers from any codec."""
 
+import re
+
 import pytest
 import torch
 from dense import damped_inverse, off
 
 from lorif_hf import InfluenceConfig
 from lorif_hf.algebra.factors import reconstruct
-from lorif_hf.fitting import fit_curvature
+from lorif_hf.algebra.planning import plan_fit
+from lorif_hf.errors import ConfigError, RecordingError
+from lorif_hf.fitting import fit_curvature, plan_curvature, stored_gradients
 from lorif_hf.storage.files import file_entry, header_sha256
 from lorif_hf.storage.layout import FactorShard, ModuleEntry, factor_file
 from lorif_hf.storage.shards import ShardReader, write_shard
@@ -20,6 +24,18 @@ CONFIGS = {
     "four bits": InfluenceConfig.paper(projection_factor=1, factor_rank=2, curvature_rank=None, bits=4),
     "dense": InfluenceConfig.logra(projection_factor=1),
 }
+
+
+def least_memory(config, enough):
+    """The least that works for every entry, as the error tells it."""
+    least = 1
+    while least < enough:
+        try:
+            plan_curvature(ENTRIES, sum(SIZES), config, least)
+            return least
+        except ConfigError as error:
+            least = int(re.search(r"the least that works is (\d+) bytes", str(error))[1])
+    return least
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
@@ -42,13 +58,17 @@ def recorded(request, tmp_path):
     return config, reader, {name: torch.cat(some).flatten(1) for name, some in held.items()}
 
 
-def fit(recorded, folder):
+def fit(recorded, folder, max_memory=None):
     config, reader, _ = recorded
-    return fit_curvature(reader, ENTRIES, sum(SIZES), config, lambda number: folder / f"{number}.safetensors")
+    path = lambda number: folder / f"{number}.safetensors"  # noqa: E731
+    return fit_curvature(reader, ENTRIES, sum(SIZES), config, path, max_memory)
 
 
-def test_the_curvature_is_that_of_what_is_stored(recorded, tmp_path):
-    tensors, influence = fit(recorded, tmp_path / "parts")
+@pytest.mark.parametrize("memory", [None, "least"])
+def test_the_curvature_is_that_of_what_is_stored(recorded, tmp_path, memory):
+    if memory == "least":
+        memory = least_memory(recorded[0], 1 << 40)
+    tensors, influence = fit(recorded, tmp_path / "parts", memory)
     config, _, held = recorded
     expected = torch.zeros(sum(SIZES), dtype=torch.float64)
     for entry in ENTRIES:
@@ -68,7 +88,7 @@ def test_a_layer_that_is_fitted_is_not_fitted_again_unless_its_file_is_damaged(r
 
     tensors, influence = fit(recorded, tmp_path / "parts")
     real, fitted = curvature.fit, []
-    monkeypatch.setattr(curvature, "fit", lambda *a, **k: fitted.append(k["dim"]) or real(*a, **k))
+    monkeypatch.setattr(curvature, "fit", lambda *a, **k: fitted.append(a[0].dim) or real(*a, **k))
     for damaged in (False, True):
         if damaged:
             path = tmp_path / "parts" / "1.safetensors"
@@ -88,3 +108,56 @@ def test_the_rank_is_the_configs(tmp_path):
     reader = ShardReader(LocalStore(tmp_path), [shard], None, config.codec().layout)
     tensors, _ = fit_curvature(reader, ENTRIES, 8, config, lambda number: tmp_path / f"{number}.safetensors")
     assert [tensors[f"{e.name}.eigenvectors"].shape for e in ENTRIES] == [(20, 3), (18, 3)]
+
+
+def test_too_little_memory_is_refused_with_the_least_that_works_before_anything_is_fitted(recorded, tmp_path):
+    config = recorded[0]
+    least = least_memory(config, 1 << 40)
+    with pytest.raises(ConfigError) as caught:
+        fit(recorded, tmp_path / "parts", 1000)
+    first = plan_fit(stored_gradients(recorded[1], ENTRIES[0], 20, config), None, max_memory=0).memory
+    assert str(caught.value) == (
+        f"max_memory=1000 is too small for the curvature of module 'a.b', 5 x 4 at rank 20: the least that works is "
+        f"{first} bytes. Allow as much, or set a lower curvature_rank or a higher projection_factor."
+    )
+    with pytest.raises(ConfigError, match=f"the least that works is {least} bytes"):
+        fit(recorded, tmp_path / "parts", least - 1)
+    assert not (tmp_path / "parts").exists()
+    assert len(fit(recorded, tmp_path / "parts", least)[0]) == 4 * len(ENTRIES)
+
+
+def test_several_passes_are_asked_for_by_the_config():
+    wide = [ModuleEntry("wide", "linear", 192, 192, 192, 192, "")]
+    for config, method, passes in (
+        (InfluenceConfig.paper(), "randomized", 5),
+        (InfluenceConfig.paper(curvature_passes=2), "randomized", 2),
+        (InfluenceConfig.paper(curvature_passes=1), "nystroem", 1),
+    ):
+        (plan,) = plan_curvature(wide, 1_000_000, config)
+        assert (plan.method, plan.passes) == (method, passes)
+
+
+def test_ranges_of_rows_are_read_in_order_and_no_longer_than_asked(recorded):
+    config, reader, held = recorded
+    for rows in (1, 3, 100):
+        blocks = list(stored_gradients(reader, ENTRIES[0], sum(SIZES), config).blocks(rows))
+        assert [len(left) for left, _ in blocks] == [
+            min(rows, size - start) for size in SIZES for start in range(0, size, rows)
+        ]
+        found = torch.cat([reconstruct(left.float(), None if r is None else r.float()) for left, r in blocks])
+        assert off(found.flatten(1), held["a.b"]) < 1e-6
+
+
+def test_gradients_beyond_float32_are_refused_with_the_module(recorded, tmp_path, monkeypatch):
+    from lorif_hf.algebra import curvature
+
+    def refused(*args, **kwargs):
+        raise ValueError("the squares of the gradients are beyond float32")
+
+    monkeypatch.setattr(curvature, "fit", refused)
+    with pytest.raises(RecordingError) as caught:
+        fit(recorded, tmp_path / "parts")
+    assert str(caught.value) == (
+        "The curvature of module 'a.b' cannot be fitted: the squares of the gradients are beyond float32. Leave it "
+        "out with exclude_modules."
+    )

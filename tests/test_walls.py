@@ -72,7 +72,7 @@ def test_the_reader_of_imports_finds_them(module, source, is_package, expected):
 
 
 def test_the_reader_sees_the_imports_of_this_package():
-    assert "lorif_hf.algebra.factors" in imported("lorif_hf.algebra.curvature")
+    assert "lorif_hf.algebra.gram" in imported("lorif_hf.algebra.curvature")
     assert "lorif_hf.errors" in imported("lorif_hf.storage.files")
     assert {"lorif_hf.algebra", "lorif_hf.recording", "lorif_hf.storage", "lorif_hf.callbacks"} <= set(SOURCES)
 

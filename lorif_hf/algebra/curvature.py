@@ -4,21 +4,20 @@ H = sum_i vec(G~_i) vec(G~_i)^T + lambda I, of which the top r eigenpairs of the
 stored (rank-c) gradients, so that they agree with one another and a build that resumes needs nothing but its shards.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .factors import reconstruct
+from .gradients import BLOCK_NUMBERS, StoredGradients, expand, squared_norms
+from .gram import Eigenpairs, dual_eigenpairs, gram_eigenpairs
+from .planning import Plan
+from .sketching import nystroem_eigenpairs, randomized_eigenpairs
 
 
-EXACT_LIMIT = 4096  # largest D (or N) whose Gram matrix is formed and decomposed: 128 MiB in float64
-_BLOCK_NUMBERS = 1 << 23  # numbers per reconstructed block of gradients: 32 MiB of float32
 _LEAST_DAMPING = 1e-30
-
-FactorBlocks = Callable[[], Iterator[tuple[Tensor, Tensor | None]]]
-"""Called once per pass, gives blocks of rows in order: (n, d1, c) and (n, d2, c), or dense (n, d1, d2) and `None`."""
+_CANCELLED = 1e-2  # share of |g|^2 below which what is outside the kept space is not taken as a difference of squares
 
 
 @dataclass(frozen=True)
@@ -30,104 +29,54 @@ class Curvature:
         eigenvalues (`Tensor`): s^2, float32 (r,), descending: eigenvalues of the undamped sum.
         damping (`float`): lambda, in the eigenvalues' unit.
         trace (`float`): trace of the undamped sum.
+        self_influence (`Tensor`, *optional*): of the rows it was fitted to, float32 (N,), where it came for nothing.
     """
 
     eigenvectors: Tensor
     eigenvalues: Tensor
     damping: float
     trace: float
+    self_influence: Tensor | None = None
+
+    @cached_property
+    def inverse_root(self) -> Tensor:
+        """H^-1/2, float32 (D, D)."""
+        scales = (self.eigenvalues.double() + self.damping).rsqrt() - self.damping**-0.5
+        root = (self.eigenvectors * scales.float()) @ self.eigenvectors.T
+        root.diagonal().add_(self.damping**-0.5)
+        return root
 
 
-def fit(blocks: FactorBlocks, *, count: int, dim: int, rank: int | None, damping: float) -> Curvature:
-    """Fit the curvature of one layer to its stored factors.
-
-    Exact where D or N is at most 4096 (the smaller of the two Gram matrices), else a randomised SVD that streams the
-    blocks. r is capped at min(N, D).
+def fit(stored: StoredGradients, plan: Plan, *, damping: float) -> Curvature:
+    """Fit the curvature of one layer to its stored factors, in the way that [`~planning.plan_fit`] chose.
 
     Args:
-        blocks (`FactorBlocks`): gives the factors anew for each pass.
-        count (`int`): N, rows in all blocks together.
-        dim (`int`): D = d1 d2.
-        rank (`int` or `None`): r; `None` keeps every direction.
+        stored (`StoredGradients`): gives the factors anew for each pass.
+        plan (`Plan`): the method, its rank, width and block.
         damping (`float`): lambda is this times trace / D.
 
     Source: LoRIF (arXiv:2601.21929), section 3.2; the damping rule is the authors' released one.
     """
-    rank = min(rank or dim, dim, count)
-    if min(dim, count) > EXACT_LIMIT:
-        eigenvectors, eigenvalues, trace = randomized_eigenpairs(blocks, dim=dim, rank=rank)
-    elif dim <= count:
-        eigenvectors, eigenvalues, trace = gram_eigenpairs(blocks, dim=dim, rank=rank)
-    else:
-        eigenvectors, eigenvalues, trace = dual_eigenpairs(blocks, count=count, dim=dim, rank=rank)
+    found = _eigenpairs(stored, plan)
     # A layer without any gradient has no scale of its own: lambda = 1 leaves its scores at zero. So does one whose
     # squares are too small for float32.
-    strength = damping * trace / dim
+    strength = damping * found.trace / stored.dim
     strength = strength if strength > _LEAST_DAMPING else 1.0
-    return Curvature(eigenvectors.float(), eigenvalues.float(), strength, trace)
+    influence = None
+    if found.row_squares is not None and found.row_norms is not None:
+        outside = (found.row_norms - found.row_squares.sum(dim=1)).clamp_min(0)
+        influence = (found.row_squares @ (found.values + strength).reciprocal() + outside / strength).float()
+    return Curvature(found.vectors, found.values.float(), strength, found.trace, influence)
 
 
-def gram_eigenpairs(blocks: FactorBlocks, *, dim: int, rank: int) -> tuple[Tensor, Tensor, float]:
-    """Top eigenpairs from the D x D Gram matrix, one pass. Returns (D, r), (r,), trace."""
-    gram, trace = torch.zeros(dim, dim, dtype=torch.float64), 0.0
-    for gradients in _gradient_blocks(blocks, dim):
-        gram += gradients.T @ gradients
-        trace += float(gradients.double().square().sum())
-    eigenvalues, eigenvectors = _top_eigenpairs(gram, rank)
-    return eigenvectors, eigenvalues, trace
-
-
-def dual_eigenpairs(blocks: FactorBlocks, *, count: int, dim: int, rank: int) -> tuple[Tensor, Tensor, float]:
-    """Top eigenpairs from the N x N matrix of inner products, where N < D. Returns (D, r), (r,), trace.
-
-    With K = G G^T = W S^2 W^T the eigenvectors of G^T G are G^T W / S. Directions whose eigenvalue is rounding noise
-    are left out, so r may come out smaller: they are worth nothing and could not be normalised.
-    """
-    pairs = list(blocks())
-    left = torch.cat([pair[0] for pair in pairs]).double()
-    if pairs[0][1] is None:
-        kernel = left.flatten(1) @ left.flatten(1).T
-    else:
-        right = torch.cat([pair[1] for pair in pairs if pair[1] is not None]).double()
-        kernel = torch.zeros(count, count, dtype=torch.float64)
-        for a in range(left.shape[2]):
-            for b in range(left.shape[2]):
-                kernel += (left[:, :, a] @ left[:, :, b].T) * (right[:, :, a] @ right[:, :, b].T)
-    trace = float(kernel.diagonal().sum())
-    eigenvalues, vectors = _top_eigenpairs(kernel, rank)
-    keep = eigenvalues > 1e-10 * eigenvalues[:1].clamp_min(torch.finfo(torch.float64).tiny)
-    eigenvalues, vectors = eigenvalues[keep], vectors[:, keep]
-    eigenvectors, start = torch.zeros(dim, len(eigenvalues), dtype=torch.float64), 0
-    for gradients in _gradient_blocks(blocks, dim):
-        eigenvectors += gradients.double().T @ vectors[start : start + len(gradients)]
-        start += len(gradients)
-    return eigenvectors / eigenvalues.sqrt(), eigenvalues, trace
-
-
-def randomized_eigenpairs(
-    blocks: FactorBlocks, *, dim: int, rank: int, oversample: int = 10, power_rounds: int = 3, seed: int = 0
-) -> tuple[Tensor, Tensor, float]:
-    """Top eigenpairs by a randomised SVD that streams the blocks: 2 + `power_rounds` passes, O(D r) memory.
-
-    Returns (D, r), (r,), trace.
-
-    Source: Halko, Martinsson, Tropp 2011 (arXiv:0909.4061), algorithm 4.4, with LoRIF's published settings.
-    """
-    width = min(rank + oversample, dim)
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    basis = torch.randn(dim, width, generator=generator)
-    for _ in range(1 + power_rounds):
-        image = torch.zeros(dim, width)
-        for gradients in _gradient_blocks(blocks, dim):
-            image += gradients.T @ (gradients @ basis)
-        basis = torch.linalg.qr(image).Q
-    small, trace = torch.zeros(width, width, dtype=torch.float64), 0.0
-    for gradients in _gradient_blocks(blocks, dim):
-        coordinates = gradients @ basis
-        small += coordinates.T @ coordinates
-        trace += float(gradients.double().square().sum())
-    eigenvalues, rotation = _top_eigenpairs(small, rank)
-    return basis.double() @ rotation, eigenvalues, trace
+def _eigenpairs(stored: StoredGradients, plan: Plan) -> Eigenpairs:
+    if plan.method == "gram":
+        return gram_eigenpairs(stored, plan.rank, plan.block)
+    if plan.method == "dual":
+        return dual_eigenpairs(stored, plan.rank, plan.block)
+    if plan.method == "nystroem":
+        return nystroem_eigenpairs(stored, plan.rank, plan.width, numbers=plan.block)
+    return randomized_eigenpairs(stored, plan.rank, passes=plan.passes, numbers=plan.block)
 
 
 def woodbury_solve(gradients: Tensor, eigenvectors: Tensor, eigenvalues: Tensor, damping: float) -> Tensor:
@@ -162,30 +111,32 @@ def spectral_solve(gradients: Tensor, eigenvectors: Tensor, eigenvalues: Tensor,
     return ((gradients @ eigenvectors) / (eigenvalues + damping)) @ eigenvectors.T
 
 
-def self_influence(left: Tensor, right: Tensor | None, curvature: Curvature) -> Tensor:
-    """vec(G~_i)^T H^-1 vec(G~_i) of stored examples: (n, d1, c), (n, d2, c) -> (n,), never negative."""
-    result, start = torch.zeros(len(left)), 0
-    for gradients in _gradient_blocks(lambda: iter([(left, right)]), len(curvature.eigenvectors)):
-        rows = slice(start, start + len(gradients))
-        start = rows.stop
-        coordinates = gradients @ curvature.eigenvectors
-        # Inside the kept space and outside of it apart: the two parts of |g|^2 would cancel in float32.
-        outside = gradients - coordinates @ curvature.eigenvectors.T
-        result[rows] = outside.square().sum(dim=1) / curvature.damping
-        result[rows] += (coordinates.square() / (curvature.eigenvalues + curvature.damping)).sum(dim=1)
+def self_influence(left: Tensor, right: Tensor | None, curvature: Curvature, numbers: int = BLOCK_NUMBERS) -> Tensor:
+    """vec(G~_i)^T H^-1 vec(G~_i) of stored examples: (n, d1, c), (n, d2, c) -> (n,), never negative.
+
+    One product of D^2 or D r operations a row, whichever is less, and a second one of D r only for rows that lie
+    almost wholly inside the kept space.
+
+    Memory: 4 D^2 bytes where 2 r > D; one block of `numbers` numbers.
+    """
+    vectors, damping, result = curvature.eigenvectors, curvature.damping, torch.zeros(len(left))
+    dim, rank = vectors.shape
+    step = max(1, numbers // (2 * dim))
+    for start in range(0, len(left), step):
+        rows = slice(start, start + step)
+        one, other = left[rows].float(), None if right is None else right[rows].float()
+        gradients = expand(one, other)
+        if 2 * rank > dim:
+            result[rows] = (gradients @ curvature.inverse_root).square().sum(dim=1)
+            continue
+        coordinates = gradients @ vectors
+        norms = squared_norms(one, other)
+        outside = norms - coordinates.double().square().sum(dim=1)
+        # There the two parts of |g|^2 would cancel in float32.
+        again = outside < _CANCELLED * norms
+        if bool(again.any()):
+            residual = gradients[again] - coordinates[again] @ vectors.T
+            outside[again] = residual.double().square().sum(dim=1)
+        result[rows] = outside.float() / damping
+        result[rows] += (coordinates.square() / (curvature.eigenvalues + damping)).sum(dim=1)
     return result
-
-
-def _gradient_blocks(blocks: FactorBlocks, dim: int) -> Iterator[Tensor]:
-    """The stored gradients as float32 (n, D) blocks of bounded size."""
-    step = max(1, _BLOCK_NUMBERS // dim)
-    for left, right in blocks():
-        for start in range(0, len(left), step):
-            rows = slice(start, start + step)
-            yield reconstruct(left[rows].float(), None if right is None else right[rows].float()).flatten(1)
-
-
-def _top_eigenpairs(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The `rank` largest eigenvalues (descending, not below zero) and their eigenvectors."""
-    eigenvalues, eigenvectors = torch.linalg.eigh(matrix)
-    return eigenvalues.flip(0)[:rank].clamp_min(0), eigenvectors.flip(1)[:, :rank]

@@ -1,0 +1,233 @@
+"""Fitting the curvature: the method that the sizes call for against the published five-pass randomised SVD.
+
+    python -m benchmarks.curvature                    # all sizes, five repeats
+    python -m benchmarks.curvature --repeats 1 gram   # one of them
+
+Synthetic rank-1 factors with a decaying spectrum, from a seed, written as shards and fitted from them as a build does.
+Times are medians of one run, the methods in turn. Captured energy is trace(V^T C V) / trace(C), measured by a further
+pass. The correlation is that of 16 queries' scores of all examples, H^-1 of each method, averaged over the queries.
+Peak memory is that of the process above what it held before.
+"""
+
+import ctypes
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lorif_hf import InfluenceConfig
+from lorif_hf.algebra import curvature
+from lorif_hf.algebra.gradients import StoredGradients
+from lorif_hf.algebra.gram import dual_eigenpairs
+from lorif_hf.algebra.planning import MEMORY, Plan, plan_fit, plan_method
+from lorif_hf.algebra.scoring import bilinear_scores
+from lorif_hf.algebra.sketching import PUBLISHED_PASSES
+from lorif_hf.fitting import stored_gradients
+from lorif_hf.storage.files import file_entry, header_sha256
+from lorif_hf.storage.layout import FactorShard, ModuleEntry, factor_file
+from lorif_hf.storage.shards import ShardReader, write_shard
+from lorif_hf.storage.store import LocalStore
+
+from .machine import machine
+
+
+RESULTS = Path(__file__).parent / "results"
+CASES = {"gram": (20_000, 48, 48, 2048), "dual": (5_000, 192, 192, 1024), "both large": (20_000, 192, 192, 512)}
+PUBLISHED = f"published, {PUBLISHED_PASSES} passes"
+QUERIES = 16
+_DECAY = 0.5  # entry j of a factor has standard deviation j^-0.5 in a random basis
+_EXACT = 5_000  # largest N whose kernel is decomposed whole, for the best that any method could capture
+
+
+class Layer:
+    """One layer's factors on disk, and queries of the same spectrum."""
+
+    def __init__(self, folder: Path, count: int, d1: int, d2: int):
+        self.config = InfluenceConfig.paper(projection_factor=1)
+        entry, codec = ModuleEntry("layer", "linear", d1, d2, d1, d2, ""), self.config.codec()
+        generator = torch.Generator().manual_seed(0)
+        bases = [torch.linalg.qr(torch.randn(d, d, generator=generator)).Q * _scales(d) for d in (d1, d2)]
+        starts = range(0, count, self.config.shard_size)
+        shards = []
+        for number, start in enumerate(starts):
+            rows = min(self.config.shard_size, count - start)
+            sides = [torch.randn(rows, len(basis), generator=generator) @ basis.T for basis in bases]
+            parts = {part: side.unsqueeze(2).bfloat16() for part, side in zip(("u", "v"), sides, strict=True)}
+            path = folder / factor_file(number, len(starts))
+            write_shard(path, {entry.name: parts})
+            file = file_entry(folder, path.relative_to(folder).as_posix())
+            shards.append(FactorShard(file.file, file.bytes, file.sha256, start, rows, header_sha256(path)))
+        reader = ShardReader(LocalStore(folder), shards, None, codec.layout)
+        self.stored: StoredGradients = stored_gradients(reader, entry, count, self.config)
+        noise = torch.randn(QUERIES, d1, d2, generator=generator)
+        self.queries = (bases[0] @ noise @ bases[1].T).flatten(1)
+
+    def energy(self, vectors: Tensor) -> float:
+        """trace(V^T C V)."""
+        return sum(float((gradients @ vectors).double().square().sum()) for gradients in self.stored.matrices())
+
+    def scores(self, fitted: curvature.Curvature) -> Tensor:
+        """Of all examples, by the inverse Hessian: (Q, N)."""
+        solved = curvature.woodbury_solve(self.queries, fitted.eigenvectors, fitted.eigenvalues, fitted.damping).view(
+            -1, self.stored.d1, self.stored.d2
+        )
+        blocks = self.stored.factors(5_000)
+        return torch.cat([bilinear_scores(solved, u, v) for u, v in blocks if v is not None], dim=1)
+
+    def reading(self) -> float:
+        """Seconds to read and convert the factors once."""
+        start = time.perf_counter()
+        for left, right in self.stored.factors(4_096):
+            float(left[-1, -1, -1]) if right is None else float(right[-1, -1, -1])
+        return time.perf_counter() - start
+
+
+def methods(layer: Layer, rank: int) -> dict[str, Plan]:
+    """The chosen plan, the published one, and the cheaper randomised SVD where a sketch is called for."""
+    chosen = plan_fit(layer.stored, rank)
+    randomized = {PUBLISHED: PUBLISHED_PASSES, **({"randomised, 2 passes": 2} if chosen.method == "nystroem" else {})}
+    return {f"chosen: {chosen.method}": chosen} | {
+        name: plan_method(layer.stored, rank, "randomized", passes=passes, max_memory=MEMORY)
+        for name, passes in randomized.items()
+    }
+
+
+def measure(layer: Layer, rank: int, repeats: int, console: Console) -> dict[str, Any]:
+    """Everything about one size."""
+    plans, fitted = methods(layer, rank), {}
+    seconds: dict[str, list[float]] = {name: [] for name in plans}
+    peaks = dict.fromkeys(plans, 0)
+    for repeat in range(repeats):
+        for name, plan in plans.items():
+            fitted.pop(name, None)
+            start = time.perf_counter()
+            fitted[name], peak = _with_peak(lambda plan=plan: curvature.fit(layer.stored, plan, damping=0.5))
+            seconds[name].append(time.perf_counter() - start)
+            peaks[name] = max(peaks[name], peak)
+            console.print(f"  {repeat + 1}/{repeats} {name}: {seconds[name][-1]:.1f} s")
+    best, reference, of = _best(layer, rank, fitted)
+    expected, median = layer.scores(reference), {name: statistics.median(times) for name, times in seconds.items()}
+    rows = {}
+    for name, plan in plans.items():
+        one = fitted[name]
+        energy = layer.energy(one.eigenvectors)
+        rows[name] = {
+            "passes": plan.passes,
+            "width": plan.width,
+            "seconds": median[name],
+            "published_to_this": median[PUBLISHED] / median[name],
+            "energy": energy / one.trace,
+            "energy_to_best": None if best is None else energy / best,
+            "score_correlation": _correlation(layer.scores(one), expected),
+            "peak_bytes": peaks[name],
+            "planned_bytes": plan.memory,
+            "self_influence_seconds": 0.0 if one.self_influence is not None else _self_influence(layer, one, plan),
+        }
+    return {"correlation_with": of, "reading_seconds": layer.reading(), "rows": rows}
+
+
+def _best(
+    layer: Layer, rank: int, fitted: dict[str, curvature.Curvature]
+) -> tuple[float | None, curvature.Curvature, str]:
+    """The most that rank r can capture, its curvature, and what that is called; the published where it is unknown."""
+    exact = next((one for name, one in fitted.items() if name == "chosen: gram"), None)
+    if exact is not None:
+        return float(exact.eigenvalues.double().sum()), exact, "the exact eigenpairs"
+    if layer.stored.count > _EXACT:
+        return None, fitted[PUBLISHED], PUBLISHED
+    whole = dual_eigenpairs(layer.stored, layer.stored.count)  # every eigenpair: decomposed, not iterated for
+    damping = fitted[PUBLISHED].damping
+    kept = curvature.Curvature(whole.vectors[:, :rank], whole.values[:rank].float(), damping, whole.trace)
+    return float(whole.values[:rank].sum()), kept, "the exact eigenpairs"
+
+
+def _self_influence(layer: Layer, fitted: curvature.Curvature, plan: Plan) -> float:
+    start = time.perf_counter()
+    for left, right in layer.stored.blocks(max(1, plan.block // (2 * layer.stored.dim))):
+        curvature.self_influence(left, right, fitted, plan.block)
+    return time.perf_counter() - start
+
+
+def _correlation(found: Tensor, expected: Tensor) -> float:
+    pairs = zip(found, expected, strict=True)
+    return statistics.fmean(float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in pairs)
+
+
+def _with_peak(call: Callable[[], Any]) -> tuple[Any, int]:
+    """What the call gives, and the bytes that it added to the process at its peak (Linux)."""
+    ctypes.CDLL(None).malloc_trim(0)  # gives back what earlier methods left
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is held now
+    before = _status("VmHWM")
+    result = call()
+    return result, _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def _scales(size: int) -> Tensor:
+    return torch.arange(1, size + 1) ** -_DECAY
+
+
+def _table(name: str, count: int, d1: int, d2: int, rank: int, found: dict[str, Any]) -> Table:
+    table = Table(title=f"{name}: N = {count:,}, D = {d1 * d2:,}, r = {rank:,}")
+    heads = ("", "passes", "time", "published / this", "energy", "of the best", "score correlation")
+    for head in (*heads, "peak MB", "planned MB", "self-influence"):
+        table.add_column(head, justify="left" if not head else "right")
+    for method, row in found["rows"].items():
+        best = row["energy_to_best"]
+        table.add_row(
+            method,
+            str(row["passes"]),
+            f"{row['seconds']:.1f} s",
+            f"{row['published_to_this']:.1f}",
+            f"{row['energy']:.4f}",
+            "-" if best is None else f"{best:.4f}",
+            f"{row['score_correlation']:.4f}",
+            f"{row['peak_bytes'] / 1e6:,.0f}",
+            f"{row['planned_bytes'] / 1e6:,.0f}",
+            f"{row['self_influence_seconds']:.1f} s",
+        )
+    table.caption = (
+        f"Correlation with the scores of {found['correlation_with']}. "
+        f"Reading the factors once: {found['reading_seconds']:.2f} s."
+    )
+    return table
+
+
+def main(
+    case: Annotated[str, typer.Argument(help=f"one of {', '.join(CASES)}; all by default")] = "",
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    results: Annotated[Path, typer.Option(help="where the JSON goes")] = RESULTS / "curvature.json",
+) -> None:
+    """Fit each size by the chosen method and by the published one."""
+    if case and case not in CASES:
+        raise typer.BadParameter(f"the sizes are {', '.join(CASES)}, got {case!r}")
+    console, saved = (
+        Console(),
+        {"machine": machine(), "threads": torch.get_num_threads(), "repeats": repeats, "cases": {}},
+    )
+    for name in [case] if case else CASES:
+        count, d1, d2, rank = CASES[name]
+        console.print(f"{name}: N = {count:,}, {d1} x {d2}, r = {rank:,}")
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure(Layer(Path(folder), count, d1, d2), rank, repeats, console)
+        console.print(_table(name, count, d1, d2, rank, found))
+        saved["cases"][name] = {"count": count, "d1": d1, "d2": d2, "rank": rank, **found}
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.write_text(json.dumps(saved, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
