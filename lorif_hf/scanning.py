@@ -156,7 +156,13 @@ class Scan:
         weighted = self.weighted and self.config.output == "margin"
         return self.reader.weights(task.shard, task.chosen) if weighted else None
 
-    def run(self, tasks: Iterator[ShardTask], work: Callable[..., None], skipped: Callable[[], int]) -> None:
+    def run(
+        self,
+        tasks: Iterator[ShardTask],
+        blocks: Callable[[ShardTask], list[Block]],
+        work: Callable[..., None],
+        skipped: Callable[[], int],
+    ) -> None:
         """Call `work(task, block, parts, weights)` for the blocks of each shard, in threads of our own.
 
         Blocks are small, and a product of small matrices gains nothing from torch's threads, which must meet at the
@@ -166,11 +172,11 @@ class Scan:
             done = 0
             for task, parts in self.reader.stream(self.entries, tasks):
                 weights = self.weights(task)
-                blocks = self.blocks(task)
-                for future in [pool.submit(work, task, block, parts, weights) for block in blocks]:
+                some = blocks(task)
+                for future in [pool.submit(work, task, block, parts, weights) for block in some]:
                     future.result()
                 del parts
-                done += sum(map(len, blocks))
+                done += sum(map(len, some))
                 bar.update(done + skipped() - bar.n)
             bar.update(self.count - bar.n)
 
@@ -185,7 +191,7 @@ def every_score(scan: Scan, into: Tensor) -> None:
             scores *= weights[block.rows]
         into[..., block.position : block.position + len(block)] = scores
 
-    scan.run(iter(scan.reader.tasks(scan.rows)), work, lambda: 0)
+    scan.run(iter(scan.reader.tasks(scan.rows)), scan.blocks, work, lambda: 0)
 
 
 def best_scores(scan: Scan, k: int, largest: bool = True, rank: int | None = None) -> RunningTopK:
@@ -202,7 +208,7 @@ def best_scores(scan: Scan, k: int, largest: bool = True, rank: int | None = Non
         rank (`int`, *optional*): rank of the first look.
     """
     search = _Search(scan, RunningTopK(scan.queries, k, largest), rank)
-    scan.run(search.tasks(), search.work, lambda: search.skipped)
+    scan.run(search.tasks(), search.blocks, search.work, lambda: search.skipped)
     return search.best
 
 
@@ -216,6 +222,7 @@ class _Search:
         positions = {entry.name: number for number, entry in enumerate(scan.stored)}
         self._columns = torch.tensor([positions[entry.name] for entry in scan.entries])
         self._reach = torch.stack([gradient_bounds(scan.groups[one.name], pairs, count) for one in scan.entries])
+        self._scale = self._reach.sum(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
         self.cut: dict[str, list[QueryGroup]] = {}
         self.bounds: dict[str, Tensor] = {}
         for entry in scan.entries if rank is not None else ():
@@ -226,11 +233,9 @@ class _Search:
 
     def tasks(self) -> Iterator[ShardTask]:
         """The shards in the order of what they can hold, without those that cannot hold any of the best."""
-        scale = self._reach.sum(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
 
         def promise(task: ShardTask) -> float:
-            limits = [self._limit(task.shard, block.number) for block in self.scan.blocks(task)]
-            return max(torch.inf if limit is None else float((limit / scale).max()) for limit in limits)
+            return max(self._promise(task.shard, block) for block in self.scan.blocks(task))
 
         for task in sorted(self.scan.reader.tasks(self.scan.rows), key=promise, reverse=True):
             blocks = self.scan.blocks(task)
@@ -246,6 +251,10 @@ class _Search:
                 chosen = torch.cat([task.chosen[block.rows] for block in wanted])
                 self._count("read", len(chosen))
                 yield ShardTask(task.position, task.shard, chosen)
+
+    def blocks(self, task: ShardTask) -> list[Block]:
+        """A shard's blocks in the order of what they can hold."""
+        return sorted(self.scan.blocks(task), key=lambda block: self._promise(task.shard, block), reverse=True)
 
     def work(self, task: ShardTask, block: Block, parts: Mapping[str, Parts], weights: Tensor | None) -> None:
         """Score what is worth it of a block, and keep what is among the best."""
@@ -287,6 +296,11 @@ class _Search:
         if len(norms) != len(self.scan.stored):
             raise IndexCorruptedError(MANIFEST, f"{shard.file} has block_norms of {len(norms)} gradients")
         return torch.tensor(norms, dtype=torch.float64)[self._columns] @ self._reach
+
+    def _promise(self, shard: FactorShard, block: Block) -> float:
+        """What a block can hold for the query that it can hold most for, over what the query's norm allows."""
+        limit = self._limit(shard, block.number)
+        return torch.inf if limit is None else float((limit / self._scale).max())
 
     def _hopeless(self, shard: FactorShard, block: Block) -> bool:
         """Whether no row of a block can be among the best, of any query."""

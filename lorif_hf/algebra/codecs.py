@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .factors import factorize
 from .quantization import pack, packed_bytes, quantized_factors, unpack
-from .scoring import QueryGroup, Workspace, add_scores, rows_per_block
+from .scoring import ROWS, QueryGroup, Workspace, add_scores, rows_per_block
 
 
 Parts = Mapping[str, Tensor]
@@ -55,7 +55,8 @@ class Codec(ABC):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """A block's numbers in float32: left (n, c, d1), right (n, c, d2) and the pairs' scales (n, c), if any.
 
-        Of gradients stored whole: (n, d1, d2) and twice `None`. Valid until the workspace is used again.
+        Of gradients stored whole: (n, d1, d2) and twice `None`. Zeros fill n up to a multiple of `ROWS`, so that equal
+        examples get equal scores wherever they stand. Valid until the workspace is used again.
         """
 
     def scores(self, preconditioned: Tensor, parts: Parts) -> Tensor:
@@ -90,7 +91,7 @@ class Codec(ABC):
                 add_scores(scores[:, rows], group, left, right, scales, workspace)
             if sizes is not None:
                 assert right is not None
-                sizes[rows] = self._sizes(left, right, scales)
+                sizes[rows] = self._sizes(left, right, scales)[: len(sizes[rows])]
 
     def _sizes(self, left: Tensor, right: Tensor, scales: Tensor | None) -> Tensor:
         sizes = (left.norm(dim=2) + _VANISHING) * (right.norm(dim=2) + _VANISHING)
@@ -212,8 +213,11 @@ class PackedCodec(Codec):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         sides = []
         for side, extent, name in (("u", d1, "left"), ("v", d2, "right")):
-            buffer = workspace.take(name, parts[side].numel(), 8 // self.bits)
-            sides.append(unpack(parts[side], extent, self.bits, out=buffer))
+            count, rank, size = parts[side].shape
+            numbers = workspace.take(name, _filled(count), rank, size * 8 // self.bits)
+            unpack(parts[side], extent, self.bits, out=numbers[:count].view(-1, 8 // self.bits))
+            sides.append(numbers[:, :, :extent])
+            numbers[count:] = 0
         return sides[0], sides[1], _widened(parts["u_scale"], "scales", workspace)
 
     def _sizes(self, left: Tensor, right: Tensor, scales: Tensor | None) -> Tensor:
@@ -224,4 +228,11 @@ class PackedCodec(Codec):
 
 
 def _widened(part: Tensor, name: str, workspace: Workspace) -> Tensor:
-    return workspace.take(name, *part.shape).copy_(part)
+    wide = workspace.take(name, _filled(len(part)), *part.shape[1:])
+    wide[: len(part)] = part
+    wide[len(part) :] = 0
+    return wide
+
+
+def _filled(count: int) -> int:
+    return -(-count // ROWS) * ROWS

@@ -8,6 +8,7 @@ from torch import Tensor
 
 
 _BLOCK_NUMBERS = 1 << 19  # numbers in a buffer: 2 MiB of float32, what a core reads back faster than from memory
+ROWS = 16  # examples are multiplied by so many: the last few of another number would be summed in another order
 _FEW_PRODUCTS = 24  # from so many queries times further pairs on, rebuilding the gradients is the cheaper way
 
 
@@ -46,8 +47,9 @@ class QueryGroup:
 
 
 def rows_per_block(pairs: int | None, d1: int, d2: int) -> int:
-    """Examples whose numbers, once unpacked, fit a buffer; `None`: stored whole."""
-    return max(1, _BLOCK_NUMBERS // (d1 * d2 if pairs is None else pairs * (d1 + d2)))
+    """Examples whose numbers, once unpacked, fit a buffer; `None`: stored whole. A multiple of `ROWS`."""
+    fitting = _BLOCK_NUMBERS // (d1 * d2 if pairs is None else pairs * (d1 + d2))
+    return max(ROWS, fitting // ROWS * ROWS)
 
 
 def add_scores(
@@ -63,7 +65,8 @@ def add_scores(
     Args:
         scores (`Tensor`): (Q, n), changed in place.
         group (`QueryGroup`): g of the Q queries.
-        left (`Tensor`): (n, c, d1), in the dtype of the queries; gradients stored whole: (n, d1, d2).
+        left (`Tensor`): (n, c, d1), in the dtype of the queries; gradients stored whole: (n, d1, d2). There may be
+            more examples than scores; they are left out.
         right (`Tensor` or `None`): (n, c, d2).
         scales (`Tensor` or `None`): (n, c), by which the c pairs are multiplied.
         workspace (`Workspace`): of this thread.
@@ -76,6 +79,7 @@ def add_scores(
         part = _rebuilt_products(group, left, right, scales, workspace)
     else:
         part = _products(group, left, right, scales, workspace)
+    part = part[:, : scores.shape[1]]
     if len(part) == len(scores):
         scores += part
     else:

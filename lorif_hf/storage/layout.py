@@ -169,6 +169,10 @@ class Manifest:
                 row = shard.stop
             _require(row == self.num_examples, f"the {what} hold {row} rows, num_examples says {self.num_examples}")
         _require(bool(self.modules), "there is no module")
+        _require(len({module.name for module in self.modules}) == len(self.modules), "a module is listed twice")
+        for module in self.modules:
+            sides = (module.in_features, module.d1), (module.out_features, module.d2)
+            _require(all(1 <= d <= full for full, d in sides), f"module '{module.name}' has an impossible shape")
         widths = {len(norms) for shard in self.shards for norms in shard.block_norms}
         _require(len(widths) == 1 and widths <= {1, len(self.modules)}, "block_norms are not one for each module")
         for shard in self.shards:
@@ -177,10 +181,6 @@ class Manifest:
                 len(shard.block_norms) == blocks,
                 f"{shard.file} has {len(shard.block_norms)} rows of block_norms, its {shard.rows} rows make {blocks}",
             )
-        _require(len({module.name for module in self.modules}) == len(self.modules), "a module is listed twice")
-        for module in self.modules:
-            sides = (module.in_features, module.d1), (module.out_features, module.d2)
-            _require(all(1 <= d <= full for full, d in sides), f"module '{module.name}' has an impossible shape")
 
 
 def check_relative(path: str) -> None:
