@@ -28,6 +28,7 @@ from .dataset import TrainingRows, code_identity
 from .encoding import Encoder, draw_projection, module_entry, stored_entries
 from .errors import BuildFolderError, DatasetError, RecordingError
 from .fitting import fit_curvature
+from .norms import with_block_norms
 from .progress import progress
 from .recording.identity import identify
 from .recording.modules import TrackedModule, tracked_modules, unwrap
@@ -229,7 +230,8 @@ class IndexBuilder:
         start, stop = self.ranges[shard]
         entry = file_entry(self.folder, factor_file(shard, len(self.ranges)))
         header = header_sha256(self._factor_path(shard))
-        self._shards[shard] = FactorShard(entry.file, entry.bytes, entry.sha256, start, stop - start, header)
+        found = FactorShard(entry.file, entry.bytes, entry.sha256, start, stop - start, header)
+        self._shards[shard] = with_block_norms(self.folder, found, self.stored, self.config)
         self.on_shard(self._shards[shard])
 
     def _record_shard(self, recorder: GradientRecorder, encoder: Encoder, shard: int, bar: Any) -> ShardContents:

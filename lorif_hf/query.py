@@ -1,4 +1,4 @@
-"""Querying: measure the query's gradients, precondition them, score every stored example block by block."""
+"""Querying: measure the query's gradients and precondition them."""
 
 import re
 import warnings
@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from .algebra.curvature import spectral_solve, woodbury_solve
 from .algebra.factors import factorize, reconstruct
-from .algebra.rangefinder import dense
+from .algebra.low_rank import compress, joined, widest_rank
+from .algebra.rangefinder import Matrices, dense
+from .algebra.scoring import QueryGroup
 from .config import InfluenceConfig
 from .encoding import Encoder, checked_projection, stored_entries
-from .errors import IndexCorruptedError, ModelMismatchError, ObjectiveError, QueryError
+from .errors import ModelMismatchError, ObjectiveError, QueryError
 from .progress import progress
 from .recording.collation import padding_collator
 from .recording.identity import identify
@@ -38,12 +40,13 @@ class MeasuredQueries:
     """Queries ready to be scored.
 
     Args:
-        preconditioned (`dict[str, Tensor]`): per module Q~ = H^-1 G~_q, float32 (Q, d1, d2).
+        preconditioned (`dict[str, list[QueryGroup]]`): per module Q~ = H^-1 G~_q, float32: d1 x d2 matrices, or
+            products of two thin ones where that is all a query is.
         texts (`list[str]`): the queries as a person reads them.
         losses (`list[float]`): the queries' losses, nats.
     """
 
-    preconditioned: dict[str, Tensor]
+    preconditioned: dict[str, list[QueryGroup]]
     texts: list[str]
     losses: list[float]
 
@@ -106,68 +109,56 @@ def measure(
     whiteners = {entry.name: reader.whiteners(entry) for entry in recorded} if config.whitening != "none" else None
     encoder = Encoder(config, recorded, whiteners)
     collator = padding_collator(model, processing_class, make_labels=isinstance(measured, CausalLMObjective))
-    gradients: dict[str, list[Tensor]] = {entry.name: [] for entry in scored}
+    preconditioned = _Preconditioner(config, reader, scored, len(features))
     losses: list[float] = []
     function = MarginObjective(measured) if config.output == "margin" else measured
     recorder = GradientRecorder(model, modules, projections, function)
     with recorder, progress(len(features), "Measuring queries", "queries") as bar:
         for numbers in _batches(features, batch_size):
             recording = recorder.record(collator([features[i] for i in numbers]), numbers)
-            encoded = encoder.encode(recording.gradients)
-            for name, parts in gradients.items():
-                parts.append(dense(encoded[name]).to("cpu"))
+            preconditioned.add(encoder.encode(recording.gradients), torch.tensor(numbers))
             losses += recording.losses.tolist()
             bar.update(len(numbers))
-    preconditioned = {
-        entry.name: _precondition(torch.cat(gradients.pop(entry.name)), entry, config, reader) for entry in scored
-    }
     texts = [query_text(feature, processing_class) for feature in features]
-    return MeasuredQueries(preconditioned, texts, losses)
+    return MeasuredQueries(preconditioned.groups(), texts, losses)
 
 
-def _precondition(gradients: Tensor, entry: ModuleEntry, config: InfluenceConfig, reader: ShardReader) -> Tensor:
-    """Q~ = H^-1 G~_q of one layer, (Q, d1, d2); whitened gradients already are what the Kronecker curvature needs."""
-    if config.factorize_query and config.factor_rank is not None:
-        gradients = reconstruct(*factorize(gradients, config.factor_rank))
-    if config.curvature != "low-rank":
-        return gradients
-    eigenvectors, eigenvalues, damping, _ = reader.eigenpairs(entry)
-    solve = spectral_solve if config.curvature_rank is None else woodbury_solve
-    return solve(gradients.flatten(1), eigenvectors, eigenvalues, damping).view_as(gradients)
+class _Preconditioner:
+    """Q~ = H^-1 G~_q of each layer.
 
-
-def score_shards(
-    measured: MeasuredQueries,
-    reader: ShardReader,
-    modules: Sequence[ModuleEntry],
-    config: InfluenceConfig,
-    rows: Tensor | None = None,
-    weighted: bool = True,
-) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Scores shard by shard: (rows scored before it, per module (Q, n)), nats per unit of example weight.
-
-    Args:
-        rows (`Tensor`, *optional*): row numbers to score, ascending; by default all.
-        weighted (`bool`, *optional*, defaults to `True`): multiply by the examples' weights, where they have any.
-
-    Raises:
-        [`~lorif_hf.errors.IndexCorruptedError`]: a stored factor is not finite.
+    Whitened gradients already are what the Kronecker curvature needs, and have the rank of the query's tokens: they
+    are held as thin factors from the start. H^-1 of kept eigenpairs fills a gradient up.
     """
-    total = sum(shard.rows for shard in reader.shards) if rows is None else len(rows)
-    codec = config.codec()
-    with progress(total, "Scoring", "examples") as bar:
-        for position, shard, stored, chosen in reader.stream(modules, rows):
-            scores = {}
-            weights = reader.weights(shard, chosen) if weighted and config.output == "margin" else None
-            for name, parts in stored.items():
-                scores[name] = codec.scores(measured.preconditioned[name], parts)
-                if not bool(torch.isfinite(scores[name].sum())):
-                    raise IndexCorruptedError(shard.file, f"the factors of '{name}' are not all finite numbers")
-                if weights is not None:
-                    scores[name] *= weights
-            del stored
-            yield position, scores
-            bar.update(next(iter(scores.values())).shape[1])
+
+    def __init__(self, config: InfluenceConfig, reader: ShardReader, scored: Sequence[ModuleEntry], queries: int):
+        self.config, self.reader, self.scored, self.queries = config, reader, scored, queries
+        self._found: dict[str, list[QueryGroup]] = {entry.name: [] for entry in scored}
+
+    def add(self, gradients: dict[str, Matrices], numbers: Tensor) -> None:
+        """Take in the gradients (B, d1, d2) of some queries, by layer."""
+        for entry in self.scored:
+            one = dense(gradients[entry.name]).to("cpu")
+            if self.config.factorize_query and self.config.factor_rank is not None:
+                one = reconstruct(*factorize(one, self.config.factor_rank))
+            pairs = self.config.codec().pairs
+            if self.config.curvature == "low-rank" or pairs is None:
+                self._found[entry.name].append(QueryGroup(numbers, one))
+            else:
+                self._found[entry.name] += compress(one, numbers, widest_rank(pairs, entry.d1, entry.d2, self.queries))
+
+    def groups(self) -> dict[str, list[QueryGroup]]:
+        """Of all queries, by layer."""
+        return {entry.name: self._solved(joined(self._found.pop(entry.name)), entry) for entry in self.scored}
+
+    def _solved(self, groups: list[QueryGroup], entry: ModuleEntry) -> list[QueryGroup]:
+        if self.config.curvature != "low-rank":
+            return groups
+        eigenvectors, eigenvalues, damping, _ = self.reader.eigenpairs(entry)
+        solve = spectral_solve if self.config.curvature_rank is None else woodbury_solve
+        return [
+            QueryGroup(one.numbers, solve(one.left.flatten(1), eigenvectors, eigenvalues, damping).view_as(one.left))
+            for one in groups
+        ]
 
 
 def select_modules(

@@ -1,6 +1,16 @@
 """Tensors in, tensors out. Knows no model, no file, no Hub."""
 
-from . import codecs, curvature, factors, projection, quantization, scoring, whitening
+from . import codecs, curvature, factors, low_rank, projection, quantization, ranking, scoring, whitening
 
 
-__all__ = ["codecs", "curvature", "factors", "projection", "quantization", "scoring", "whitening"]
+__all__ = [
+    "codecs",
+    "curvature",
+    "factors",
+    "low_rank",
+    "projection",
+    "quantization",
+    "ranking",
+    "scoring",
+    "whitening",
+]

@@ -1,6 +1,7 @@
 """Every file name of an index and its manifest, in one place."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ CURVATURE = "curvature/curvature.safetensors"
 TOKENIZER = "tokenizer"
 LDS = "evaluation/lds.json"  # how good the index was measured to be, once it was: not part of the manifest
 STAGING = ".lorif-build"  # an unfinished build's own notes; gone when the index is whole
+NORM_BLOCK = 1000  # rows of a shard that share one bound of their gradients' norms
 
 T = TypeVar("T")
 
@@ -55,9 +57,17 @@ class Shard(FileEntry):
 
 @dataclass(frozen=True)
 class FactorShard(Shard):
-    """A factor file; the hash of its header lets a reader of single tensors trust the hashes that stand in it."""
+    """A factor file.
+
+    Args:
+        header_sha256 (`str`): of the file's header: a reader of single tensors can trust the hashes that stand in it.
+        block_norms (`tuple[tuple[float, ...], ...]`): for each `NORM_BLOCK` rows and each stored gradient (a module's,
+            or the one of all), a number that no row's Frobenius norm times its weight is above. A query skips the
+            blocks that cannot matter.
+    """
 
     header_sha256: str
+    block_norms: tuple[tuple[float, ...], ...] = field(default=(), hash=False)
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,9 @@ class Manifest:
         return [self.curvature, *self.shards, *self.examples, *self.tokenizer]
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+        text = json.dumps(asdict(self), indent=2, sort_keys=True)
+        # A row of numbers in one line. No string looks like one: a line break in it would be escaped.
+        return re.sub(r"\[\n([0-9.,e+\-\s]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -161,6 +173,14 @@ class Manifest:
         for module in self.modules:
             sides = (module.in_features, module.d1), (module.out_features, module.d2)
             _require(all(1 <= d <= full for full, d in sides), f"module '{module.name}' has an impossible shape")
+        widths = {len(norms) for shard in self.shards for norms in shard.block_norms}
+        _require(len(widths) == 1 and widths <= {1, len(self.modules)}, "block_norms are not one for each module")
+        for shard in self.shards:
+            blocks = -(-shard.rows // NORM_BLOCK)
+            _require(
+                len(shard.block_norms) == blocks,
+                f"{shard.file} has {len(shard.block_norms)} rows of block_norms, its {shard.rows} rows make {blocks}",
+            )
 
 
 def check_relative(path: str) -> None:
@@ -226,9 +246,24 @@ def _record(item: Any, where: str, kind: Any) -> Any:
     _require(isinstance(item, dict), f"{where} must be a JSON object")
     wanted = kind.__dataclass_fields__
     _require(set(item) == set(wanted), f"{where} must have exactly the fields {', '.join(wanted)}")
+    values = dict(item)
     for name, described in wanted.items():
         value = item[name]
-        natural = type(value) is int and 0 <= value < 2**63
-        good = natural if described.type is int else isinstance(value, described.type)
-        _require(good, f"{where}.{name} must be a {'natural number' if described.type is int else 'string'}")
-    return kind(**item)
+        if described.type is int:
+            _require(type(value) is int and 0 <= value < 2**63, f"{where}.{name} must be a natural number")
+        elif described.type is str:
+            _require(isinstance(value, str), f"{where}.{name} must be a string")
+        else:
+            values[name] = _norms(value, f"{where}.{name}")
+    return kind(**values)
+
+
+def _norms(value: Any, where: str) -> tuple[tuple[float, ...], ...]:
+    _require(isinstance(value, list), f"{where} must be a list of lists of numbers")
+    for norms in value:
+        _require(isinstance(norms, list), f"{where} must be a list of lists of numbers")
+        for norm in norms:
+            # An integer may be too long for a float.
+            good = (type(norm) is float and math.isfinite(norm)) or (type(norm) is int and norm < 2**63)
+            _require(good and norm >= 0, f"{where} must hold finite numbers of at least 0")
+    return tuple(tuple(map(float, norms)) for norms in value)

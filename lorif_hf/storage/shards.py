@@ -1,7 +1,8 @@
 """Shards of factors: written whole, one file per range of rows; read one module or one range at a time."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,21 @@ def write_shard(path: Path, parts: Mapping[str, Mapping[str, Tensor]], weights: 
     """Write what is stored of a range of rows, per module."""
     tensors = {f"{module}.{part}": tensor for module, some in parts.items() for part, tensor in some.items()}
     write_tensors(path, tensors if weights is None else {**tensors, WEIGHTS: weights})
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard to be read.
+
+    Args:
+        position (`int`): selected rows before it.
+        shard (`FactorShard`): which.
+        chosen (`Tensor` or `None`): its rows to be read, counted in the shard, ascending; `None`: all.
+    """
+
+    position: int
+    shard: FactorShard
+    chosen: Tensor | None
 
 
 class ShardReader:
@@ -59,7 +75,7 @@ class ShardReader:
     def check(self, modules: Sequence[ModuleEntry], rows: Tensor | None = None) -> None:
         """See that what is stored has the shapes that config and manifest claim, before anything is made of that size.
 
-        Looks at the first shard that [`~ShardReader.stream`] would read for the same arguments.
+        Looks at the first shard that holds any of the rows.
         """
         for shard in self.shards:
             if rows is None or bool(((rows >= shard.start) & (rows < shard.stop)).any()):
@@ -84,35 +100,39 @@ class ShardReader:
             raise IndexCorruptedError(file.file, f"tensor '{WEIGHTS}' holds numbers that no weight has")
         return weights
 
-    def stream(
-        self, modules: Sequence[ModuleEntry], rows: Tensor | None = None
-    ) -> Iterator[tuple[int, FactorShard, dict[str, Parts], Tensor | None]]:
-        """What is stored, shard by shard, of all rows or of the selected ones.
-
-        The next shard is read while the caller works on this one: two are held at most.
-
-        Args:
-            modules (`Sequence[ModuleEntry]`): whose factors.
-            rows (`Tensor`, *optional*): row numbers of the index, ascending; shards without any are not touched.
-
-        Yields:
-            `tuple`: rows given before, the shard, its parts by module, and its rows in the shard (`None`: all).
-        """
-        tasks: list[tuple[int, FactorShard, Tensor | None]] = []
+    def tasks(self, rows: Tensor | None = None) -> list["ShardTask"]:
+        """The shards that hold all rows or the selected ones (ascending), in row order."""
+        if rows is None:
+            return [ShardTask(shard.start, shard, None) for shard in self.shards]
+        found = []
         for shard in self.shards:
-            if rows is None:
-                tasks.append((shard.start, shard, None))
-                continue
             first, last = torch.searchsorted(rows, torch.tensor([shard.start, shard.stop])).tolist()
             if first < last:
-                tasks.append((first, shard, rows[first:last] - shard.start))
+                found.append(ShardTask(first, shard, rows[first:last] - shard.start))
+        return found
+
+    def stream(
+        self, modules: Sequence[ModuleEntry], tasks: Iterable["ShardTask"]
+    ) -> Iterator[tuple["ShardTask", dict[str, Parts]]]:
+        """What is stored of some modules, shard by shard.
+
+        The next shard is read while the caller works on this one: two are held at most. A task is taken from `tasks`
+        when its turn to be read comes, not before.
+        """
+        todo = iter(tasks)
         with ThreadPoolExecutor(1, thread_name_prefix="lorif-read-ahead") as ahead:
-            following = [ahead.submit(self.load, shard, modules, some) for _, shard, some in tasks[:1]]
-            for number, (position, shard, chosen) in enumerate(tasks):
-                parts = following.pop().result()
-                for _, next_shard, some in tasks[number + 1 : number + 2]:
-                    following.append(ahead.submit(self.load, next_shard, modules, some))
-                yield position, shard, parts, chosen
+
+            def begin() -> Any:
+                task = next(todo, None)
+                return task and (task, ahead.submit(self.load, task.shard, modules, task.chosen))
+
+            following = begin()
+            while following:
+                task, reading = following
+                parts = reading.result()
+                following = reading = None  # type: ignore[assignment]
+                following = begin()
+                yield task, parts
                 del parts
 
     def blocks(self, module: ModuleEntry) -> Iterator[Parts]:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import TensorFile, TensorReader, verified
-from .layout import FileEntry, inside
+from .layout import FactorShard, FileEntry, inside
 
 
 class LocalStore:
@@ -32,10 +32,13 @@ class LocalStore:
         return path if path.is_file() else None
 
     def tensors(self, entry: FileEntry) -> TensorReader:
-        """The tensors of a file."""
+        """The tensors of a file. A shard is mapped as long as any of its tensors is held, not for good."""
         if entry not in self._files:
             self.path(entry)
-            self._files[entry] = TensorFile(self.folder, entry)
+            opened = TensorFile(self.folder, entry)
+            if isinstance(entry, FactorShard):
+                return opened
+            self._files[entry] = opened
         return self._files[entry]
 
     def parquet(self, entry: FileEntry) -> Any:

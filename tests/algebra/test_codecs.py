@@ -4,9 +4,12 @@ import pytest
 import torch
 from tiny import plain_config
 
+from lorif_hf.algebra import scoring
 from lorif_hf.algebra.codecs import Codec, DenseCodec, FactorCodec, PackedCodec
 from lorif_hf.algebra.factors import factorize
+from lorif_hf.algebra.low_rank import range_factors
 from lorif_hf.algebra.quantization import levels, quantized_factors
+from lorif_hf.algebra.scoring import QueryGroup, Workspace
 
 
 D1, D2 = 9, 7
@@ -102,7 +105,9 @@ def test_factors_are_those_of_the_factorisation():
     matrices = gradients()
     left, right = factorize(matrices, 2)
     parts = FactorCodec(2, torch.bfloat16).encode(matrices)
-    assert torch.equal(parts["u"], left.bfloat16()) and torch.equal(parts["v"], right.bfloat16())
+    # A vector's numbers side by side.
+    assert torch.equal(parts["u"], left.mT.bfloat16()) and torch.equal(parts["v"], right.mT.bfloat16())
+    assert parts["u"].is_contiguous() and parts["u"].shape == (12, 2, D1)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2, 1])
@@ -147,3 +152,61 @@ def test_bytes_of_an_example(codec, expected):
 )
 def test_the_config_chooses_the_codec(choices, codec):
     assert plain_config(**choices).codec() == codec
+
+
+@every
+@pytest.mark.parametrize("scale", [1.0, 1e-15, 1e15])
+def test_norms_are_those_of_what_was_stored(codec, scale):
+    if scale != 1 and getattr(codec, "dtype", None) == torch.float16:
+        return
+    parts = codec.encode(torch.cat([gradients() * scale, torch.zeros(1, D1, D2)]))
+    expected = rebuilt(codec, parts).flatten(1).norm(dim=1)
+    found = codec.norms(parts, D1, D2)
+    assert found.dtype == torch.float64 and found[-1] == 0
+    assert bool((found >= expected).all()), "a bound that is too small would lose rows"
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+
+
+def test_the_norm_of_pairs_that_cancel_is_not_lost_in_rounding():
+    u, v = torch.randn(1, 9, 1), torch.randn(1, 7, 1)
+    parts = {
+        "u": torch.cat([u, -u], dim=2).mT.contiguous(),
+        "v": torch.cat([v, v * (1 - 1e-6)], dim=2).mT.contiguous(),
+    }
+    codec = FactorCodec(2, torch.float32)
+    expected = float(rebuilt(codec, parts).norm())
+    assert expected <= float(codec.norms(parts, 9, 7)) <= expected + 1e-5
+
+
+@pytest.mark.parametrize(
+    "codec", [c for c in CODECS.values() if c.pairs], ids=[n for n, c in CODECS.items() if c.pairs]
+)
+@pytest.mark.parametrize("scale", [1.0, 1e-25])
+def test_no_product_is_above_the_sizes_times_the_spectral_norm(codec, scale):
+    if scale != 1 and getattr(codec, "dtype", None) == torch.float16:
+        return
+    parts = codec.encode(torch.cat([gradients() * scale, torch.zeros(1, D1, D2)]))
+    sizes, scores = torch.full((13,), torch.nan), torch.zeros(2, 13)
+    queries = torch.randn(2, D1, D2, generator=torch.Generator().manual_seed(3))
+    group = QueryGroup(torch.arange(2), queries)
+    codec.add_scores(scores, [group], parts, D1, D2, Workspace(), sizes)
+    torch.testing.assert_close(scores, codec.scores(queries, parts))
+    nuclear = torch.linalg.svdvals(rebuilt(codec, parts)).sum(dim=1)
+    assert bool((sizes.double() >= nuclear * (1 - 1e-6)).all())
+    norms = torch.linalg.svdvals(queries)[:, :1]
+    assert bool((scores.abs() <= sizes * norms * (1 + 1e-5)).all())
+
+
+@every
+@pytest.mark.parametrize("block_numbers", [1, 100, 1 << 20])
+def test_scores_do_not_depend_on_the_blocks_nor_on_the_form_of_the_queries(monkeypatch, codec, block_numbers):
+    parts = codec.encode(gradients())
+    thin = torch.randn(40, D1, 2, generator=torch.Generator().manual_seed(1)) @ torch.randn(40, 2, D2)
+    expected = thin.double().flatten(1) @ rebuilt(codec, parts).flatten(1).T
+    monkeypatch.setattr(scoring, "_BLOCK_NUMBERS", block_numbers)
+    whole = [QueryGroup(torch.arange(0, 40, 2), thin[::2])]
+    left, right = range_factors(thin[1::2], 3)
+    mixed = [*whole, QueryGroup(torch.arange(1, 40, 2), left, right)]
+    found = torch.zeros(40, 12)
+    codec.add_scores(found, mixed, parts, D1, D2, Workspace())
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))

@@ -1,6 +1,6 @@
 import copy
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -10,7 +10,7 @@ from lorif_hf.storage.layout import FactorShard, FileEntry, Manifest, ModuleEntr
 
 
 def shards_of(kind, name, *sizes):
-    header = ["e" * 64] if kind is FactorShard else []
+    header = ["e" * 64, ((1.5, 0.0),)] if kind is FactorShard else []
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return [
         kind(name(i, len(sizes)), 100 + i, f"{i + ord(name(0, 1)[0]):064x}", start, rows, *header)
@@ -120,6 +120,59 @@ def test_every_field_must_be_there_with_its_type(values, name, value):
         del values[name]
     with pytest.raises(IndexCorruptedError, match=rf"influence_config.json: '{name}' must be a JSON"):
         Manifest.from_json(json.dumps(values))
+
+
+def test_norms_stand_in_one_line_a_block(manifest):
+    manifest = replace(manifest, shards=[replace(manifest.shards[0], rows=25, block_norms=((0.0123, 1e-30),))])
+    manifest = replace(manifest, examples=[replace(manifest.examples[0], rows=25)])
+    manifest.model["name"] = "[\n 1 2\n]"  # no row of numbers
+    text = manifest.to_json()
+    assert "[0.0123, 1e-30]" in text and Manifest.from_json(text) == manifest
+
+
+def test_every_thousand_rows_begun_have_their_norms(values):
+    values["num_examples"] = 2025
+    values["shards"] = [{**values["shards"][0], "rows": 2025, "block_norms": [[1, 2.5], [0, 1.0], [3.0, 1e300]]}]
+    values["examples"] = [{**values["examples"][0], "rows": 2025}]
+    (shard,) = Manifest.from_json(json.dumps(values)).shards
+    assert shard.block_norms == ((1.0, 2.5), (0.0, 1.0), (3.0, 1e300))
+    one = replaced(values, ["shards", 0, "block_norms"], [[1.0]] * 3)
+    assert len(Manifest.from_json(json.dumps(one)).shards[0].block_norms) == 3, "one gradient of all layers"
+
+
+@pytest.mark.parametrize(
+    "norms, message",
+    [
+        (None, "must be a list of lists of numbers"),
+        ("[]", "must be a list of lists of numbers"),
+        ([1.0, 2.0], "must be a list of lists of numbers"),
+        ([{}], "must be a list of lists of numbers"),
+        ([[1.0, None]], "must hold finite numbers of at least 0"),
+        ([[1.0, "1"]], "must hold finite numbers of at least 0"),
+        ([[1.0, True]], "must hold finite numbers of at least 0"),
+        ([[1.0, [2.0]]], "must hold finite numbers of at least 0"),
+        ([[1.0, -1e-9]], "must hold finite numbers of at least 0"),
+        ([[1.0, -1]], "must hold finite numbers of at least 0"),
+        ([[1.0, 10**400]], "must hold finite numbers of at least 0"),
+        ([[1.0, float("inf")]], None),
+        ([[1.0, float("nan")]], None),
+        ([], r"has 0 rows of block_norms, its 10 rows make 1"),
+        ([[1.0, 1.0]] * 2, r"has 2 rows of block_norms, its 10 rows make 1"),
+        ([[]], "block_norms are not one for each module"),
+        ([[1.0]], "block_norms are not one for each module"),
+        ([[1.0] * 3], "block_norms are not one for each module"),
+    ],
+)
+def test_norms_that_cannot_be_are_refused(values, norms, message):
+    kind = IndexFormatError if message is None else IndexCorruptedError
+    with pytest.raises(kind, match=message or "is not JSON"):
+        Manifest.from_json(json.dumps(replaced(values, ["shards", 0, "block_norms"], norms)))
+
+
+def test_an_infinite_norm_written_as_a_number_is_refused(values):
+    text = json.dumps(replaced(values, ["shards", 0, "block_norms"], [[1.0, 0.125]])).replace("0.125", "1e999")
+    with pytest.raises(IndexCorruptedError, match="must hold finite numbers of at least 0"):
+        Manifest.from_json(text)
 
 
 NATURAL = {

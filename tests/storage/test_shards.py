@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -210,15 +212,56 @@ def test_any_parts_in_any_dtype_are_stored_and_streamed_by_rows(tmp_path):
     }
     reader = reader_of(tmp_path, write_shards(tmp_path, parts), layout)
     for rows, expected in ((None, [0, 3, 4]), (torch.tensor([0, 2, 5]), [0, 2])):
-        found = list(reader.stream(MODULES, rows))
-        assert [position for position, *_ in found] == expected
-        for position, shard, stored, chosen in found:
+        found = list(reader.stream(MODULES, reader.tasks(rows)))
+        assert [task.position for task, _ in found] == expected
+        for task, stored in found:
+            position, shard, chosen = task.position, task.shard, task.chosen
             at = torch.arange(shard.start, shard.stop) if chosen is None else shard.start + chosen
             assert rows is None or torch.equal(at, rows[position : position + len(at)])
             assert list(stored) == [module.name for module in MODULES]
             for name, some in stored.items():
                 assert list(some) == ["u", "g", "u_scale"]
                 assert all(torch.equal(tensor, parts[name][part][at]) for part, tensor in some.items())
+
+
+def test_a_shard_is_asked_for_when_the_one_before_it_is_given(tmp_path):
+    """Not sooner: by then it may be known that it is not wanted."""
+    reader = reader_of(tmp_path, write_shards(tmp_path, random_factors(6)))
+    asked = []
+
+    def tasks():
+        for task in reversed(reader.tasks()):
+            asked.append(task.position)
+            yield task
+
+    given = []
+    for task, parts in reader.stream(MODULES[:1], tasks()):
+        given.append(task.position)
+        assert list(parts) == ["a.b"] and asked == [4, 3, 0][: len(given) + 1]
+    assert given == [4, 3, 0]
+    assert list(reader.stream(MODULES, iter(()))) == []
+
+
+def test_an_error_of_the_thread_that_reads_ahead_reaches_the_caller(tmp_path):
+    shards = write_shards(tmp_path, random_factors(6))
+    (tmp_path / shards[1].file).unlink()
+    reader = reader_of(tmp_path, shards)
+    stream = reader.stream(MODULES, reader.tasks())
+    next(stream)
+    with pytest.raises(IndexCorruptedError, match=f"{shards[1].file}: it is missing"):
+        next(stream)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of maps")
+def test_no_shard_stays_open(tmp_path):
+    """A shard is mapped while its tensors are held: thousands of shards need neither files nor memory."""
+    reader = reader_of(tmp_path, write_shards(tmp_path, random_factors(6)))
+    for _, parts in reader.stream(MODULES, reader.tasks()):
+        assert len(parts) == 2
+        held = Path("/proc/self/maps").read_text().count(str(tmp_path))
+        assert 1 <= held <= 2
+    del parts
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
 def test_weights_come_back_by_rows(tmp_path):

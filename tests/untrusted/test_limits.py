@@ -15,6 +15,7 @@ from tiny import make_gpt2, make_rows
 
 from lorif_hf import InfluenceIndex
 from lorif_hf.errors import IndexCorruptedError, LorifError, QueryError
+from lorif_hf.index import _allocate
 from lorif_hf.storage.examples import SCHEMA
 from lorif_hf.storage.layout import MANIFEST
 
@@ -146,16 +147,17 @@ def test_nothing_is_allocated_that_the_files_do_not_hold(built, folder, tamper, 
 @pytest.mark.parametrize("queries", [1, 4])
 def test_dense_scores_of_impossibly_many_rows_are_our_error(folder, count, queries):
     huge_numbers(folder, count - 4)
-    index = InfluenceIndex.from_pretrained(folder)
     with pytest.raises((IndexCorruptedError, QueryError)):
-        index.scores(make_gpt2(), make_rows(queries))
+        InfluenceIndex.from_pretrained(folder).scores(make_gpt2(), make_rows(queries))
+    with pytest.raises(QueryError, match="No room for scores of shape"):
+        _allocate((queries, 2**50 + count))
 
 
 @pytest.mark.parametrize("way", ["examples", "self_influence", "select", "verify"])
 def test_impossibly_many_rows_are_our_error_every_way(folder, way):
     huge_numbers(folder)
-    index = InfluenceIndex.from_pretrained(folder)
     with pytest.raises(LorifError):
+        index = InfluenceIndex.from_pretrained(folder)
         if way == "examples":
             index.examples([2**61])
         elif way == "select":
