@@ -117,6 +117,7 @@ def main(
                     batch_size=batch,
                     max_tokens_per_batch=None,
                     auto_find_batch_size=False,
+                    max_memory=None,
                     objective=None,
                 )
                 plain_pass(model, builder, batch)

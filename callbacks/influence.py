@@ -31,7 +31,7 @@ class InfluenceCallback(TrainerCallback):
         path (`str` or `os.PathLike`): folder of the index. It is checked before the training starts.
         config (`InfluenceConfig`, *optional*): by default `InfluenceConfig()`.
         batch_size (`int`, *optional*): examples per forward pass; by default `per_device_train_batch_size`.
-        max_tokens_per_batch (`int`, *optional*): as in [`InfluenceIndex.build`].
+        max_tokens_per_batch, max_memory (*optional*): as in [`InfluenceIndex.build`].
         auto_find_batch_size (`bool`, *optional*): by default that of the `TrainingArguments`.
         objective (`Callable`, *optional*): `(model, batch) -> (B,)` per-example losses; by default that of the task.
         data_collator (`Callable`, *optional*): by default the Trainer's own.
@@ -59,6 +59,7 @@ class InfluenceCallback(TrainerCallback):
         batch_size: int | None = None,
         max_tokens_per_batch: int | None = None,
         auto_find_batch_size: bool | None = None,
+        max_memory: int | str | None = None,
         objective: Callable[[nn.Module, dict[str, Any]], Any] | None = None,
         data_collator: Callable[[list[Any]], Any] | None = None,
         examples: Any = None,
@@ -75,6 +76,7 @@ class InfluenceCallback(TrainerCallback):
         self.batch_size = batch_size
         self.max_tokens_per_batch = max_tokens_per_batch
         self.auto_find_batch_size = auto_find_batch_size
+        self.max_memory = max_memory
         self.data_collator = data_collator
         self.push_to_hub = push_to_hub
         self.repo_id = repo_id
@@ -142,6 +144,7 @@ class InfluenceCallback(TrainerCallback):
             "data_collator": self.data_collator or loader.collate_fn,
             "batch_size": self.batch_size or args.per_device_train_batch_size,
             "max_tokens_per_batch": self.max_tokens_per_batch,
+            "max_memory": self.max_memory,
             "auto_find_batch_size": args.auto_find_batch_size
             if self.auto_find_batch_size is None
             else self.auto_find_batch_size,

@@ -27,13 +27,13 @@ from .config import InfluenceConfig
 from .dataset import TrainingRows, code_identity
 from .encoding import Encoder, draw_projection, module_entry, stored_entries
 from .errors import BuildFolderError, DatasetError, RecordingError
-from .fitting import fit_curvature
+from .fitting import fit_curvature, in_bytes, plan_curvature
 from .norms import with_block_norms
 from .progress import progress
 from .recording.identity import identify
 from .recording.modules import TrackedModule, tracked_modules, unwrap
 from .recording.objectives import MarginObjective, Objective, UserObjective, find_objective
-from .recording.recorder import GradientRecorder
+from .recording.recorder import GradientRecorder, without_gradient
 from .recording_pass import Batching, RecordingPass, ShardContents
 from .storage.examples import write_examples
 from .storage.files import file_entry, header_sha256, is_intact, write_tensors, write_text
@@ -69,6 +69,7 @@ class IndexBuilder:
         objective (`Objective`): the per-example loss.
         processing_class: the tokenizer that goes into the index, if any.
         batching (`Batching`): which rows go through the model together.
+        max_memory (`int`, *optional*): bytes that fitting one layer's curvature may take.
         on_shard (`Callable`, *optional*): told of every finished factor file, also of those found finished.
     """
 
@@ -81,11 +82,13 @@ class IndexBuilder:
         objective: Objective,
         processing_class: Any,
         batching: Batching,
+        max_memory: int | None = None,
         on_shard: Callable[[FactorShard], None] | None = None,
     ):
         self.model, self.rows, self.folder, self.config = model, rows, folder, config
         self.objective, self.processing_class = objective, processing_class
         self.passing = RecordingPass(rows, batching)
+        self.max_memory = max_memory
         self.on_shard = on_shard or (lambda shard: None)
         self._shards: dict[int, FactorShard] = {}
         self.codec = config.codec()
@@ -97,6 +100,8 @@ class IndexBuilder:
         starts = range(0, rows.count, config.shard_size)
         self.ranges = [(start, min(start + config.shard_size, rows.count)) for start in starts]
         self._seen = self._empty = 0
+        if config.curvature == "low-rank":
+            plan_curvature(self.stored, rows.count, config, max_memory)  # too little memory shows before the pass
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -168,7 +173,8 @@ class IndexBuilder:
         if self.config.whitening == "none" or is_intact(self._whitening_path):
             return
         moments = {entry.name: SecondMoments.zeros(entry.d1, entry.d2) for entry in self.entries}
-        recorder = GradientRecorder(self.model, self.modules, self.projections, self.objective, moments)
+        reductions = dict.fromkeys(moments, without_gradient)
+        recorder = GradientRecorder(self.model, self.modules, self.projections, self.objective, moments, reductions)
         sample = self.rows.spaced(self.config.whitening_samples)
         with recorder, progress(len(sample), "Estimating second moments", "examples") as bar:
             for rows, _, _ in self.passing.run(recorder, sample):
@@ -278,7 +284,7 @@ class IndexBuilder:
         if self.config.curvature == "low-rank":
             reader = ShardReader(LocalStore(self.folder), self._table, None, self.codec.layout)
             eigenpairs, influence = fit_curvature(
-                reader, self.stored, self.rows.count, self.config, self._curvature_path
+                reader, self.stored, self.rows.count, self.config, self._curvature_path, self.max_memory
             )
             tensors |= eigenpairs
         write_tensors(self.folder / CURVATURE, tensors)
@@ -354,6 +360,7 @@ def plan_build(
     batch_size: int,
     max_tokens_per_batch: int | None,
     auto_find_batch_size: bool,
+    max_memory: int | str | None,
     objective: UserObjective | None,
     **shown: Any,
 ) -> IndexBuilder:
@@ -367,7 +374,7 @@ def plan_build(
     found = find_objective(model, objective)
     rows = TrainingRows(dataset, model, found, processing_class, data_collator, **shown)
     measured = MarginObjective(found) if config.output == "margin" else found
-    return IndexBuilder(model, rows, folder, config, measured, processing_class, batching)
+    return IndexBuilder(model, rows, folder, config, measured, processing_class, batching, in_bytes(max_memory))
 
 
 def check_folder(folder: Path) -> None:

@@ -24,9 +24,15 @@ Whiteners = Mapping[str, tuple[Tensor, Tensor]]
 """By module: in_whitener (d1, d1) and out_whitener (d2, d2)."""
 
 
-def sketch_width(rank: int) -> int:
-    """Directions of a whitened gradient that are kept until `rank` pairs of vectors are fitted to it."""
-    return max(16, 2 * rank + 8)
+def reduced_width(config: InfluenceConfig, d1: int, d2: int) -> int | None:
+    """Directions to which a layer's whitened gradient is reduced before it is fitted; `None` where it is formed whole.
+
+    16 and more: pairs of coarse vectors are fitted to what the pairs before them left, so they need more than c.
+    """
+    if config.whitening == "none" or config.factor_rank is None or config.normalize:
+        return None
+    width = max(16, 2 * config.factor_rank + 8)
+    return width if 2 * width <= min(d1, d2) else None
 
 
 def stored_entries(config: InfluenceConfig, modules: Sequence[ModuleEntry]) -> list[ModuleEntry]:
@@ -67,15 +73,12 @@ class Encoder:
 
         The other layers' gradients are formed. A query's always are: nothing of it is cut.
         """
-        rank = self.config.factor_rank
-        if self.whiteners is None or rank is None or self.config.normalize:
-            return {}
-        width = sketch_width(rank)
-        return {
-            name: RangeFinder(*sides, width)
-            for name, sides in self.whiteners.items()
-            if 2 * width <= min(len(side) for side in sides)
-        }
+        found = {}
+        for name, sides in (self.whiteners or {}).items():
+            width = reduced_width(self.config, len(sides[0]), len(sides[1]))
+            if width is not None:
+                found[name] = RangeFinder(*sides, width)
+        return found
 
     def encode(self, gradients: Mapping[str, Matrices]) -> dict[str, Matrices]:
         """Projected gradients (B, d1, d2) of the tracked layers to those of the stored entries, float32.

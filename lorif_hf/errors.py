@@ -34,6 +34,10 @@ class RecordingError(LorifError):
     """The recording pass could not go on (out of memory, say). The finished shards are kept."""
 
 
+class DiskFullError(LorifError, OSError):
+    """A file of the index did not fit on the disk. What was finished before it is kept."""
+
+
 class IndexFormatError(LorifError, ValueError):
     """The folder or repo is not an index that this version can read."""
 

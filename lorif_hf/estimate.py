@@ -11,7 +11,7 @@ from torch import nn
 from .algebra.factors import factor_products
 from .algebra.quantization import PAIR_PRODUCTS
 from .config import InfluenceConfig
-from .encoding import bytes_per_example, module_entry, stored_entries
+from .encoding import bytes_per_example, module_entry, reduced_width, stored_entries
 from .errors import LorifError, ModelMismatchError
 from .fitting import plan_curvature
 from .recording.modules import TrackedModule, tracked_modules
@@ -139,6 +139,12 @@ def _encoding_flops(entry: ModuleEntry, length: int, config: InfluenceConfig) ->
     flops = 2.0 * length * dim
     if config.projection_factor > 1:
         flops += 2.0 * length * (entry.in_features * entry.d1 + entry.out_features * entry.d2)
+    width = reduced_width(config, entry.d1, entry.d2)
+    if width is not None:
+        sides = entry.d1 + entry.d2
+        whitened = 2.0 * width * (3 * entry.d1**2 + 2 * entry.d2**2)
+        fitted = 2.0 * sides * (width * (width + 2) + PAIR_PRODUCTS * (config.factor_rank or 1) * width)
+        return flops - 2.0 * length * dim + 8.0 * width * length * sides + whitened + fitted
     if config.whitening != "none":
         flops += 2.0 * dim * (entry.d1 + entry.d2)
     if config.factor_rank is not None:

@@ -1,5 +1,6 @@
 """Fitting each layer's curvature to what was stored, one resumable file a layer."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -116,3 +117,21 @@ def _fit(stored: StoredGradients, plan: Plan, name: str, damping: float, path: P
             "self_influence": influence,
         },
     )
+
+
+def in_bytes(size: int | str | None) -> int | None:
+    """A size like 2_000_000_000, "2GB" or "512MiB" in bytes.
+
+    Raises:
+        [`~lorif_hf.errors.ConfigError`]: it is none.
+    """
+    if size is None:
+        return None
+    if isinstance(size, str):
+        found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]?)(i?)B?\s*", size, re.IGNORECASE)
+        if found:
+            power = " KMGT".index(found[2].upper() or " ")
+            size = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ConfigError(f'max_memory must be a number of bytes or a size like "2GB", got {size!r}.')
+    return size

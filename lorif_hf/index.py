@@ -59,6 +59,7 @@ class InfluenceIndex(StoredIndex):
         batch_size: int = 8,
         max_tokens_per_batch: int | None = None,
         auto_find_batch_size: bool = False,
+        max_memory: int | str | None = None,
         objective: UserObjective | None = None,
         examples: Any = None,
         text_column: str | None = None,
@@ -86,6 +87,8 @@ class InfluenceIndex(StoredIndex):
                 so many tokens together, padding included; a longer one goes alone.
             auto_find_batch_size (`bool`, *optional*, defaults to `False`): halve a batch that does not fit into
                 memory, and those after it, and go on.
+            max_memory (`int` or `str`, *optional*): what fitting one layer's curvature may take, in bytes or like
+                "4GB"; by default 2 GiB, or the least that works where that is more.
             objective (`Callable`, *optional*): `(model, batch) -> (B,)` per-example losses in nats; by default that of
                 the model's task: token-summed cross-entropy, or the classifier's loss.
             examples (*optional*): the same rows with columns for people, where `dataset` has lost them.
@@ -114,6 +117,7 @@ class InfluenceIndex(StoredIndex):
             batch_size=batch_size,
             max_tokens_per_batch=max_tokens_per_batch,
             auto_find_batch_size=auto_find_batch_size,
+            max_memory=max_memory,
             objective=objective,
             examples=examples,
             text_column=text_column,

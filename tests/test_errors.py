@@ -25,6 +25,7 @@ def test_everything_raised_on_purpose_has_one_base_class_and_an_explanation(kind
         (errors.UnsupportedModuleError, ValueError),
         (errors.EvaluationError, ValueError),
         (errors.BuildFolderError, FileExistsError),
+        (errors.DiskFullError, OSError),
         (errors.NonFiniteGradientError, ArithmeticError),
     ],
 )

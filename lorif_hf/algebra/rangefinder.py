@@ -106,15 +106,15 @@ class RangeFinder:
         self._squared = in_whitener @ in_whitener, out_whitener @ out_whitener
         self.rounds = rounds
 
-    def to(self, device: torch.device) -> "RangeFinder":
-        """The same on a device."""
+    def _move(self, device: torch.device) -> None:
         self._start = self._start.to(device)
         self._sides = self._sides[0].to(device), self._sides[1].to(device)
         self._squared = self._squared[0].to(device), self._squared[1].to(device)
-        return self
 
     def __call__(self, inputs: Tensor, output_gradients: Tensor) -> LowRankMatrices:
         """(n, T, d1) and (n, T, d2), float32, to the gradients of n examples."""
+        if self._start.device != inputs.device:
+            self._move(inputs.device)
         images = output_gradients @ self._start
         rows, twice, grams = _orthonormal_range(images, inputs, self._squared[0])
         squares = grams.diagonal(dim1=1, dim2=2).mean(dim=1)

@@ -1,5 +1,6 @@
 """Whole or absent: atomic writes, checksums, and safetensors files read by memory map."""
 
+import errno
 import hashlib
 import json
 import mmap
@@ -12,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import IndexCorruptedError
+from ..errors import DiskFullError, IndexCorruptedError
 from .layout import FileEntry, inside
 
 
@@ -32,7 +34,11 @@ _MAX_HEADER = 100_000_000  # safetensors' own limit
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, sync it and rename it to `path`: a reader sees all of it or nothing."""
+    """Let `write` fill a temporary file, sync it and rename it to `path`: a reader sees all of it or nothing.
+
+    Raises:
+        [`~lorif_hf.errors.DiskFullError`]: there was no room; nothing of the file is left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -41,6 +47,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        # safetensors writes in Rust: only its text tells the number.
+        if getattr(error, "errno", None) != errno.ENOSPC and f"(os error {errno.ENOSPC})" not in str(error):
+            raise
+        raise DiskFullError(
+            f"The disk is full: {path} could not be written. What was finished before it is kept; make room and "
+            "call again to go on."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
