@@ -1,0 +1,136 @@
+"""Builds that are stopped: by Ctrl-C in any phase, by a full disk, by too little memory. All can go on."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from test_build import digests
+from tiny import make_gpt2, make_rows, plain_config
+
+from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf.errors import ConfigError, DiskFullError
+from lorif_hf.fitting import in_bytes
+from lorif_hf.storage import files
+
+
+CONFIGS = {
+    "low-rank": plain_config(projection_factor=2, shard_size=6),
+    "whitened": InfluenceConfig(factor_rank=2, shard_size=6),
+}
+
+# Sends itself Ctrl-C when a function is called for the n-th time.
+BUILD = """
+import importlib, os, signal, sys, time
+sys.path.insert(0, {tests!r})
+from tiny import make_gpt2, make_rows
+from lorif_hf import InfluenceConfig, InfluenceIndex
+module = importlib.import_module({module!r})
+owner = getattr(module, {owner!r}) if {owner!r} else module
+whole, calls = getattr(owner, {function!r}), []
+def stopped(*args, **kwargs):
+    calls.append(1)
+    if len(calls) == {call}:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+    return whole(*args, **kwargs)
+setattr(owner, {function!r}, stopped)
+config = InfluenceConfig.from_json({config!r})
+InfluenceIndex.build(make_gpt2(), make_rows(20), sys.argv[1], config=config, batch_size=2)
+"""
+
+PHASES = {
+    "estimating second moments": ("whitened", "lorif_hf.recording.recorder", "GradientRecorder", "record", 3),
+    "recording": ("whitened", "lorif_hf.recording.recorder", "GradientRecorder", "record", 16),
+    "recording, low-rank": ("low-rank", "lorif_hf.recording.recorder", "GradientRecorder", "record", 6),
+    "writing a shard": ("low-rank", "lorif_hf.build", "", "write_shard", 2),
+    "fitting": ("low-rank", "lorif_hf.fitting", "", "_fit", 4),
+    "writing the examples": ("low-rank", "lorif_hf.build", "", "write_examples", 2),
+    "the manifest": ("whitened", "lorif_hf.build", "", "Manifest", 1),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_ctrl_c_leaves_an_index_that_resumes(tmp_path, phase):
+    name, module, owner, function, call = PHASES[phase]
+    config = CONFIGS[name]
+    script = BUILD.format(
+        tests=os.path.dirname(__file__),
+        module=module,
+        owner=owner,
+        function=function,
+        call=call,
+        config=config.to_json(),
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "stopped")], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == -signal.SIGINT and "KeyboardInterrupt" in ended.stderr
+    assert not (tmp_path / "stopped" / "influence_config.json").exists()
+    InfluenceIndex.build(make_gpt2(), make_rows(20), tmp_path / "stopped", config=config, batch_size=2)
+    InfluenceIndex.build(make_gpt2(), make_rows(20), tmp_path / "whole", config=config, batch_size=2)
+    assert digests(tmp_path / "stopped") == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_full_disk_keeps_the_finished_shards_and_the_build_goes_on(tmp_path, monkeypatch, name):
+    """Room comes back after the third factor file did not fit. safetensors tells it in its own way."""
+    save, written = files.save_file, []
+
+    def full(tensors, path, metadata):
+        if "factors-00003" in str(path):
+            path.write_bytes(b"half")
+            raise files.SafetensorError(f"Error while serializing: No space left on device (os error {errno.ENOSPC})")
+        written.append(path)
+        return save(tensors, path, metadata)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "save_file", full)
+        with pytest.raises(DiskFullError, match=r"disk is full: .*factors-00003.* make room and call again to go on"):
+            InfluenceIndex.build(make_gpt2(), make_rows(20), tmp_path / "index", config=CONFIGS[name], batch_size=2)
+    left = sorted(path.name for path in (tmp_path / "index" / "factors").iterdir())
+    assert left == ["factors-00001-of-00004.safetensors", "factors-00002-of-00004.safetensors"]
+    InfluenceIndex.build(make_gpt2(), make_rows(20), tmp_path / "index", config=CONFIGS[name], batch_size=2)
+    InfluenceIndex.build(make_gpt2(), make_rows(20), tmp_path / "whole", config=CONFIGS[name], batch_size=2)
+    assert digests(tmp_path / "index") == digests(tmp_path / "whole")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_what_the_system_says_of_a_full_disk_is_understood(tmp_path):
+    """The same error from a real device, by Python's own writes."""
+
+    def write(temporary):
+        with open("/dev/full", "wb") as device:
+            device.write(b"0" * 100_000)
+
+    with pytest.raises(DiskFullError, match="could not be written") as caught:
+        files.write_atomically(tmp_path / "file", write)
+    assert isinstance(caught.value.__cause__, OSError) and list(tmp_path.iterdir()) == []
+
+
+def test_another_error_of_the_disk_stays_what_it_is(tmp_path):
+    with pytest.raises(IsADirectoryError):
+        files.write_atomically(tmp_path / "file", lambda temporary: temporary.mkdir())
+
+
+def test_too_little_memory_for_the_curvature_says_the_least_that_works(tmp_path):
+    arguments = {"config": CONFIGS["low-rank"], "batch_size": 2}
+    with pytest.raises(ConfigError, match=r"max_memory=1000 is too small .*: the least that works is \d+ bytes"):
+        InfluenceIndex.build(make_gpt2(), make_rows(20), tmp_path / "index", max_memory="1kB", **arguments)
+    assert not (tmp_path / "index").exists()  # before anything is recorded
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [(None, None), (5, 5), ("5", 5), ("2GB", 2_000_000_000), ("1.5 MiB", 1_572_864), ("3k", 3000), ("1tb", 10**12)],
+)
+def test_sizes(size, expected):
+    assert in_bytes(size) == expected
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True, "", "two", "-1GB", "5XB", "1e9"])
+def test_impossible_sizes(size):
+    with pytest.raises(ConfigError, match='max_memory must be a number of bytes or a size like "2GB"'):
+        in_bytes(size)
