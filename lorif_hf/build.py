@@ -27,14 +27,14 @@ from .dataset import TrainingRows, code_identity, tokens_per_example
 from .encoding import Encoder, draw_projection, module_entry, stored_entries
 from .errors import BuildFolderError, ConfigError, DatasetError, RecordingError
 from .fitting import fit_curvature
-from .norms import with_block_norms
+from .norms import shard_entry
 from .progress import progress
 from .recording.identity import identify
 from .recording.modules import TrackedModule, tracked_modules, unwrap
 from .recording.objectives import MarginObjective, Objective, UserObjective, find_objective
 from .recording.recorder import GradientRecorder, Recording
 from .storage.examples import write_examples
-from .storage.files import file_entry, header_sha256, is_intact, write_tensors, write_text
+from .storage.files import file_entry, is_intact, write_tensors, write_text
 from .storage.layout import (
     CURVATURE,
     MANIFEST,
@@ -210,10 +210,8 @@ class IndexBuilder:
 
     def _finished(self, shard: int) -> None:
         start, stop = self.ranges[shard]
-        entry = file_entry(self.folder, factor_file(shard, len(self.ranges)))
-        header = header_sha256(self._factor_path(shard))
-        found = FactorShard(entry.file, entry.bytes, entry.sha256, start, stop - start, header)
-        self._shards[shard] = with_block_norms(self.folder, found, self.stored, self.config)
+        file = factor_file(shard, len(self.ranges))
+        self._shards[shard] = shard_entry(self.folder, file, start, stop - start, self.stored, self.config)
         self.on_shard(self._shards[shard])
 
     def _record_shard(self, recorder: GradientRecorder, encoder: Encoder, shard: int, bar: Any) -> None:
