@@ -28,7 +28,7 @@ from .dataset import TrainingRows, code_identity
 from .encoding import Encoder, draw_projection, module_entry, stored_entries
 from .errors import BuildFolderError, DatasetError, RecordingError
 from .fitting import fit_curvature, in_bytes, plan_curvature
-from .norms import with_block_norms
+from .norms import shard_entry
 from .progress import progress
 from .recording.identity import identify
 from .recording.modules import TrackedModule, tracked_modules, unwrap
@@ -36,7 +36,7 @@ from .recording.objectives import MarginObjective, Objective, UserObjective, fin
 from .recording.recorder import GradientRecorder, without_gradient
 from .recording_pass import Batching, RecordingPass, ShardContents
 from .storage.examples import write_examples
-from .storage.files import file_entry, header_sha256, is_intact, write_tensors, write_text
+from .storage.files import file_entry, is_intact, write_tensors, write_text
 from .storage.layout import (
     CURVATURE,
     MANIFEST,
@@ -234,10 +234,8 @@ class IndexBuilder:
 
     def _finished(self, shard: int) -> None:
         start, stop = self.ranges[shard]
-        entry = file_entry(self.folder, factor_file(shard, len(self.ranges)))
-        header = header_sha256(self._factor_path(shard))
-        found = FactorShard(entry.file, entry.bytes, entry.sha256, start, stop - start, header)
-        self._shards[shard] = with_block_norms(self.folder, found, self.stored, self.config)
+        file = factor_file(shard, len(self.ranges))
+        self._shards[shard] = shard_entry(self.folder, file, start, stop - start, self.stored, self.config)
         self.on_shard(self._shards[shard])
 
     def _record_shard(self, recorder: GradientRecorder, encoder: Encoder, shard: int, bar: Any) -> ShardContents:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .config import InfluenceConfig
 from .errors import IndexCorruptedError
+from .storage.files import file_entry, header_sha256
 from .storage.layout import MANIFEST, NORM_BLOCK, FactorShard, ModuleEntry
 from .storage.shards import ShardReader
 from .storage.store import LocalStore
@@ -36,13 +37,16 @@ def block_norms(
     return torch.stack(columns, dim=1)
 
 
-def with_block_norms(
-    folder: Path, shard: FactorShard, entries: Sequence[ModuleEntry], config: InfluenceConfig
+def shard_entry(
+    folder: Path, file: str, start: int, rows: int, entries: Sequence[ModuleEntry], config: InfluenceConfig
 ) -> FactorShard:
-    """A shard's entry with the norms of what is stored: a build that resumes finds the same.
+    """The manifest's entry of a factor file that is written: rows `start` to `start + rows`.
 
-    Each norm has four digits and is not below what it was.
+    The norms are those of what is stored, so that a build that resumes finds the same; each has four digits and is
+    not below what it was.
     """
+    found = file_entry(folder, file)
+    shard = FactorShard(file, found.bytes, found.sha256, start, rows, header_sha256(folder / file))
     reader = ShardReader(LocalStore(folder), [shard], None, config.codec().layout)
     norms = block_norms(reader, shard, entries, config).tolist()
     rounded = tuple(tuple(float(_SHORT.create_decimal_from_float(norm)) for norm in row) for row in norms)

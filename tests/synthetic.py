@@ -8,10 +8,9 @@ from torch import Tensor
 
 from lorif_hf import InfluenceConfig
 from lorif_hf.algebra.factors import reconstruct
-from lorif_hf.norms import with_block_norms
+from lorif_hf.norms import shard_entry
 from lorif_hf.scanning import Scan
-from lorif_hf.storage.files import file_entry, header_sha256
-from lorif_hf.storage.layout import FactorShard, ModuleEntry, factor_file
+from lorif_hf.storage.layout import ModuleEntry, factor_file
 from lorif_hf.storage.shards import ShardReader, write_shard
 from lorif_hf.storage.store import LocalStore
 
@@ -47,9 +46,7 @@ def write(folder: Path, config: InfluenceConfig, shapes, sizes, norms=None, seed
             held[entry.name].append(reconstruct(left.double(), None if right is None else right.double()))
         file = factor_file(number, len(sizes))
         write_shard(folder / file, parts, weights[some] if config.output == "margin" else None)
-        entry = file_entry(folder, file)
-        shard = FactorShard(file, entry.bytes, entry.sha256, start, rows, header_sha256(folder / file))
-        shards.append(with_block_norms(folder, shard, entries, config))
+        shards.append(shard_entry(folder, file, start, rows, entries, config))
         start += rows
     reader = ShardReader(LocalStore(folder), shards, None, codec.layout)
     weights = weights if config.output == "margin" else torch.ones(start)
