@@ -5,11 +5,14 @@
 
 Each system runs in a virtual environment of its own (made in --folder at the first use, with this project's pins), on
 the same model, rows and layers, in float32 on the CPU, in batches of the same size. Building and querying are two
-processes. Building is repeated --repeats times if it takes under 20 seconds, else done once; the queries are scored
-once to warm up and --repeats times for the median, from tokens to the (Q, N) scores, the model being loaded and the
-index being opened (that time is its own column). Bytes are those of the files that the system leaves in its folder.
-Peak memory is the process's resident memory, mapped file pages counted. What cannot be installed or run is in the
-table with its error. Writes benchmarks/results/end_to_end.json.
+processes. A build is repeated up to --repeats times, until 20 seconds have gone. All queries at once, and one alone,
+are scored to warm up and then --repeats times, from tokens to the (Q, N) scores, with the model loaded and the index
+open. "first s" is what a fresh process with the model loaded waits for: opening and the first scores. The row "plain
+backward" is a forward and backward pass of the same rows and nothing else: what every system does before it scores (or,
+of the training rows, stores) anything. Bytes are those of the files that a system leaves in its folder; "per row" those
+that grow with the rows. Peak memory is resident memory, mapped file pages counted. Spearman is the mean rank
+correlation with EK-FAC's scores. What cannot be installed or run is in the table with its error. Writes
+benchmarks/results/end_to_end.json.
 """
 
 import json
@@ -35,8 +38,10 @@ from .prepare import prepare
 RESULTS = ROOT / "benchmarks" / "results" / "end_to_end.json"
 BASE = "LoRIF as published, f = {f}"  # ratios are to this row
 REFERENCE = "kronfluence EK-FAC"  # rank correlations are with this row
+FLOOR = "plain backward"
 # Row of the table: (runner, variant).
 ROWS = {
+    FLOOR: ("plain", ""),
     BASE: ("ours", "paper"),
     "default": ("ours", "default"),
     "default at f = {f}": ("ours", "default-f"),
@@ -140,22 +145,22 @@ def _last_error(log: Path, code: int) -> str:
     return (errors or lines or [f"exit status {code}"])[-1][:300]
 
 
+RATIOS = ("bytes", "bytes_per_example", "build_seconds", "query_seconds", "one_query_seconds", "query_peak_memory")
+
+
 def _compare(rows: dict[str, Any], base: str, bed: Path) -> None:
     """Ratios to the base row, from the same run, and rank correlations with the reference."""
-    reference = bed / rows[REFERENCE]["scores"] if "scores" in rows.get(REFERENCE, {}) else None
-    for row in rows.values():
-        row.pop("ratios", None)
-        row.pop("spearman", None)
-        if "error" in row:
-            continue
+    measured = [row for row in rows.values() if "error" not in row]
+    scored = [row for row in measured if row["bytes"]]
+    for row in scored:
         row["bytes_per_example"] = (row["bytes"] - row["bytes_fixed"]) / row["scores_shape"][1]
-        if "query_seconds" in rows.get(base, {}):
-            keys = ("bytes", "bytes_per_example", "build_seconds", "query_seconds", "query_peak_memory")
-            ours = rows[base]
-            ours["bytes_per_example"] = (ours["bytes"] - ours["bytes_fixed"]) / ours["scores_shape"][1]
-            row["ratios"] = {key: row[key] / ours[key] for key in keys}
-        if reference is not None:
-            row["spearman"] = spearman(np.load(bed / row["scores"]), np.load(reference))
+    ours, reference = rows.get(base, {}), rows.get(REFERENCE, {})
+    for row in measured:
+        row["ratios"] = {key: row[key] / ours[key] for key in RATIOS if ours.get(key) and key in row}
+    for row in scored:
+        row.pop("spearman", None)
+        if "scores" in reference:
+            row["spearman"] = spearman(np.load(bed / row["scores"]), np.load(bed / reference["scores"]))
 
 
 def _machine() -> str:
@@ -177,7 +182,8 @@ def _table(results: dict[str, Any]) -> Table:
     )
     table = Table(title=title)
     table.add_column("system")
-    columns = ("disk MB", "bytes / row", "build s", "open s", "query s", "build MiB", "query MiB", "Spearman")
+    columns = ("disk MB", "bytes per row", "build s", f"{bed['queries']} queries s", "1 query s", "first s")
+    columns = (*columns, "build MiB", "query MiB", "Spearman")
     for column in columns:
         table.add_column(column, justify="right")
     for name, row in results["rows"].items():
@@ -185,23 +191,28 @@ def _table(results: dict[str, Any]) -> Table:
         if "error" in row:
             table.add_row(f"{label}: {row['error']}", *["-"] * len(columns))
             continue
-        ratios = row.get("ratios", {})
-
-        def ratio(key: str, ratios: dict[str, float] = ratios) -> str:
-            return f" ({ratios[key]:.2g})" if key in ratios and ratios[key] < 10 else f" ({ratios[key]:,.0f})" if key in ratios else ""
-
         table.add_row(
             label,
-            f"{row['bytes'] / 1e6:,.2f}{ratio('bytes')}",
-            f"{row['bytes_per_example']:,.0f}{ratio('bytes_per_example')}",
-            f"{row['build_seconds']:,.2f}{ratio('build_seconds')}",
-            f"{row['open_seconds']:,.2f}",
-            f"{row['query_seconds']:,.2f}{ratio('query_seconds')}",
-            f"{row['build_peak_memory'] / 2**20:,.0f}",
-            f"{row['query_peak_memory'] / 2**20:,.0f}{ratio('query_peak_memory')}",
+            _cell(row, "bytes", 1e6, 2) + (f" in {row['where']}" if "where" in row else ""),
+            _cell(row, "bytes_per_example", 1, 0),
+            _cell(row, "build_seconds", 1, 2),
+            _cell(row, "query_seconds", 1, 3),
+            _cell(row, "one_query_seconds", 1, 3),
+            f"{row['open_seconds'] + row['first_query_seconds']:,.1f}",
+            _cell(row, "build_peak_memory", 2**20, 0),
+            _cell(row, "query_peak_memory", 2**20, 0),
             f"{row['spearman']:.3f}" if "spearman" in row else "-",
         )
     return table
+
+
+def _cell(row: dict[str, Any], key: str, unit: float, digits: int) -> str:
+    """A number and, in brackets, its ratio to ours."""
+    if not row.get(key):
+        return "-"
+    ratio = row["ratios"].get(key)
+    bracket = "" if ratio is None else f" ({ratio:.2g})" if ratio < 10 else f" ({ratio:,.0f})"
+    return f"{row[key] / unit:,.{digits}f}{bracket}"
 
 
 if __name__ == "__main__":

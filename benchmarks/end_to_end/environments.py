@@ -67,9 +67,7 @@ def python_of(name: str, folder: Path) -> Path:
 def version_of(python: Path, package: str) -> str:
     """The installed version of a package, as pip's metadata has it."""
     code = "import importlib.metadata, sys; print(importlib.metadata.version(sys.argv[1]))"
-    return subprocess.run(
-        [python, "-c", code, package], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    return subprocess.run([python, "-c", code, package], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _pip(python: Path, *arguments: str) -> None:

@@ -42,11 +42,11 @@ def open_index(bed: Bed, model: Any, store: Path, variant: str) -> tuple[Any, ..
     attributor = Attributor(store / "gradients", hessian_path=store / "hessian")
     model.requires_grad_(False)
     model.get_input_embeddings().requires_grad_(True)  # as in its own passes: the graph starts here
-    return attributor, model, bed.rows("queries"), bed.batch_size
+    return attributor, model, bed.batch_size
 
 
-def query(opened: tuple[Any, ...]) -> torch.Tensor:
-    attributor, model, rows, batch_size = opened
+def query(opened: tuple[Any, ...], rows: torch.Tensor) -> torch.Tensor:
+    attributor, model, batch_size = opened
     scores = torch.empty(len(rows), attributor.N)
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]

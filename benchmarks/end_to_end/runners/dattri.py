@@ -48,9 +48,8 @@ if not torch.accelerator.is_available():
     manager.BufferPool = UnpinnedBuffers
 
 
-def _loader(bed: Bed, name: str) -> DataLoader:
-    rows = [{"input_ids": row, "labels": row} for row in bed.rows(name)]
-    return DataLoader(rows, batch_size=bed.batch_size, shuffle=False)
+def _loader(rows: torch.Tensor, batch_size: int) -> DataLoader:
+    return DataLoader([{"input_ids": row, "labels": row} for row in rows], batch_size=batch_size, shuffle=False)
 
 
 def _loss(model: torch.nn.Module, batch: dict[str, torch.Tensor], device: str) -> torch.Tensor:
@@ -72,7 +71,7 @@ def _attributor(bed: Bed, model: Any, store: Path, variant: str) -> LoGraAttribu
 
 def build(bed: Bed, model: Any, store: Path, variant: str) -> dict[str, Any]:
     attributor = _attributor(bed, model, store, variant)
-    attributor.cache(_loader(bed, "train"))
+    attributor.cache(_loader(bed.rows("train"), bed.batch_size))
     facts = {"modules": len(attributor.layer_names), "dimensions": attributor.layer_dims}
     if variant == "memory":
         held = attributor.offload_manager
@@ -83,17 +82,18 @@ def build(bed: Bed, model: Any, store: Path, variant: str) -> dict[str, Any]:
 
 
 def open_index(bed: Bed, model: Any, store: Path, variant: str) -> tuple[Any, ...]:
-    attributor, train = _attributor(bed, model, store, variant), _loader(bed, "train")
+    attributor = _attributor(bed, model, store, variant)
+    train = _loader(bed.rows("train"), bed.batch_size)
     if variant == "memory":
         attributor.cache(train)
     else:
         attributor.full_train_dataloader = train
-    return attributor, train, _loader(bed, "queries")
+    return attributor, train, bed.batch_size
 
 
-def query(opened: tuple[Any, ...]) -> torch.Tensor:
-    attributor, train, queries = opened
-    return attributor.attribute(train, queries).T
+def query(opened: tuple[Any, ...], rows: torch.Tensor) -> torch.Tensor:
+    attributor, train, batch_size = opened
+    return attributor.attribute(train, _loader(rows, batch_size)).T
 
 
 if __name__ == "__main__":

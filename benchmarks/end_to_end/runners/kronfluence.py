@@ -68,17 +68,17 @@ def build(bed: Bed, model: Any, store: Path, variant: str) -> dict[str, Any]:
 
 
 def open_index(bed: Bed, model: Any, store: Path, variant: str) -> tuple[Any, ...]:
-    return _analyzer(model, store), Rows(bed.rows("train")), Rows(bed.rows("queries")), bed.batch_size, store
+    return _analyzer(model, store), Rows(bed.rows("train")), bed.batch_size, store
 
 
-def query(opened: tuple[Any, ...]) -> torch.Tensor:
-    analyzer, train, queries, batch_size, store = opened
+def query(opened: tuple[Any, ...], rows: torch.Tensor) -> torch.Tensor:
+    analyzer, train, batch_size, store = opened
     analyzer.compute_pairwise_scores(
         "scores",
         "ekfac",
-        query_dataset=queries,
+        query_dataset=Rows(rows),
         train_dataset=train,
-        per_device_query_batch_size=len(queries),
+        per_device_query_batch_size=len(rows),
         per_device_train_batch_size=batch_size,
         score_args=ScoreArguments(),
         overwrite_output_dir=True,

@@ -49,11 +49,11 @@ def open_index(bed: Bed, model: Any, store: Path, variant: str) -> tuple[Any, ..
     loader = started.build_log_dataloader(batch_size=64)
     started.setup({"grad": ["log"]})
     started.eval()
-    return started, model, loader, bed.rows("queries"), bed.batch_size
+    return started, model, loader, bed.batch_size
 
 
-def query(opened: tuple[Any, ...]) -> torch.Tensor:
-    started, model, loader, rows, batch_size = opened
+def query(opened: tuple[Any, ...], rows: torch.Tensor) -> torch.Tensor:
+    started, model, loader, batch_size = opened
     logs = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
@@ -69,4 +69,6 @@ def query(opened: tuple[Any, ...]) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    run(build, open_index, query, fixed=(f"{PROJECT}/state", f"{PROJECT}/lora", f"{PROJECT}/config.yaml", "given.yaml"))
+    run(
+        build, open_index, query, fixed=(f"{PROJECT}/state", f"{PROJECT}/lora", f"{PROJECT}/config.yaml", "given.yaml")
+    )

@@ -33,12 +33,12 @@ def build(bed: Bed, model: Any, store: Path, variant: str) -> dict[str, Any]:
 
 
 def open_index(bed: Bed, model: Any, store: Path, variant: str) -> tuple[Any, ...]:
-    return InfluenceIndex.from_pretrained(store), model, _dataset(bed.rows("queries")), bed.batch_size
+    return InfluenceIndex.from_pretrained(store), model, bed.batch_size
 
 
-def query(opened: tuple[Any, ...]) -> torch.Tensor:
-    index, model, queries, batch_size = opened
-    return index.scores(model, queries, batch_size=batch_size)
+def query(opened: tuple[Any, ...], rows: torch.Tensor) -> torch.Tensor:
+    index, model, batch_size = opened
+    return index.scores(model, _dataset(rows), batch_size=batch_size)
 
 
 if __name__ == "__main__":
