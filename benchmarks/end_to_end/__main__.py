@@ -7,12 +7,13 @@ Each system runs in a virtual environment of its own (made in --folder at the fi
 the same model, rows and layers, in float32 on the CPU, in batches of the same size. Building and querying are two
 processes. A build is repeated up to --repeats times, until 20 seconds have gone. All queries at once, and one alone,
 are scored to warm up and then --repeats times, from tokens to the (Q, N) scores, with the model loaded and the index
-open. "first s" is what a fresh process with the model loaded waits for: opening and the first scores. The row "plain
-backward" is a forward and backward pass of the same rows and nothing else: what every system does before it scores (or,
-of the training rows, stores) anything. Bytes are those of the files that a system leaves in its folder; "per row" those
-that grow with the rows. Peak memory is resident memory, mapped file pages counted. Spearman is the mean rank
-correlation with EK-FAC's scores. What cannot be installed or run is in the table with its error. Writes
-benchmarks/results/end_to_end.json.
+open. "first s" is what a fresh process with the model loaded waits for: opening and the first scores.
+
+The row "plain backward" is a forward and backward pass of the same rows and nothing else: what every system does with
+the queries before it scores anything, and with the training rows before it stores anything. Bytes are those of the
+files that a system leaves in its folder, "per row" those that grow with the rows. Peak memory is resident memory,
+mapped file pages counted. Spearman is the mean rank correlation with EK-FAC's scores. What cannot be installed or run
+is in the table with its error. Writes benchmarks/results/end_to_end.json.
 """
 
 import json

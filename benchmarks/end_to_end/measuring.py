@@ -60,7 +60,7 @@ class Bed:
         return AutoModelForCausalLM.from_pretrained(self.model_folder, dtype=torch.float32).eval()
 
     def rows(self, name: str) -> torch.Tensor:
-        """`"train"` (N, block) or `"queries"` (Q, block): token ids, every row of full length; the labels are the ids."""
+        """`"train"` (N, block) or `"queries"` (Q, block): token ids of full rows; the labels are the ids."""
         return torch.from_numpy(np.load(self.folder / f"{name}.npy"))
 
 
