@@ -1,7 +1,7 @@
 """Index a training set and ask it 100 queries: ours, dattri's LoGra, kronfluence's EK-FAC, LogIX and bergson.
 
     python -m benchmarks.end_to_end                              # 2,000 rows of WikiText-2, a Llama of 14 layers
-    python -m benchmarks.end_to_end --examples 200 --only dattri # a try; the other rows of the results are kept
+    python -m benchmarks.end_to_end --examples 200 --only dattri # a try: these rows anew, the others as they were
 
 Each system runs in a virtual environment of its own (made in --folder at the first use, with this project's pins), on
 the same model, rows and layers, in float32 on the CPU, in batches of the same size. Building and querying are two
@@ -80,11 +80,11 @@ def main(
         batch_size=batch_size,
     )
     rows: dict[str, Any] = {}
-    if RESULTS.exists():
+    chosen = [name for name in only.split(",") if name]
+    if chosen and RESULTS.exists():
         before = json.loads(RESULTS.read_text())
         if before["bed"] == bed.settings and before["machine"] == _machine():
             rows = before["rows"]
-    chosen = [name for name in only.split(",") if name]
     for title, (runner, variant) in ROWS.items():
         if chosen and runner not in chosen:
             continue
@@ -130,7 +130,8 @@ def _run(runner: str, variant: str, folder: Path, bed: Path, repeats: int, keep:
                 command, cwd=ROOT, env=environment, stdout=stream, stderr=stream, check=False
             ).returncode
         if code:
-            return row | {"error": f"{phase} fails: {_last_error(log, code)}", "log": str(log)}
+            print(f"{name}: {phase} failed, see {log}", file=sys.stderr)
+            return row | {"error": f"{phase} fails: {_last_error(log, code)}"}
         found = json.loads(result.read_text())
         row |= {f"{phase}_peak_memory" if key == "peak_memory" else key: value for key, value in found.items()}
     row["scores"] = f"{name}-query.npy"

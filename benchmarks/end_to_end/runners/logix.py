@@ -2,7 +2,10 @@
 
 As in its language-modelling example: sum the loss, log with a scheduler, `initialize_from_log` in a fresh process,
 `compute_influence_all` over the log in batches of 64. The inverse of the covariance is computed at the first query.
-Reading the log needs TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 with torch 2.6 and later: the orchestrator sets it.
+
+`initialize_from_log` of 0.1.1 draws the projections anew and saves them over the old ones before it loads them: only
+because the seed is set before, here as in the build, are both the same. Reading the log needs
+TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 with torch 2.6 and later: the orchestrator sets it.
 """
 
 import copy
@@ -26,6 +29,7 @@ def _start(bed: Bed, model: Any, store: Path) -> LogIX:
     config.write_text(yaml.safe_dump({"root_dir": str(store), "lora": {"init": "random", "rank": bed.rank}}))
     started = LogIX(PROJECT, config=str(config))
     started.watch(model, name_filter=FILTER)
+    torch.manual_seed(0)
     return started
 
 
