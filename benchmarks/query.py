@@ -8,8 +8,6 @@ ten best rows by `lorif_hf.scanning`, files in the page cache, medians of five (
 """
 
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -40,8 +38,10 @@ from lorif_hf.storage.layout import FactorShard, ModuleEntry, factor_file
 from lorif_hf.storage.shards import ShardReader, write_shard
 from lorif_hf.storage.store import LocalStore
 
+from .machine import machine
+from .quality import RESULTS
 
-RESULTS = Path(__file__).parent / "results"
+
 MODULES, SIDE, RANK, SHARD = 24, 48, 2048, 10_000
 DIM = SIDE * SIDE
 QUERIES, SIZES, K = (1, 8, 64, 512), (10_000, 100_000, 1_000_000), 10
@@ -50,13 +50,6 @@ LONG, LONGEST = 20.0, 240.0  # seconds above which one run is enough, and above 
 ENTRIES = [ModuleEntry(f"layer.{i}", "linear", SIDE, SIDE, SIDE, SIDE, "") for i in range(MODULES)]
 PAPER = InfluenceConfig.paper(projection_factor=1)
 DENSE = InfluenceConfig.logra(projection_factor=1)
-
-
-def machine() -> str:
-    """This machine, in words."""
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    name = names[0].partition(":")[2].strip() if names else platform.machine()
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def median(work: Callable[[], Any], repeats: int = 5) -> tuple[float, int]:

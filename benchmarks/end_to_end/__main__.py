@@ -18,7 +18,6 @@ is in the table with its error. Writes benchmarks/results/end_to_end.json.
 
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -31,6 +30,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..machine import machine
 from ..references import spearman
 from .environments import ROOT, SYSTEMS, InstallError, python_of, version_of
 from .prepare import prepare
@@ -83,7 +83,7 @@ def main(
     chosen = [name for name in only.split(",") if name]
     if chosen and RESULTS.exists():
         before = json.loads(RESULTS.read_text())
-        if before["bed"] == bed.settings and before["machine"] == _machine():
+        if before["bed"] == bed.settings and before["machine"] == machine():
             rows = before["rows"]
     for title, (runner, variant) in ROWS.items():
         if chosen and runner not in chosen:
@@ -92,7 +92,7 @@ def main(
         print(f"{name} ...", file=sys.stderr, flush=True)
         rows[name] = _run(runner, variant, folder, bed.folder, repeats, keep)
         results = {
-            "machine": _machine(),
+            "machine": machine(),
             "torch": torch.__version__,
             "bed": bed.settings,
             "repeats": repeats,
@@ -163,16 +163,6 @@ def _compare(rows: dict[str, Any], base: str, bed: Path) -> None:
         row.pop("spearman", None)
         if "scores" in reference:
             row["spearman"] = spearman(np.load(bed / row["scores"]), np.load(bed / reference["scores"]))
-
-
-def _machine() -> str:
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.machine()}"
 
 
 def _table(results: dict[str, Any]) -> Table:
