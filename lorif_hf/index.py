@@ -299,7 +299,8 @@ class InfluenceIndex(StoredIndex):
         """Each example's influence on its own loss, float64 (N,), in nats per unit of weight; never negative.
 
         Computed when the index was built: sum over layers of vec(G~_i)^T H^-1 vec(G~_i), of the whole gradients where
-        the metric is known while they are recorded (`curvature` "kronecker" or "none"), else of the stored factors.
+        the metric is known while they are recorded (`curvature` "kronecker" or "none"), else of the stored factors. Of
+        whitened layers that are too wide to be formed it is an unbiased estimate (Hutchinson's).
         High values mark rows the model had to memorise: mislabelled, rare or damaged ones.
         """
         influence = torch.from_numpy(np.array(read_column(self._store, self.manifest, "self_influence")))

@@ -1,0 +1,105 @@
+"""LDS of our LoGRA and published LoRIF on bed (a), beside a direct dense computation from the papers' formulas.
+
+    python -m benchmarks.direct    # after benchmarks.quality wikitext, whose models and bank it takes
+
+The direct one shares the drawn projections with ours and nothing else: each example's weight gradient by a backward
+pass of its own, projected and inverted in float64; LoRIF's factors by a singular value decomposition.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf.algebra.projection import rademacher
+from lorif_hf.evaluation import retrain
+from lorif_hf.evaluation.lds import lds
+from lorif_hf.recording.modules import tracked_modules
+
+from .machine import machine
+from .quality import RESULTS
+from .references import spearman
+from .wikitext import TestBed
+
+
+def projected_gradients(model: Any, rows: Any, config: InfluenceConfig) -> dict[str, Tensor]:
+    """P_in^T G P_out of every row by layer, float64 (n, d1, d2): G is the gradient of its token-summed loss."""
+    found: dict[str, list[Tensor]] = {}
+    layers = {}
+    for tracked in tracked_modules(model):
+        shape = tracked.in_features, tracked.out_features
+        sides = zip(("in", "out"), shape, config.projected_shape(*shape), strict=True)
+        layers[tracked.name] = (
+            tracked.module,
+            [rademacher(full, d, seed=config.seed, name=f"{tracked.name}/{side}").double() for side, full, d in sides],
+        )
+    for row in rows:
+        ids = torch.tensor([row["input_ids"]])
+        model.zero_grad()
+        logits = model(input_ids=ids).logits[0, :-1]
+        torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").backward()
+        for name, (module, (left, right)) in layers.items():
+            found.setdefault(name, []).append(left.T @ module.weight.grad.double() @ right)  # Conv1D: I x O
+    return {name: torch.stack(some) for name, some in found.items()}
+
+
+def logra(train: Tensor, queries: Tensor, config: InfluenceConfig) -> Tensor:
+    """g_q^T (sum g g^T + lambda I)^-1 g_i of one layer; lambda is `damping` times the mean eigenvalue."""
+    g, q = train.flatten(1), queries.flatten(1)
+    hessian = g.T @ g
+    hessian.diagonal().add_(config.damping * float(hessian.trace()) / len(hessian))
+    return q @ torch.linalg.solve(hessian, g.T)
+
+
+def lorif(train: Tensor, queries: Tensor, config: InfluenceConfig) -> Tensor:
+    """The same of rank-c gradients on both sides, of whose Hessian the top r eigenpairs are kept."""
+
+    def cut(matrices: Tensor) -> Tensor:
+        u, s, v = torch.linalg.svd(matrices, full_matrices=False)
+        c = config.factor_rank
+        return ((u[:, :, :c] * s[:, None, :c]) @ v[:, :c]).flatten(1)
+
+    g, q = cut(train), cut(queries)
+    damping = config.damping * float(g.square().sum()) / g.shape[1]
+    values, vectors = torch.linalg.eigh(g @ g.T)
+    kept = slice(max(0, len(values) - (config.curvature_rank or len(values))), None)
+    values, vectors = values[kept].clamp_min(1e-300), vectors[:, kept]
+    basis = (g.T @ vectors) / values.sqrt()
+    inside = (q @ basis) * (values / (values + damping))
+    return (q @ g.T - inside @ (basis.T @ g.T)) / damping
+
+
+def main(
+    folder: Annotated[Path, typer.Option(help="Of the wikitext bed.")] = Path("benchmark-output/wikitext"),
+) -> None:
+    bed = TestBed(folder)
+    train, queries = bed.split()
+    bank = retrain(bed.make_trainer, train, queries, folder / "bank", processing_class=bed.tokenizer)
+    model = bed.finetuned().eval()
+    table = Table("", "LDS", "LDS, directly", "difference", "Spearman of the scores", title=machine())
+    rows = {}
+    for name, config, formula in (
+        ("LoGRA, f = 4", InfluenceConfig.logra(), logra),
+        ("LoRIF as published, c = 1", InfluenceConfig.paper(), lorif),
+    ):
+        with tempfile.TemporaryDirectory() as place:
+            index = InfluenceIndex.build(model, train, Path(place) / "index", config=config, batch_size=25)
+            ours = index.scores(model, queries)
+        theirs, asked = (projected_gradients(model, some, config) for some in (train, queries))
+        direct = torch.stack([formula(theirs[layer], asked[layer], config) for layer in theirs]).sum(dim=0)
+        one, other = (lds(scores, bank.losses, bank.membership).mean for scores in (ours, direct))
+        rows[name] = {"lds": one, "direct": other, "difference": one - other, "spearman": spearman(ours, direct)}
+        table.add_row(name, f"{one:.4f}", f"{other:.4f}", f"{one - other:+.4f}", f"{rows[name]['spearman']:.5f}")
+    (RESULTS / "direct.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
