@@ -90,6 +90,126 @@ def plot(results: dict[str, Any], title: str, path: Path) -> None:
     plt.close(figure)
 
 
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table; all columns but the first stand on the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def speed() -> list[str]:
+    """What the four benchmarks of cost measured, and the check of LDS against a direct computation."""
+    parts = []
+    for name, (title, rows_of) in SPEED.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            results = json.loads(path.read_text())
+            parts += [
+                f"## {title}",
+                f"`python -m benchmarks.{name}`. {results['machine']}.",
+                markdown(*rows_of(results)),
+            ]
+    return parts
+
+
+def _direct(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [name, f"{row['lds']:.4f}", f"{row['direct']:.4f}", f"{row['difference']:+.4f}", f"{row['spearman']:.5f}"]
+        for name, row in results["rows"].items()
+    ]
+    return ["index", "LDS", "LDS, computed directly", "difference", "Spearman of the scores"], rows
+
+
+def _recording(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [
+            f"{row['model']}, {row['config']}",
+            f"{row['examples_per_second']:.1f}",
+            f"{row['ratio_to_plain']:.2f}",
+            f"{row['moments_seconds']:.1f}",
+            f"{row['peak_memory'] / 2**30:.2f}",
+        ]
+        for row in results["rows"]
+    ]
+    head = [
+        "model, config",
+        "examples/s",
+        "to plain forward + backward",
+        "second moments, s (once)",
+        "process peak, GiB",
+    ]
+    return head, rows
+
+
+def _curvature(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for case in results["cases"].values():
+        size = f"N = {case['count']:,}, D = {case['d1'] * case['d2']:,}, r = {case['rank']:,}"
+        for method, row in case["rows"].items():
+            best = row["energy_to_best"]
+            rows.append(
+                [
+                    f"{size}, {method}",
+                    f"{row['seconds']:.1f}",
+                    f"{row['published_to_this']:.1f}",
+                    f"{row['energy']:.4f}",
+                    "-" if best is None else f"{best:.4f}",
+                    f"{row['score_correlation']:.4f}",
+                    f"{row['peak_bytes'] / 1e6:,.0f}",
+                ]
+            )
+    head = ["layer, method", "s", "published / this", "energy of the trace", "of the best", "score correlation"]
+    return [*head, "peak, MB"], rows
+
+
+def _query(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for row in results["rows"]:
+        ratios = [f"{row[name]:,.1f}" if name in row else "-" for name in ("to_published", "to_dense")]
+        looked = [f"{row['looked_at'][name]:.0%}" for name in ("read", "scored")]
+        size = [f"{row['examples']:,}", str(row["queries"]), f"{row['seconds']:.3f}", f"{row['to_reading']:.2f}"]
+        rows.append([row["index"], *size, *ratios, *looked])
+    head = [
+        "index, queries",
+        "N",
+        "Q",
+        "s",
+        "to reading",
+        "published / ours",
+        "LoGRA / ours",
+        "read",
+        "scored in full",
+    ]
+    for count, peaks in results["memory"].items():
+        own = f"peak {peaks['RssAnon'] / 2**20:,.0f} MiB of its own, {peaks['RssFile'] / 2**20:,.0f} MiB mapped"
+        rows.append([own, f"{int(count):,}", "8", *["-"] * (len(head) - 3)])
+    return head, rows
+
+
+def _end_to_end(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for name, row in results["rows"].items():
+        label = f"{name} ({row['version']})" if "version" in row else name
+        if "error" in row:
+            rows.append([f"{label}: {row['error']}", *["-"] * 7])
+            continue
+        ratios = row["ratios"]
+        cells = [label, f"{row['bytes'] / 1e6:,.2f}", f"{row['build_seconds']:.1f}", f"{row['query_seconds']:.3f}"]
+        cells += [f"{ratios[key]:.1f}" if ratios.get(key) else "-" for key in ("bytes_per_example", "query_seconds")]
+        cells += [f"{row['query_peak_memory'] / 2**20:,.0f}", f"{row['spearman']:.3f}" if "spearman" in row else "-"]
+        rows.append(cells)
+    head = ["system", "disk, MB", "build, s", "queries, s", "bytes per example to ours", "queries to ours"]
+    return [*head, "query peak, MiB", "Spearman with EK-FAC"], rows
+
+
+SPEED = {
+    "direct": ("LoGRA and LoRIF beside a direct computation", _direct),
+    "recording": ("Recording", _recording),
+    "curvature": ("Curvature", _curvature),
+    "query": ("Queries", _query),
+    "end_to_end": ("Index and 100 queries, beside other systems", _end_to_end),
+}
+
+
 def main() -> None:
     parts = [
         "# Results",
@@ -117,6 +237,7 @@ def main() -> None:
             section = re.compile(f"{BEGIN}.*{END}", re.DOTALL)
             before, after = section.split(readme.read_text())
             readme.write_text(f"{before}{BEGIN}\n{table(results, list(SHOWN))}\n{END}{after}")
+    parts += speed()
     (HERE / "RESULTS.md").write_text("\n\n".join(parts) + "\n")
 
 
