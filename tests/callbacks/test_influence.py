@@ -193,3 +193,30 @@ def test_an_unfinished_build_of_an_earlier_training_does_not_cost_this_one(tmp_p
     trainer = train(tmp_path, callback, make_rows(6))
     assert callback.index.path.name.startswith("index-4-")
     assert len(callback.index.attribute(trainer.model, make_rows(6).select([1]), top_k=2).to_list()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "own", "most"),
+    [({}, {"max_tokens_per_batch": 30}, 30), ({"auto_find_batch_size": True}, {}, 16), ({}, {"batch_size": 1}, 15)],
+    ids=["a token budget", "auto_find_batch_size of the Trainer", "a batch size"],
+)
+def test_how_many_rows_go_together(tmp_path, monkeypatch, arguments, own, most):
+    """The pass has its own batches; a Trainer that finds its batch size lets the pass find its own too."""
+    record, seen = GradientRecorder.record, []
+
+    def limited(self, batch, rows=None):
+        if batch["input_ids"].numel() > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        seen.append(batch["input_ids"].numel())
+        return record(self, batch, rows)
+
+    monkeypatch.setattr(GradientRecorder, "record", limited)
+    callback = InfluenceCallback(tmp_path / "index", config=plain_config(projection_factor=2), **own)
+    train(tmp_path, callback, make_rows(20), **arguments)
+    assert len(callback.index) == 20 and 0 < max(seen) <= most
+
+
+def test_too_little_memory_for_the_curvature_shows_before_training(tmp_path):
+    callback = InfluenceCallback(tmp_path / "index", config=plain_config(projection_factor=2), max_memory="1kB")
+    with pytest.raises(ConfigError, match="max_memory=1000 is too small for the curvature of module"):
+        train(tmp_path, callback, make_rows(6))
