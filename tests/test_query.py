@@ -4,10 +4,10 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from tiny import make_gpt2, plain_config
+from tiny import make_gpt2, make_rows, plain_config
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from lorif_hf import InfluenceIndex
+from lorif_hf import InfluenceConfig, InfluenceIndex, query
 from lorif_hf.errors import (
     ModelMismatchError,
     QueryError,
@@ -82,3 +82,51 @@ def test_only_modules_that_match_are_scored(gpt2, rows, tmp_path):
         index.scores(gpt2, rows.select([0]), modules=["nothing"])
     with pytest.raises(QueryError, match="is not a valid regular expression"):
         index.scores(gpt2, rows.select([0]), modules="h.0(")
+
+
+@pytest.mark.parametrize("choices", [{}, {"factor_rank": 8, "bits": 4}, {"output": "margin"}], ids=str)
+def test_queries_of_few_tokens_are_held_thin_and_score_the_same(tmp_path, monkeypatch, choices):
+    model, rows, config = make_gpt2(width=48), make_rows(30), InfluenceConfig(shard_size=8, **choices)
+    index = InfluenceIndex.build(model, rows, tmp_path / "index", config=config)
+    forms = []
+    real = query.compress
+
+    def seen(*args):
+        forms.extend(group.right is not None for group in real(*args))
+        return real(*args)
+
+    monkeypatch.setattr(query, "compress", seen)
+    thin = index.scores(model, rows.select(range(5)))
+    assert forms and all(forms)
+    monkeypatch.setattr(query, "widest_rank", lambda *sizes: 0)
+    whole = index.scores(model, rows.select(range(5)))
+    assert (thin - whole).norm() <= 1e-4 * whole.norm()
+
+
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("choices", [{}, {"output": "margin"}, {"factor_rank": 2, "bits": 4}], ids=str)
+def test_a_first_look_at_low_rank_gives_the_same_result(tmp_path, choices, largest):
+    model, rows = make_gpt2(width=24), make_rows(60)
+    index = InfluenceIndex.build(model, rows, tmp_path / "index", config=InfluenceConfig(shard_size=25, **choices))
+    queries = make_rows(4, seed=3)
+    for asked in (index, index.select(range(3, 60, 2))):
+        plain = asked.attribute(model, queries, top_k=3, largest=largest)
+        for rank in (1, 4, 1000):
+            found = asked.attribute(model, queries, top_k=3, largest=largest, query_rank=rank)
+            assert torch.equal(found.indices, plain.indices)
+            torch.testing.assert_close(found.scores, plain.scores, rtol=1e-5, atol=1e-6)
+        dense = asked.scores(model, queries)
+        torch.testing.assert_close(plain.scores, dense.topk(3, dim=1, largest=largest).values, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [0, -1, 2.0, "8", True])
+def test_a_query_rank_that_is_none_is_refused(gpt2, rows, tmp_path, rank):
+    index = InfluenceIndex.build(gpt2, rows, tmp_path / "index")
+    with pytest.raises(QueryError, match=f"query_rank must be an integer of at least 1, got {rank!r}"):
+        index.attribute(gpt2, rows.select([0]), query_rank=rank)
+
+
+def test_a_dense_index_has_no_use_for_a_query_rank(gpt2, rows, tmp_path):
+    index = InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=InfluenceConfig.logra())
+    with pytest.raises(QueryError, match="stores gradients whole, which query_rank cannot speed up"):
+        index.attribute(gpt2, rows.select([0]), query_rank=4)

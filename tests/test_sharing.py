@@ -169,6 +169,39 @@ def test_selected_rows_read_only_their_bytes(hub, pushed):
     assert torch.equal(index.select([7]).self_influence(), index.self_influence()[[7]])
 
 
+def test_shards_that_cannot_hold_any_of_the_best_are_not_downloaded(hub, pushed, tmp_path):
+    """The large gradients are in shards 4 and 9; one more is on its way before the first of them is scored."""
+    index, _ = pushed
+    _shrink(index, tmp_path / "index", kept=(4, 9))
+    shrunk = InfluenceIndex.from_pretrained(tmp_path / "index")
+    shrunk.push_to_hub("user/shrunk", token=hub.token)
+    query = make_rows(40).select([9])
+    expected = shrunk.scores(make_gpt2(), query)[0].topk(1)
+    streamed = InfluenceIndex.from_pretrained("user/shrunk", streaming=True)
+    hub.reset_log()
+    found = streamed.attribute(make_gpt2(), query, top_k=1)
+    assert found.indices[0].tolist() == expected.indices.tolist() and int(found.indices) in (8, 9, 18, 19)
+    files = {request.path_in_repo for request in hub.requests if request.range and "factors" in request.path_in_repo}
+    wanted = {shrunk.manifest.shards[number].file for number in (4, 9)}
+    assert wanted & files and len(files - wanted - {shrunk.manifest.shards[0].file}) <= 1
+
+
+def _shrink(index, folder, kept):
+    """Make the gradients of all shards but two tiny."""
+    from dataclasses import replace
+
+    from lorif_hf.norms import shard_entry
+    from lorif_hf.storage.files import write_tensors, write_text
+
+    manifest, shards = index.manifest, []
+    for number, shard in enumerate(manifest.shards):
+        file = index._store.tensors(shard)
+        tensors = {name: file.read(name).clone() * (1 if number in kept else 1e-4) for name in file.spans}
+        write_tensors(folder / shard.file, tensors)
+        shards.append(shard_entry(folder, shard.file, shard.start, shard.rows, manifest.modules, index.config))
+    write_text(folder / "influence_config.json", replace(manifest, shards=shards).to_json())
+
+
 def test_load_dataset_gives_the_example_table(hub, pushed, tmp_path):
     index, _ = pushed
     table = load_dataset(REPO, split="train", cache_dir=str(tmp_path / "cache"))
