@@ -29,6 +29,7 @@ from tiny import make_gpt2, make_rows
 from lorif_hf import InfluenceConfig, InfluenceIndex
 module = importlib.import_module({module!r})
 owner = getattr(module, {owner!r}) if {owner!r} else module
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started without one
 whole, calls = getattr(owner, {function!r}), []
 def stopped(*args, **kwargs):
     calls.append(1)
