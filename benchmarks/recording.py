@@ -33,14 +33,12 @@ from .quality import RESULTS
 
 CONFIGS: dict[str, Callable[[], InfluenceConfig]] = {
     "default": InfluenceConfig,
-    "best()": InfluenceConfig.best,
     "paper()": InfluenceConfig.paper,
 }
 # width, layers, vocabulary, tokens per row, rows per batch, batches
 MODELS = {
     "the demo's GPT-2: width 128, 3 layers, 96 tokens": (128, 3, 2048, 96, 32, 8),
-    "GPT-2 of width 768, 4 layers, 512 tokens": (768, 4, 8192, 512, 2, 2),
-    "GPT-2 of width 768, 4 layers, 128 tokens": (768, 4, 8192, 128, 8, 2),
+    "GPT-2 of width 768, 4 layers, 512 tokens": (768, 4, 8192, 512, 2, 1),
 }
 
 
