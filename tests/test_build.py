@@ -363,8 +363,8 @@ def test_shards_hold_one_tensor_per_module_and_side(gpt2, rows, tmp_path):
     shapes = {name: span.shape for name, span in file.spans.items()}
     expected = {}
     for module in index.manifest.modules:
-        expected[f"{module.name}.u"] = (2, module.d1, 1)
-        expected[f"{module.name}.v"] = (2, module.d2, 1)
+        expected[f"{module.name}.u"] = (2, 1, module.d1)  # each vector is one run of bytes
+        expected[f"{module.name}.v"] = (2, 1, module.d2)
     assert shapes == expected
 
 
