@@ -1,14 +1,17 @@
 """Scoring every stored example, or finding the best without scoring all: blocks of shards, over several threads.
 
-Memory does not depend on the number of examples: two shards (mapped files, or their bytes where they are streamed),
-the queries, and for each thread the buffers of one block.
+Memory does not depend on the number of examples. With Q queries it is, in bytes, the sum of
+- the queries: 4 Q d1 d2 for each layer, or 4 Q k (d1 + d2) where they have rank k;
+- for each thread, five buffers of 2 MiB (of 16 examples, where these take more) and 12 Q for each of 1,000 rows;
+- two shards of the scored layers: pages of mapped files, or memory where they are streamed or rows are selected;
+- what the manifest says of each shard, some kilobytes.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -37,11 +40,13 @@ class Block:
         position (`int`): selected rows before it.
         rows (`slice`): where they are in what was read of the shard.
         number (`int`): which of the shard's blocks of `NORM_BLOCK` rows.
+        limit (`Tensor`, *optional*): (Q,) float64, how large no score of these rows is, of either sign.
     """
 
     position: int
     rows: slice
     number: int
+    limit: Tensor | None = None
 
     def __len__(self) -> int:
         return self.rows.stop - self.rows.start
@@ -235,11 +240,12 @@ class _Search:
         """The shards in the order of what they can hold, without those that cannot hold any of the best."""
 
         def promise(task: ShardTask) -> float:
-            return max(self._promise(task.shard, block) for block in self.scan.blocks(task))
+            limits = self._limits(task.shard, self.scan.blocks(task))
+            return torch.inf if limits is None else float((limits / self._scale).max())
 
         for task in sorted(self.scan.reader.tasks(self.scan.rows), key=promise, reverse=True):
             blocks = self.scan.blocks(task)
-            wanted = [block for block in blocks if not self._hopeless(task.shard, block)]
+            wanted = [block for block in self.blocks(task) if not self._hopeless(block)]
             if wanted and (task.chosen is None or len(wanted) == len(blocks)):
                 # Tensors are read whole, for the sake of their hash; work() passes over the blocks without hope.
                 self._count("read", sum(map(len, blocks)))
@@ -248,17 +254,22 @@ class _Search:
             self.skipped += sum(map(len, blocks)) - sum(map(len, wanted))
             if wanted:
                 assert task.chosen is not None
-                chosen = torch.cat([task.chosen[block.rows] for block in wanted])
+                chosen = torch.cat([task.chosen[block.rows] for block in wanted]).sort().values
                 self._count("read", len(chosen))
                 yield ShardTask(task.position, task.shard, chosen)
 
     def blocks(self, task: ShardTask) -> list[Block]:
-        """A shard's blocks in the order of what they can hold."""
-        return sorted(self.scan.blocks(task), key=lambda block: self._promise(task.shard, block), reverse=True)
+        """A shard's blocks in the order of what they can hold: of the query that they can hold most for."""
+        blocks = self.scan.blocks(task)
+        limits = self._limits(task.shard, blocks)
+        if limits is None:
+            return blocks
+        order = (limits / self._scale).amax(dim=1).argsort(descending=True, stable=True)
+        return [replace(blocks[number], limit=limits[number]) for number in order.tolist()]
 
     def work(self, task: ShardTask, block: Block, parts: Mapping[str, Parts], weights: Tensor | None) -> None:
         """Score what is worth it of a block, and keep what is among the best."""
-        if self._hopeless(task.shard, block):
+        if self._hopeless(block):
             return
         scan, rows = self.scan, block.rows
         numbers = torch.arange(rows.start, rows.stop) if task.chosen is None else task.chosen[rows]
@@ -288,27 +299,19 @@ class _Search:
             with self._lock:
                 self.best.update(found, numbers + task.shard.start)
 
-    def _limit(self, shard: FactorShard, number: int) -> Tensor | None:
-        """(Q,) what no score of a block is above; `None` where the norms are not known."""
+    def _limits(self, shard: FactorShard, blocks: Sequence[Block]) -> Tensor | None:
+        """(blocks, Q) what no score of each block is above; `None` where the norms are not known."""
         if not shard.block_norms:
             return None
-        norms = shard.block_norms[number]
-        if len(norms) != len(self.scan.stored):
-            raise IndexCorruptedError(MANIFEST, f"{shard.file} has block_norms of {len(norms)} gradients")
-        return torch.tensor(norms, dtype=torch.float64)[self._columns] @ self._reach
+        norms = [shard.block_norms[block.number] for block in blocks]
+        if len(norms[0]) != len(self.scan.stored):
+            raise IndexCorruptedError(MANIFEST, f"{shard.file} has block_norms of {len(norms[0])} gradients")
+        return torch.tensor(norms, dtype=torch.float64)[:, self._columns] @ self._reach
 
-    def _promise(self, shard: FactorShard, block: Block) -> float:
-        """What a block can hold for the query that it can hold most for, over what the query's norm allows."""
-        limit = self._limit(shard, block.number)
-        return torch.inf if limit is None else float((limit / self._scale).max())
-
-    def _hopeless(self, shard: FactorShard, block: Block) -> bool:
+    def _hopeless(self, block: Block) -> bool:
         """Whether no row of a block can be among the best, of any query."""
         threshold = self.best.threshold
-        if threshold is None:
-            return False
-        limit = self._limit(shard, block.number)
-        return limit is not None and bool((limit < threshold).all())
+        return threshold is not None and block.limit is not None and bool((block.limit < threshold).all())
 
     def _count(self, what: str, rows: int) -> None:
         with self._lock:
