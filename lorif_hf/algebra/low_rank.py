@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .rangefinder import matrix_sizes
 from .scoring import QueryGroup
 
 
@@ -39,7 +40,7 @@ def compress(matrices: Tensor, numbers: Tensor, widest: int) -> list[QueryGroup]
     fixed start; the remainder is computed, not estimated.
     """
     groups, waiting, rank = [], torch.arange(len(matrices)), _LEAST_RANK
-    sizes = _sizes(matrices)
+    sizes = matrix_sizes(matrices)
     while len(waiting) and rank <= widest:
         found: dict[int, list[tuple[int, Tensor, Tensor]]] = {}
         for number in waiting.tolist():  # one by one: the temporaries are as large as a layer
@@ -152,7 +153,7 @@ def spectral_bounds(matrices: Tensor) -> Tensor:
     """
     if not matrices.numel():
         return torch.zeros(len(matrices), dtype=torch.float64)
-    sizes = _sizes(matrices).double()
+    sizes = matrix_sizes(matrices).double()
     scaled = matrices.double() / sizes
     power = scaled @ scaled.mT if matrices.shape[1] <= matrices.shape[2] else scaled.mT @ scaled
     exponents = torch.zeros(len(matrices), dtype=torch.float64)
@@ -169,14 +170,8 @@ def range_factors(matrices: Tensor, rank: int, power_rounds: int = 0) -> tuple[T
     """left (g, k, d1), orthonormal rows, and right (g, k, d2): left^T right comes near to (g, d1, d2)."""
     generator = torch.Generator(device="cpu").manual_seed(0)
     start = torch.randn(matrices.shape[2], rank, generator=generator).to(matrices)
-    sizes = _sizes(matrices)
+    sizes = matrix_sizes(matrices)
     basis = torch.linalg.qr((matrices / sizes) @ start).Q
     for _ in range(power_rounds):
         basis = torch.linalg.qr((matrices / sizes) @ torch.linalg.qr((matrices / sizes).mT @ basis).Q).Q
     return basis.mT.contiguous(), basis.mT @ matrices
-
-
-def _sizes(matrices: Tensor) -> Tensor:
-    """(g, 1, 1): the largest number of each, 1 where all are zero: squares of tiny ones would vanish."""
-    sizes = matrices.abs().amax(dim=(1, 2), keepdim=True)
-    return torch.where(sizes > 0, sizes, 1)
