@@ -33,7 +33,7 @@ VOCABULARY = 4096
 TRAIN, QUERIES, HELD_OUT = 1200, 100, 200
 FLIPPED = 0.1  # of the training rows
 PRETRAINING_EPOCHS = 8
-EPOCHS, LEARNING_RATE, BATCH = 8, 5e-4, 32
+EPOCHS, LEARNING_RATE, BATCH = 8, 1e-4, 32  # at 5e-4 two seeds of one subset agree half as well
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 

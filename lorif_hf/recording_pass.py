@@ -85,24 +85,28 @@ class RecordingPass:
             [`~lorif_hf.errors.DatasetError`], [`~lorif_hf.errors.RecordingError`]: name the rows.
         """
         for group in self.batching.groups(numbers, self.rows.lengths):
-            waiting = self._cut(group)
+            waiting: list[tuple[list[int], frozenset[str]]] = [(part, frozenset()) for part in self._cut(group)]
             while waiting:
-                part = waiting.pop(0)
-                recorded = self._record(recorder, part)
+                part, counted = waiting.pop(0)
+                recorded = self._record(recorder, part, counted)
                 if recorded is not None:
                     yield part, *recorded
                     del recorded
                     continue
                 self._pieces *= 2
                 logger.warning("Out of memory with %d rows at once: going on with half as many.", len(part))
-                waiting = [half for one in (part, *waiting) for half in _halves(one)]
+                waiting.insert(0, (part, frozenset(recorder.counted)))  # its moments may be in, up to some layer
+                waiting = [(half, counted) for one, counted in waiting for half in _halves(one)]
 
     def _cut(self, group: list[int]) -> list[list[int]]:
         size = max(1, -(-len(group) // self._pieces))
         return [group[start : start + size] for start in range(0, len(group), size)]
 
-    def _record(self, recorder: GradientRecorder, part: list[int]) -> tuple[dict[str, Any], Recording] | None:
+    def _record(
+        self, recorder: GradientRecorder, part: list[int], counted: frozenset[str]
+    ) -> tuple[dict[str, Any], Recording] | None:
         """One batch and its recording; `None` where it did not fit into memory and a smaller one may."""
+        recorder.counted = set(counted)
         try:
             batch = self.rows.batch(part)
             recording = recorder.record(batch, part)

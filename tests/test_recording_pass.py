@@ -6,9 +6,14 @@ from datasets import Dataset
 from tiny import make_gpt2, make_rows, plain_config
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf.algebra.projection import TwoSidedProjection
+from lorif_hf.algebra.whitening import SecondMoments
+from lorif_hf.dataset import TrainingRows
 from lorif_hf.errors import ConfigError, DatasetError, RecordingError
+from lorif_hf.recording.modules import tracked_modules
+from lorif_hf.recording.objectives import find_objective
 from lorif_hf.recording.recorder import GradientRecorder
-from lorif_hf.recording_pass import Batching
+from lorif_hf.recording_pass import Batching, RecordingPass
 
 
 CONFIG = plain_config(projection_factor=2, dtype="float32", shard_size=8)
@@ -101,6 +106,42 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path, monkeypatch
     assert "Out of memory with 8 rows at once: going on with half as many" in caplog.text
     losses = [[example["loss"] for example in index.examples(range(20))] for index in (whole, found)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("where", [0, 3, 7])
+@pytest.mark.parametrize("after", ["inputs", "outputs"])
+def test_memory_that_ends_halfway_through_a_backward_pass_counts_no_token_twice(monkeypatch, where, after):
+    """The layers before the `where`-th have the batch in their moments already when it is halved."""
+    model, rows = make_gpt2(), make_rows(20)
+    expected = moments_of(model, rows, Batching(5))
+    of, calls = SecondMoments.of, []
+
+    def limited(inputs, output_gradients):
+        calls.append(len(inputs))
+        if len(inputs) > 3 and calls.count(len(inputs)) > where:
+            if after == "outputs":
+                of(inputs, output_gradients)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return of(inputs, output_gradients)
+
+    monkeypatch.setattr(SecondMoments, "of", limited)
+    found = moments_of(model, rows, Batching(10, auto=True))
+    assert calls.count(10) == where + 1 and 5 in calls and 3 in calls
+    for name, one in expected.items():
+        assert found[name].tokens == one.tokens > 0
+        torch.testing.assert_close(found[name].inputs, one.inputs, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(found[name].outputs, one.outputs, rtol=1e-4, atol=1e-7)
+
+
+def moments_of(model, rows, batching):
+    modules = tracked_modules(model)
+    moments = {one.name: SecondMoments.zeros(one.in_features, one.out_features) for one in modules}
+    whole = {one.name: TwoSidedProjection(None, None) for one in modules}
+    training = TrainingRows(rows, model, find_objective(model))
+    with GradientRecorder(model, modules, whole, find_objective(model), moments) as recorder:
+        for _ in RecordingPass(training, batching).run(recorder, range(len(rows))):
+            assert not recorder.counted
+    return moments
 
 
 def test_where_not_even_one_row_fits_the_row_is_named(tmp_path, monkeypatch):

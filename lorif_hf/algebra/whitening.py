@@ -29,16 +29,22 @@ class SecondMoments:
     def zeros(cls, d1: int, d2: int) -> "SecondMoments":
         return cls(torch.zeros(d1, d1, dtype=torch.float64), torch.zeros(d2, d2, dtype=torch.float64))
 
-    def update(self, inputs: Tensor, output_gradients: Tensor) -> None:
-        """Take in tokens: (..., T, d1) and (..., T, d2)."""
+    @classmethod
+    def of(cls, inputs: Tensor, output_gradients: Tensor) -> "SecondMoments":
+        """Those of some tokens: (..., T, d1) and (..., T, d2)."""
         sizes = output_gradients.abs().amax(dim=-1).float()
         # Where a gradient cancels (the query of a first token, which attends to itself alone), rounding is left of it.
         counts = (sizes > _NOISE * sizes.amax(dim=-1, keepdim=True)).flatten()
         inputs, output_gradients = inputs.flatten(0, -2), output_gradients.flatten(0, -2)
         inputs, output_gradients = inputs[counts].float(), output_gradients[counts].float()
-        self.inputs += (inputs.T @ inputs).to("cpu", torch.float64)
-        self.outputs += (output_gradients.T @ output_gradients).to("cpu", torch.float64)
-        self.tokens += int(counts.sum())
+        sides = [(side.T @ side).to("cpu", torch.float64) for side in (inputs, output_gradients)]
+        return cls(sides[0], sides[1], int(counts.sum()))
+
+    def add(self, other: "SecondMoments") -> None:
+        """Take in other tokens of the same layer."""
+        self.inputs += other.inputs
+        self.outputs += other.outputs
+        self.tokens += other.tokens
 
 
 def whiteners(moments: SecondMoments, *, damping: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:

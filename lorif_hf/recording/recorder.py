@@ -57,6 +57,10 @@ class GradientRecorder:
         objective (`Objective`): the per-example loss.
         moments (`Mapping[str, SecondMoments]`, *optional*): by module name; every batch is added to them.
         reductions (`Mapping[str, Reduction]`, *optional*): by module name; by default the gradient is formed.
+
+    Attributes:
+        counted (`set[str]`): modules whose moments have the coming batch already, from a pass over it that ended
+            halfway. Empty again once a batch is recorded.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class GradientRecorder:
         self._without_graph: dict[str, None] = {}  # an ordered set
         self._shape: tuple[int, int | None] = (0, None)
         self._warned: set[str] = set()
+        self.counted: set[str] = set()
 
     def __enter__(self) -> "GradientRecorder":
         self._requires_grad = [(p, p.requires_grad) for p in self.model.parameters()]
@@ -141,6 +146,7 @@ class GradientRecorder:
         if lost:
             raise self._no_graph(lost)
         self._check_finite(losses, rows)
+        self.counted = set()
         targets = self.objective.targets(moved)
         return Recording(
             {t.name: self._gradient_of(t, size, device) for t in self.modules},
@@ -195,9 +201,11 @@ class GradientRecorder:
     def _reduce(self, name: str) -> None:
         """Make a layer's gradients of the tokens of all its calls, and let go of them."""
         tokens = self._tokens.pop(name)
-        if self.moments is not None:
-            for inputs, returned in tokens:
-                self.moments[name].update(inputs, returned)
+        if self.moments is not None and name not in self.counted:
+            # All sums before the first is added: one that does not fit into memory leaves nothing half done.
+            for sums in [SecondMoments.of(inputs, returned) for inputs, returned in tokens]:
+                self.moments[name].add(sums)
+            self.counted.add(name)
         inputs, returned = (
             tokens[0] if len(tokens) == 1 else (torch.cat(side, dim=1) for side in zip(*tokens, strict=True))
         )

@@ -19,7 +19,7 @@ def tokens(count, seed=0, scale=1.0):
 
 def moments_of(x, dy):
     moments = SecondMoments.zeros(D1, D2)
-    moments.update(x, dy)
+    moments.add(SecondMoments.of(x, dy))
     return moments
 
 
@@ -39,8 +39,8 @@ def damped(moment, damping):
 def test_moments_are_sums_of_outer_products_over_tokens():
     x, dy = tokens(20)
     moments = SecondMoments.zeros(D1, D2)
-    moments.update(x[:6].view(2, 3, D1), dy[:6].view(2, 3, D2))
-    moments.update(x[6:], dy[6:])
+    moments.add(SecondMoments.of(x[:6].view(2, 3, D1), dy[:6].view(2, 3, D2)))
+    moments.add(SecondMoments.of(x[6:], dy[6:]))
     expected_in = sum(torch.outer(row, row) for row in x.double())
     expected_out = sum(torch.outer(row, row) for row in dy.double())
     assert moments.tokens == 20 and moments.inputs.dtype == moments.outputs.dtype == torch.float64

@@ -22,7 +22,7 @@ def test_a_tensor_with_a_graph_is_taken_and_nothing_is_copied():
     assert np.shares_memory(numbers(array, "x", MATRIX), array) and as_array(tensor, "x").dtype == np.float32
 
 
-@pytest.mark.parametrize("value", [[[1.0, 2.0], [3.0]], [None, 1.0], [object()]], ids=str)
+@pytest.mark.parametrize("value", [[[1.0, 2.0], [3.0]], [None, 1.0], [object()]], ids=["ragged", "None", "object"])
 def test_what_is_no_array_is_refused(value):
     with pytest.raises(EvaluationError, match="^scores must be an array; found rows of different lengths, or no numb"):
         as_array(value, "scores")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from retrained import Interrupted, bank_bytes, make_bank, make_trainer
+from retrained import Interrupted, make_bank, make_trainer
 
 from lorif_hf.errors import EvaluationError
 from lorif_hf.evaluation.workers import _cuda_devices, _environment
@@ -17,7 +17,8 @@ from lorif_hf.evaluation.workers import _cuda_devices, _environment
 
 @pytest.mark.slow
 def test_workers_measure_what_one_process_does_also_when_one_is_killed(tmp_path):
-    """What they finished stays, and the rest is done in this process: the bank is the same."""
+    """What they finished stays, and the rest is done in this process: the bank is the same but for rounding, which
+    depends on how many threads torch has."""
     message = (
         r"Run \d of 6 \(subset \d, seed \d\): its worker process died \(killed by signal 9, perhaps out of memory"
     )
@@ -25,9 +26,9 @@ def test_workers_measure_what_one_process_does_also_when_one_is_killed(tmp_path)
         make_bank(tmp_path / "two", Interrupted(tmp_path, 3, "kill"), num_processes=2)
     assert "The finished runs are kept" in str(caught.value) and '`if __name__ == "__main__":`' in str(caught.value)
     assert 1 <= len(list((tmp_path / "two" / ".lorif-build").glob("run-*"))) <= 2
-    make_bank(tmp_path / "two")
-    make_bank(tmp_path / "one")
-    assert bank_bytes(tmp_path / "two") == bank_bytes(tmp_path / "one")
+    two, one = make_bank(tmp_path / "two"), make_bank(tmp_path / "one")
+    assert two.info == one.info and torch.equal(two.membership, one.membership)
+    torch.testing.assert_close(two.losses_by_seed, one.losses_by_seed, rtol=1e-5, atol=0)
 
 
 @pytest.mark.slow
@@ -49,9 +50,11 @@ def test_what_cannot_be_sent_to_workers_is_refused_before_any_is_started(tmp_pat
 
 
 SCRIPT = """
+import signal
 import sys
 sys.path.insert(0, {tests!r})
 from retrained import Interrupted, make_bank
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
 if __name__ == "__main__":
     make_bank({bank!r}, Interrupted({count!r}, 1, "hang"), num_processes=2)
 """

@@ -142,7 +142,7 @@ def test_unknown_forms_inside_a_list(causal, tokenizer, query):
     assert "Cannot read query 1, a " in message and "expected a string, a (prompt, completion)" in message
 
 
-@pytest.mark.parametrize("query", [None, 3, 0.5, object()], ids=str)
+@pytest.mark.parametrize("query", [None, 3, 0.5, object()], ids=["None", "integer", "number", "object"])
 def test_unknown_forms(causal, tokenizer, query):
     message = _fails(query, causal, tokenizer)
     assert f"of type {type(query).__name__}: expected a string" in message
