@@ -2,7 +2,8 @@
 
 Memory does not depend on the number of examples. With Q queries it is, in bytes, the sum of
 - the queries: 4 Q d1 d2 for each layer, or 4 Q k (d1 + d2) where they have rank k;
-- for each thread, five buffers of 2 MiB (of 16 examples, where these take more) and 12 Q for each of 1,000 rows;
+- for each thread, five buffers of 2 MiB (of 64 examples, where these take more) and three, for scores, of 4 Q for each
+  of 1,000 rows or of 2 MiB;
 - two shards of the scored layers: pages of mapped files, or memory where they are streamed or rows are selected;
 - what the manifest says of each shard, some kilobytes.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .algebra.low_rank import gradient_bounds, truncate
 from .algebra.ranking import RunningTopK
-from .algebra.scoring import QueryGroup, Workspace
+from .algebra.scoring import BLOCK_NUMBERS, QueryGroup, Workspace
 from .config import InfluenceConfig
 from .errors import IndexCorruptedError
 from .progress import progress
@@ -26,6 +27,7 @@ from .storage.layout import MANIFEST, NORM_BLOCK, FactorShard, ModuleEntry
 from .storage.shards import Parts, ShardReader, ShardTask
 
 
+_ALIKE = 0.8  # blocks whose limits differ by less are ruled out together or not at all
 _MOST_THREADS = 8  # beyond, they wait for Python's lock more than they score; torch's own threads take the rest
 
 Groups = Mapping[str, Sequence[QueryGroup]]
@@ -39,7 +41,7 @@ class Block:
     Args:
         position (`int`): selected rows before it.
         rows (`slice`): where they are in what was read of the shard.
-        number (`int`): which of the shard's blocks of `NORM_BLOCK` rows.
+        number (`int`): which of the shard's blocks of `NORM_BLOCK` rows; of several, the first.
         limit (`Tensor`, *optional*): (Q,) float64, how large no score of these rows is, of either sign.
     """
 
@@ -105,6 +107,20 @@ class Scan:
             Block(task.position + start, slice(start, stop), number)
             for start, stop, number in zip(edges, stops, numbers, strict=True)
         ]
+
+    def joined(self, blocks: Sequence[Block]) -> list[Block]:
+        """Neighbours put together, as long as each thread has two calls and the scores fit a buffer: a call for few
+        rows costs more than it does."""
+        most = min(sum(map(len, blocks)) // (2 * _workers()), BLOCK_NUMBERS // max(1, self.queries))
+        found: list[Block] = []
+        for block in blocks:
+            if found and found[-1].rows.stop == block.rows.start and len(found[-1]) + len(block) <= most:
+                last = found[-1]
+                limit = None if last.limit is None or block.limit is None else torch.maximum(last.limit, block.limit)
+                found[-1] = replace(last, rows=slice(last.rows.start, block.rows.stop), limit=limit)
+            else:
+                found.append(block)
+        return found
 
     @property
     def workspace(self) -> Workspace:
@@ -196,7 +212,7 @@ def every_score(scan: Scan, into: Tensor) -> None:
             scores *= weights[block.rows]
         into[..., block.position : block.position + len(block)] = scores
 
-    scan.run(iter(scan.reader.tasks(scan.rows)), scan.blocks, work, lambda: 0)
+    scan.run(iter(scan.reader.tasks(scan.rows)), lambda task: scan.joined(scan.blocks(task)), work, lambda: 0)
 
 
 def best_scores(scan: Scan, k: int, largest: bool = True, rank: int | None = None) -> RunningTopK:
@@ -244,14 +260,14 @@ class _Search:
             return torch.inf if limits is None else float((limits / self._scale).max())
 
         for task in sorted(self.scan.reader.tasks(self.scan.rows), key=promise, reverse=True):
-            blocks = self.scan.blocks(task)
+            rows = task.shard.rows if task.chosen is None else len(task.chosen)
             wanted = [block for block in self.blocks(task) if not self._hopeless(block)]
-            if wanted and (task.chosen is None or len(wanted) == len(blocks)):
+            if wanted and (task.chosen is None or sum(map(len, wanted)) == rows):
                 # Tensors are read whole, for the sake of their hash; work() passes over the blocks without hope.
-                self._count("read", sum(map(len, blocks)))
+                self._count("read", rows)
                 yield task
                 continue
-            self.skipped += sum(map(len, blocks)) - sum(map(len, wanted))
+            self.skipped += rows - sum(map(len, wanted))
             if wanted:
                 assert task.chosen is not None
                 chosen = torch.cat([task.chosen[block.rows] for block in wanted]).sort().values
@@ -259,13 +275,19 @@ class _Search:
                 yield ShardTask(task.position, task.shard, chosen)
 
     def blocks(self, task: ShardTask) -> list[Block]:
-        """A shard's blocks in the order of what they can hold: of the query that they can hold most for."""
+        """A shard's blocks in the order of what they can hold: of the query that they can hold most for.
+
+        Where they can all hold about as much, no order helps, and neighbours go together.
+        """
         blocks = self.scan.blocks(task)
         limits = self._limits(task.shard, blocks)
         if limits is None:
-            return blocks
-        order = (limits / self._scale).amax(dim=1).argsort(descending=True, stable=True)
-        return [replace(blocks[number], limit=limits[number]) for number in order.tolist()]
+            return self.scan.joined(blocks)
+        limited = [replace(block, limit=limit) for block, limit in zip(blocks, limits, strict=True)]
+        most = (limits / self._scale).amax(dim=1)
+        if float(most.min()) > _ALIKE * float(most.max()):
+            return self.scan.joined(limited)
+        return [limited[number] for number in most.argsort(descending=True, stable=True).tolist()]
 
     def work(self, task: ShardTask, block: Block, parts: Mapping[str, Parts], weights: Tensor | None) -> None:
         """Score what is worth it of a block, and keep what is among the best."""
@@ -318,11 +340,14 @@ class _Search:
             self.scan.examined[what] += rows
 
 
+def _workers() -> int:
+    return min(torch.get_num_threads(), _MOST_THREADS)
+
+
 @contextmanager
 def _threads() -> Iterator[ThreadPoolExecutor]:
     """A pool with a share of torch's threads for each of ours."""
-    total = torch.get_num_threads()
-    workers = min(total, _MOST_THREADS)
+    total, workers = torch.get_num_threads(), _workers()
     share = max(1, total // workers)
     try:
         with ThreadPoolExecutor(workers, "lorif-score", torch.set_num_threads, (share,)) as pool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .factors import factorize
 from .quantization import pack, packed_bytes, quantized_factors, unpack
 from .rangefinder import Matrices
-from .scoring import ROWS, QueryGroup, Workspace, add_scores, rows_per_block
+from .scoring import DENSE_ROWS, ROWS, QueryGroup, Workspace, add_scores, rows_per_block
 
 
 Parts = Mapping[str, Tensor]
@@ -56,8 +56,8 @@ class Codec(ABC):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """A block's numbers in float32: left (n, c, d1), right (n, c, d2) and the pairs' scales (n, c), if any.
 
-        Of gradients stored whole: (n, d1, d2) and twice `None`. Zeros fill n up to a multiple of `ROWS`, so that equal
-        examples get equal scores wherever they stand. Valid until the workspace is used again.
+        Of gradients stored whole: (n, d1, d2) and twice `None`. Zeros fill n up to a multiple of `ROWS` (`DENSE_ROWS`), so
+        that equal examples get equal scores wherever they stand. Valid until the workspace is used again.
         """
 
     def scores(self, preconditioned: Tensor, parts: Parts) -> Tensor:
@@ -146,7 +146,7 @@ class DenseCodec(Codec):
     def unpacked(
         self, parts: Parts, d1: int, d2: int, workspace: Workspace
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return _widened(parts["g"], "left", workspace), None, None
+        return _widened(parts["g"], "left", workspace, DENSE_ROWS), None, None
 
 
 @dataclass(frozen=True)
@@ -229,12 +229,15 @@ class PackedCodec(Codec):
         return super()._sizes(left, right, scales)
 
 
-def _widened(part: Tensor, name: str, workspace: Workspace) -> Tensor:
-    wide = workspace.take(name, _filled(len(part)), *part.shape[1:])
-    wide[: len(part)] = part
-    wide[len(part) :] = 0
+def _widened(part: Tensor, name: str, workspace: Workspace, rows: int = ROWS) -> Tensor:
+    count, filled = part.shape[0], _filled(part.shape[0], rows)
+    wide = workspace.take(name, filled, *part.shape[1:])
+    if filled == count:
+        return wide.copy_(part)
+    wide[:count] = part
+    wide[count:] = 0
     return wide
 
 
-def _filled(count: int) -> int:
-    return -(-count // ROWS) * ROWS
+def _filled(count: int, rows: int = ROWS) -> int:
+    return -(-count // rows) * rows

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 
-_BLOCK_NUMBERS = 1 << 19  # numbers in a buffer: 2 MiB of float32, what a core reads back faster than from memory
-ROWS = 16  # examples are multiplied by so many: the last few of another number would be summed in another order
+BLOCK_NUMBERS = 1 << 19  # numbers in a buffer: 2 MiB of float32, what a core reads back faster than from memory
+# Examples are multiplied and summed over their pairs by so many: the last few of another number would be summed in
+# another order (torch sums columns by four vectors, of 16 numbers at most). Of gradients stored whole, multiplied only.
+ROWS, DENSE_ROWS = 64, 16
 _FEW_PRODUCTS = 24  # from so many queries times further pairs on, rebuilding the gradients is the cheaper way
 
 
@@ -17,14 +19,19 @@ class Workspace:
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
+        self._last: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """A contiguous tensor of this shape, of whatever numbers; valid until the name is taken again."""
+        last = self._last.get(name)
+        if last is not None and last.shape == shape and last.dtype == dtype:
+            return last
         numbers = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.dtype != dtype or buffer.numel() < numbers:
             buffer = self._buffers[name] = torch.empty(numbers, dtype=dtype)
-        return buffer[:numbers].view(shape)
+        self._last[name] = buffer[:numbers].view(shape)
+        return self._last[name]
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,10 @@ class QueryGroup:
 
 
 def rows_per_block(pairs: int | None, d1: int, d2: int) -> int:
-    """Examples whose numbers, once unpacked, fit a buffer; `None`: stored whole. A multiple of `ROWS`."""
-    fitting = _BLOCK_NUMBERS // (d1 * d2 if pairs is None else pairs * (d1 + d2))
-    return max(ROWS, fitting // ROWS * ROWS)
+    """Examples whose numbers, once unpacked, fit a buffer; `None`: stored whole. A multiple of `ROWS`, `DENSE_ROWS`."""
+    rows = DENSE_ROWS if pairs is None else ROWS
+    fitting = BLOCK_NUMBERS // (d1 * d2 if pairs is None else pairs * (d1 + d2))
+    return max(rows, fitting // rows * rows)
 
 
 def add_scores(
@@ -92,7 +100,7 @@ def _products(group: QueryGroup, left: Tensor, right: Tensor, scales: Tensor | N
     count, pairs, _ = left.shape
     rows, columns = left.reshape(-1, d1), right.reshape(-1, d2)
     sums = workspace.take("sums", queries, len(rows), dtype=left.dtype)
-    step = max(1, _BLOCK_NUMBERS // max(1, len(rows) * d2))
+    step = max(1, BLOCK_NUMBERS // max(1, len(rows) * d2))
     for start in range(0, queries, step):
         some = group.left[start : start + step]
         images = workspace.take("images", len(some), len(rows), d2, dtype=left.dtype)
@@ -110,7 +118,7 @@ def _low_rank_products(
     count, pairs, _ = left.shape
     rows, columns = left.reshape(count * pairs, -1), right.reshape(count * pairs, -1)
     sums = workspace.take("sums", queries, len(rows), dtype=left.dtype)
-    step = max(1, _BLOCK_NUMBERS // max(1, rank * len(rows)))
+    step = max(1, BLOCK_NUMBERS // max(1, rank * len(rows)))
     for start in range(0, queries, step):
         some = slice(start, min(start + step, queries))
         width = (some.stop - start) * rank
@@ -135,7 +143,7 @@ def _rebuilt_products(
     if scales is not None:
         scaled = workspace.take("others", *right.shape, dtype=left.dtype)
         right = torch.mul(right, scales.unsqueeze(2), out=scaled)
-    step = max(1, min(d1, _BLOCK_NUMBERS // max(1, count * d2)))
+    step = max(1, min(d1, BLOCK_NUMBERS // max(1, count * d2)))
     for start in range(0, d1, step):
         stop = min(start + step, d1)
         gradients = workspace.take("images", count, stop - start, d2, dtype=left.dtype)

@@ -203,7 +203,7 @@ def test_scores_do_not_depend_on_the_blocks_nor_on_the_form_of_the_queries(monke
     parts = codec.encode(gradients())
     thin = torch.randn(40, D1, 2, generator=torch.Generator().manual_seed(1)) @ torch.randn(40, 2, D2)
     expected = thin.double().flatten(1) @ rebuilt(codec, parts).flatten(1).T
-    monkeypatch.setattr(scoring, "_BLOCK_NUMBERS", block_numbers)
+    monkeypatch.setattr(scoring, "BLOCK_NUMBERS", block_numbers)
     whole = [QueryGroup(torch.arange(0, 40, 2), thin[::2])]
     left, right = range_factors(thin[1::2], 3)
     mixed = [*whole, QueryGroup(torch.arange(1, 40, 2), left, right)]

@@ -24,7 +24,7 @@ def double_loop(preconditioned, left, right):
 @pytest.mark.parametrize("queries, count, rank", [(3, 11, 2), (1, 11, 1), (3, 1, 1), (1, 1, 5), (0, 4, 1), (2, 0, 3)])
 @pytest.mark.parametrize("block_numbers", [1, 50, 1 << 20])
 def test_scores_equal_the_double_loop(monkeypatch, queries, count, rank, block_numbers):
-    monkeypatch.setattr(scoring, "_BLOCK_NUMBERS", block_numbers)
+    monkeypatch.setattr(scoring, "BLOCK_NUMBERS", block_numbers)
     problem = random_problem(queries, count, rank)
     scores = bilinear_scores(*problem)
     assert scores.shape == (queries, count) and scores.dtype == torch.float64
@@ -66,7 +66,7 @@ def test_nan_factors_spoil_their_own_row_only():
 @pytest.mark.parametrize("queries, count", [(3, 11), (1, 1), (0, 4), (2, 0)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_dense_scores_equal_the_double_loop(monkeypatch, dtype, queries, count, block_numbers):
-    monkeypatch.setattr(scoring, "_BLOCK_NUMBERS", block_numbers)
+    monkeypatch.setattr(scoring, "BLOCK_NUMBERS", block_numbers)
     preconditioned, *_ = random_problem(queries, count, 1)
     stored = random_problem(count, 1, 1, seed=1)[0].to(dtype)
     expected = torch.zeros(queries, count, dtype=torch.float64)
