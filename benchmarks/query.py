@@ -224,7 +224,7 @@ def packed_rows(folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
     reader = opened(folder / "wide", config)
     for tokens in (16, 64):
         drawn = torch.randn(1, 768, tokens) @ torch.randn(1, tokens, 3072)
-        thin = {"wide": compress(drawn, torch.arange(1), widest_rank(3, 768, 3072, 1))}
+        thin = {"wide": compress(drawn, torch.arange(1), widest_rank(3, 768, 3072, 1), [tokens])}
         for name, groups in (("whole", whole({"wide": drawn})), (f"thin, rank {tokens}", thin)):
             row = timed(lambda: scan_of(groups, 1, reader, config, wide), reader)  # noqa: B023
             rows.append({"index": f"c = 3, 1 bit, one layer of 768 x 3072, query {name}", **row})

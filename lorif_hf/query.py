@@ -1,5 +1,6 @@
 """Querying: measure the query's gradients and precondition them."""
 
+import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from .algebra.low_rank import compress, joined, widest_rank
 from .algebra.rangefinder import Matrices, dense
 from .algebra.scoring import QueryGroup
 from .config import InfluenceConfig
+from .dataset import tokens_per_example
 from .encoding import Encoder, checked_projection, stored_entries
 from .errors import ModelMismatchError, ObjectiveError, QueryError
 from .progress import progress
@@ -27,6 +29,8 @@ from .recording.recorder import GradientRecorder
 from .storage.layout import Manifest, ModuleEntry
 from .storage.shards import ShardReader
 
+
+_WHOLE_QUERIES = 1 << 26  # bytes of a layer's queries up to which time alone decides how they are held
 
 _DIFFERENCES = {
     "weights_sha256": "the recorded layers",
@@ -109,14 +113,17 @@ def measure(
     whiteners = {entry.name: reader.whiteners(entry) for entry in recorded} if config.whitening != "none" else None
     encoder = Encoder(config, recorded, whiteners)
     collator = padding_collator(model, processing_class, make_labels=isinstance(measured, CausalLMObjective))
-    preconditioned = _Preconditioner(config, reader, scored, len(features))
+    examples = manifest.num_examples if rows is None else len(rows)
+    preconditioned = _Preconditioner(config, reader, scored, len(features), examples)
     losses: list[float] = []
     function = MarginObjective(measured) if config.output == "margin" else measured
     recorder = GradientRecorder(model, modules, projections, function)
     with recorder, progress(len(features), "Measuring queries", "queries") as bar:
         for numbers in _batches(features, batch_size):
-            recording = recorder.record(collator([features[i] for i in numbers]), numbers)
-            preconditioned.add(encoder.encode(recording.gradients), torch.tensor(numbers))
+            batch = collator([features[i] for i in numbers])
+            recording = recorder.record(batch, numbers)
+            tokens = tokens_per_example(batch, len(numbers)).tolist()
+            preconditioned.add(encoder.encode(recording.gradients), torch.tensor(numbers), tokens)
             losses += recording.losses.tolist()
             bar.update(len(numbers))
     texts = [query_text(feature, processing_class) for feature in features]
@@ -130,12 +137,20 @@ class _Preconditioner:
     are held as thin factors from the start. H^-1 of kept eigenpairs fills a gradient up.
     """
 
-    def __init__(self, config: InfluenceConfig, reader: ShardReader, scored: Sequence[ModuleEntry], queries: int):
-        self.config, self.reader, self.scored, self.queries = config, reader, scored, queries
+    def __init__(
+        self,
+        config: InfluenceConfig,
+        reader: ShardReader,
+        scored: Sequence[ModuleEntry],
+        queries: int,
+        examples: int,
+    ):
+        self.config, self.reader, self.scored, self.queries, self.examples = config, reader, scored, queries, examples
         self._found: dict[str, list[QueryGroup]] = {entry.name: [] for entry in scored}
 
-    def add(self, gradients: dict[str, Matrices], numbers: Tensor) -> None:
-        """Take in the gradients (B, d1, d2) of some queries, by layer."""
+    def add(self, gradients: dict[str, Matrices], numbers: Tensor, tokens: Sequence[int]) -> None:
+        """Take in the gradients (B, d1, d2) of some queries, by layer, and how many tokens each query has (0: none
+        that are known)."""
         for entry in self.scored:
             one = dense(gradients[entry.name]).to("cpu")
             if self.config.factorize_query and self.config.factor_rank is not None:
@@ -144,7 +159,10 @@ class _Preconditioner:
             if self.config.curvature == "low-rank" or pairs is None:
                 self._found[entry.name].append(QueryGroup(numbers, one))
             else:
-                self._found[entry.name] += compress(one, numbers, widest_rank(pairs, entry.d1, entry.d2, self.queries))
+                # Queries that fill the memory are held thin also where that takes longer.
+                examples = self.examples if 4 * self.queries * entry.d1 * entry.d2 <= _WHOLE_QUERIES else math.inf
+                widest = widest_rank(pairs, entry.d1, entry.d2, self.queries, examples)
+                self._found[entry.name] += compress(one, numbers, widest, [count or widest for count in tokens])
 
     def groups(self) -> dict[str, list[QueryGroup]]:
         """Of all queries, by layer."""

@@ -56,8 +56,9 @@ class Codec(ABC):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """A block's numbers in float32: left (n, c, d1), right (n, c, d2) and the pairs' scales (n, c), if any.
 
-        Of gradients stored whole: (n, d1, d2) and twice `None`. Zeros fill n up to a multiple of `ROWS` (`DENSE_ROWS`), so
-        that equal examples get equal scores wherever they stand. Valid until the workspace is used again.
+        Of gradients stored whole: (n, d1, d2) and twice `None`. Zeros fill n up to a multiple of `ROWS`
+        (`DENSE_ROWS`), so that equal examples get equal scores wherever they stand. Valid until the workspace is used
+        again.
         """
 
     def scores(self, preconditioned: Tensor, parts: Parts) -> Tensor:

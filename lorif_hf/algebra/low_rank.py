@@ -12,21 +12,25 @@ from .scoring import QueryGroup
 
 _ROUNDING = 2.0**-18  # a remainder this much smaller than its query is rounding of float32
 _LEAST_RANK = 8  # and the step of ranks: narrower products take as long
+_FINDING = 24  # operations that finding a query's factors takes, for each number of it and rank
+_CALLS = 2e7  # and what the calls take, in operations
 _SQUARINGS = 3
 _LARGEST_GRAM = 256  # side of a matrix up to which its spectral norm is bounded by powers of its Gram matrix
 _UNIT = 2.0**-24  # rounding of float32
 
 
-def widest_rank(pairs: int, d1: int, d2: int, queries: int) -> int:
+def widest_rank(pairs: int, d1: int, d2: int, queries: int, examples: float = math.inf) -> int:
     """The largest rank at which scoring is clearly cheaper than with whole matrices; 0: none is.
 
     A pair costs k (d1 + d2) operations instead of d1 d2; whole matrices of many queries share the rebuilt gradients.
+    Finding the factors must cost less than they save over all `examples`.
     """
     whole = min(float(pairs), 1 + 7 * pairs / max(1, queries))
-    return int(0.7 * whole * d1 * d2 / (pairs * (d1 + d2))) // _LEAST_RANK * _LEAST_RANK
+    rank = int(0.7 * whole * d1 * d2 / (pairs * (d1 + d2))) // _LEAST_RANK * _LEAST_RANK
+    return rank if 0.6 * whole * examples * d1 * d2 > _FINDING * d1 * d2 * rank + _CALLS else 0
 
 
-def compress(matrices: Tensor, numbers: Tensor, widest: int) -> list[QueryGroup]:
+def compress(matrices: Tensor, numbers: Tensor, widest: int, ranks: Sequence[int] | None = None) -> list[QueryGroup]:
     """Hold queries as products left^T right where their rank lets us, to the rounding of float32; else whole.
 
     A query's gradient has at most the rank of its number of tokens, and whitening keeps that.
@@ -35,38 +39,49 @@ def compress(matrices: Tensor, numbers: Tensor, widest: int) -> list[QueryGroup]
         matrices (`Tensor`): Q~, (g, d1, d2), float32.
         numbers (`Tensor`): int64 (g,), their numbers.
         widest (`int`): largest rank to look for.
+        ranks (`Sequence[int]`, *optional*): the rank that each has at most; by default `widest`. One that may have
+            more is held whole.
 
     Source: the randomised range finder of Halko, Martinsson, Tropp 2011 (arXiv:0909.4061), algorithm 4.1, with a
     fixed start; the remainder is computed, not estimated.
     """
-    groups, waiting, rank = [], torch.arange(len(matrices)), _LEAST_RANK
     sizes = matrix_sizes(matrices)
-    while len(waiting) and rank <= widest:
-        found: dict[int, list[tuple[int, Tensor, Tensor]]] = {}
-        for number in waiting.tolist():  # one by one: the temporaries are as large as a layer
-            scaled = matrices[number] / sizes[number]
-            left, right = range_factors(scaled.unsqueeze(0), rank)
-            limit = _ROUNDING * float(scaled.norm())
-            lost = float((scaled - left[0].T @ right[0]).norm())
-            if not lost <= limit:  # nor where a number is not finite
-                continue
-            turn, singular, across = torch.linalg.svd(right[0], full_matrices=False)
-            tails = singular.double().square().flip(0).cumsum(0).flip(0)
-            needed = int((tails > limit**2 - lost**2).sum())
-            kept = min(rank, max(1, math.ceil(needed / _LEAST_RANK)) * _LEAST_RANK)
-            right = (singular[:kept, None] * across[:kept]) * sizes[number]
-            found.setdefault(kept, []).append((number, turn[:, :kept].T @ left[0], right))
-        for some in found.values():
-            at = torch.tensor([number for number, *_ in some])
-            groups.append(
-                QueryGroup(numbers[at], torch.stack([one for _, one, _ in some]), torch.stack([r for *_, r in some]))
-            )
-        done = {number for some in found.values() for number, *_ in some}
-        waiting = torch.tensor([number for number in waiting.tolist() if number not in done], dtype=torch.int64)
-        rank = min(2 * rank, widest) if rank < widest else widest + 1
-    if len(waiting):
-        groups.append(QueryGroup(numbers[waiting], matrices[waiting]))
+    found: dict[int, list[tuple[int, Tensor, Tensor]]] = {}
+    whole = []
+    for number in range(len(matrices)):  # one by one: the temporaries are as large as a layer
+        most = widest if ranks is None else ranks[number]
+        thin = None
+        if 0 < most <= widest:
+            thin = _thin(matrices[number] / sizes[number], min(widest, _stepped(most)))
+        if thin is None:
+            whole.append(number)
+        else:
+            left, right = thin
+            found.setdefault(len(left), []).append((number, left, right * sizes[number]))
+    groups = []
+    for some in found.values():
+        at, lefts, rights = zip(*some, strict=True)
+        groups.append(QueryGroup(numbers[torch.tensor(at)], torch.stack(lefts), torch.stack(rights)))
+    if whole:
+        groups.append(QueryGroup(numbers[torch.tensor(whole)], matrices[whole]))
     return groups
+
+
+def _thin(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
+    """left (k, d1) and right (k, d2), k at most `rank`; `None` where the matrix has more, or is not finite."""
+    (left,), (right,) = range_factors(matrix.unsqueeze(0), rank)
+    limit = _ROUNDING * float(matrix.norm())
+    lost = float((matrix - left.T @ right).norm())
+    if not lost <= limit:
+        return None
+    turn, singular, across = torch.linalg.svd(right, full_matrices=False)
+    tails = singular.double().square().flip(0).cumsum(0).flip(0)
+    kept = min(len(right), _stepped(int((tails > limit**2 - lost**2).sum())))
+    return turn[:, :kept].T @ left, singular[:kept, None] * across[:kept]
+
+
+def _stepped(rank: int) -> int:
+    return max(1, math.ceil(rank / _LEAST_RANK)) * _LEAST_RANK
 
 
 def joined(groups: Sequence[QueryGroup]) -> list[QueryGroup]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 BLOCK_NUMBERS = 1 << 19  # numbers in a buffer: 2 MiB of float32, what a core reads back faster than from memory
 # Examples are multiplied and summed over their pairs by so many: the last few of another number would be summed in
-# another order (torch sums columns by four vectors, of 16 numbers at most). Of gradients stored whole, multiplied only.
+# another order (torch sums columns by four vectors, of 16 numbers at most). Those stored whole are multiplied only.
 ROWS, DENSE_ROWS = 64, 16
 _FEW_PRODUCTS = 24  # from so many queries times further pairs on, rebuilding the gradients is the cheaper way
 
@@ -54,7 +54,7 @@ class QueryGroup:
 
 
 def rows_per_block(pairs: int | None, d1: int, d2: int) -> int:
-    """Examples whose numbers, once unpacked, fit a buffer; `None`: stored whole. A multiple of `ROWS`, `DENSE_ROWS`."""
+    """Examples whose numbers, once unpacked, fit a buffer; `None`: stored whole. A multiple of `ROWS`."""
     rows = DENSE_ROWS if pairs is None else ROWS
     fitting = BLOCK_NUMBERS // (d1 * d2 if pairs is None else pairs * (d1 + d2))
     return max(rows, fitting // rows * rows)

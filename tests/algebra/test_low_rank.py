@@ -168,3 +168,22 @@ def test_the_same_query_is_always_cut_alike():
     one, two = range_factors(matrices, 4, 2), range_factors(matrices, 4, 2)
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     torch.testing.assert_close(one[0] @ one[0].mT, torch.eye(4).expand(3, 4, 4), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_known_of_the_ranks_decides_where_to_look():
+    """At most so many tokens: a query that may have more than is looked for is not looked at."""
+    matrices = torch.cat([of_rank(1, rank, 60, 60, seed=rank) for rank in (2, 9, 5, 3)])
+    groups = compress(matrices, torch.arange(4), 16, [2, 12, 17, 1])
+    assert {int(n): g.right is None or g.left.shape[1] for g in groups for n in g.numbers} == {
+        0: 8,
+        1: 16,
+        2: True,
+        3: 8,
+    }
+    torch.testing.assert_close(expanded(groups, 4), matrices, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("pairs, queries", [(1, 1), (3, 1), (3, 100)])
+def test_few_examples_are_not_worth_looking(pairs, queries):
+    ranks = [widest_rank(pairs, 192, 192, queries, examples) for examples in (10, 1000, 10**5, 10**7)]
+    assert ranks == sorted(ranks) and ranks[0] == 0 and ranks[-1] == widest_rank(pairs, 192, 192, queries) > 0
