@@ -14,6 +14,7 @@ _ROUNDING = 2.0**-18  # a remainder this much smaller than its query is rounding
 _LEAST_RANK = 8  # and the step of ranks: narrower products take as long
 _FINDING = 24  # operations that finding a query's factors takes, for each number of it and rank
 _CALLS = 2e7  # and what the calls take, in operations
+_OVERSAMPLING = 4  # vectors beyond the rank, without which the start may miss a direction
 _SQUARINGS = 3
 _LARGEST_GRAM = 256  # side of a matrix up to which its spectral norm is bounded by powers of its Gram matrix
 _UNIT = 2.0**-24  # rounding of float32
@@ -52,7 +53,7 @@ def compress(matrices: Tensor, numbers: Tensor, widest: int, ranks: Sequence[int
         most = widest if ranks is None else ranks[number]
         thin = None
         if 0 < most <= widest:
-            thin = _thin(matrices[number] / sizes[number], min(widest, _stepped(most)))
+            thin = _thin(matrices[number] / sizes[number], min(widest, _stepped(most + _OVERSAMPLING)))
         if thin is None:
             whole.append(number)
         else:
