@@ -223,7 +223,7 @@ def spearman(one: Any, other: Any) -> float:
 def ours_vs_kronfluence(
     model: nn.Module, train: Any, queries: Any, *, whitening_damping: float = 0.1, rank: int | None = None
 ) -> dict[str, float]:
-    """Spearman of our untruncated whitened scores (f = 1, 16 bits as float32) with those of kronfluence.
+    """Spearman of our untruncated whitened scores (f = 1, 16 bits) with those of kronfluence.
 
     Args:
         model, train, queries: as in [`kronfluence_scores`].
@@ -237,7 +237,7 @@ def ours_vs_kronfluence(
         projection_factor=1,
         factor_rank=rank,
         bits=16,
-        dtype="float32",
+        dtype="bfloat16",
         whitening="kronecker",
         curvature="kronecker",
         whitening_damping=whitening_damping,
