@@ -1,7 +1,7 @@
 """Fitting the curvature: the method that the sizes call for against the published five-pass randomised SVD.
 
     python -m benchmarks.curvature                    # all sizes, five repeats
-    python -m benchmarks.curvature --repeats 1 gram   # one of them
+    python -m benchmarks.curvature --repeats 1 gram   # one of them; the others stay in the JSON file
 
 Synthetic rank-1 factors with a decaying spectrum, from a seed, written as shards and fitted from them as a build does.
 Times are medians of one run, the methods in turn. Captured energy is trace(V^T C V) / trace(C), measured by a further
@@ -214,19 +214,20 @@ def main(
     """Fit each size by the chosen method and by the published one."""
     if case and case not in CASES:
         raise typer.BadParameter(f"the sizes are {', '.join(CASES)}, got {case!r}")
-    console, saved = (
-        Console(),
-        {"machine": machine(), "threads": torch.get_num_threads(), "repeats": repeats, "cases": {}},
-    )
+    console, saved = Console(), {"machine": machine(), "threads": torch.get_num_threads(), "cases": {}}
+    if case and results.exists():
+        before = json.loads(results.read_text())
+        if all(before[key] == saved[key] for key in ("machine", "threads")):
+            saved = before  # the other sizes stay as they were measured
     for name in [case] if case else CASES:
         count, d1, d2, rank = CASES[name]
         console.print(f"{name}: N = {count:,}, {d1} x {d2}, r = {rank:,}")
         with tempfile.TemporaryDirectory() as folder:
             found = measure(Layer(Path(folder), count, d1, d2), rank, repeats, console)
         console.print(_table(name, count, d1, d2, rank, found))
-        saved["cases"][name] = {"count": count, "d1": d1, "d2": d2, "rank": rank, **found}
-    results.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(json.dumps(saved, indent=2) + "\n")
+        saved["cases"][name] = {"count": count, "d1": d1, "d2": d2, "rank": rank, "repeats": repeats, **found}
+        results.parent.mkdir(parents=True, exist_ok=True)
+        results.write_text(json.dumps(saved, indent=2) + "\n")
 
 
 if __name__ == "__main__":

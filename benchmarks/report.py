@@ -143,7 +143,7 @@ def _recording(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 def _curvature(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for case in results["cases"].values():
-        size = f"N = {case['count']:,}, D = {case['d1'] * case['d2']:,}, r = {case['rank']:,}"
+        size = f"N = {case['count']:,}, D = {case['d1'] * case['d2']:,}, r = {case['rank']:,}, {case['repeats']} runs"
         for method, row in case["rows"].items():
             best = row["energy_to_best"]
             rows.append(
