@@ -61,7 +61,7 @@ class Layer:
         for number, start in enumerate(starts):
             rows = min(self.config.shard_size, count - start)
             sides = [torch.randn(rows, len(basis), generator=generator) @ basis.T for basis in bases]
-            parts = {part: side.unsqueeze(2).bfloat16() for part, side in zip(("u", "v"), sides, strict=True)}
+            parts = {part: side.unsqueeze(1).bfloat16() for part, side in zip(("u", "v"), sides, strict=True)}
             path = folder / factor_file(number, len(starts))
             write_shard(path, {entry.name: parts})
             file = file_entry(folder, path.relative_to(folder).as_posix())

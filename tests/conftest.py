@@ -18,8 +18,8 @@ os.environ.update(
     HF_HUB_DISABLE_XET="1",
     NO_PROXY="127.0.0.1",
 )
-# Tests run in as many processes as there are cores. Torch's threads beside them would wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else str(os.cpu_count()))
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads of torch would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE"):
     os.environ.pop(_name, None)
 
