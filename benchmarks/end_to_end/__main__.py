@@ -2,6 +2,8 @@
 
     python -m benchmarks.end_to_end                              # 2,000 rows of WikiText-2, a Llama of 14 layers
     python -m benchmarks.end_to_end --examples 200 --only dattri # a try: these rows anew, the others as they were
+    python -m benchmarks.end_to_end --examples 8000 --only plain,ours-default-f,dattri-disk --results \\
+        benchmarks/results/end_to_end_8000.json                  # where scoring outweighs the queries' own passes
 
 Each system runs in a virtual environment of its own (made in --folder at the first use, with this project's pins), on
 the same model, rows and layers, in float32 on the CPU, in batches of the same size. Building and querying are two
@@ -66,7 +68,10 @@ def main(
     factor: Annotated[int, typer.Option(help="f of the projections.")] = 4,
     batch_size: Annotated[int, typer.Option(help="Rows per pass, in every system.")] = 16,
     repeats: Annotated[int, typer.Option(help="Times the queries are scored.")] = 5,
-    only: Annotated[str, typer.Option(help="Only the runners of these names (comma-separated).")] = "",
+    only: Annotated[
+        str, typer.Option(help="Only these runners, or runner-variants such as ours-default-f (comma-separated).")
+    ] = "",
+    saved: Annotated[Path, typer.Option("--results", help="The JSON file to write.")] = RESULTS,
     keep: Annotated[bool, typer.Option(help="Keep what the systems stored.")] = False,
 ) -> None:
     folder = folder.resolve()
@@ -81,12 +86,12 @@ def main(
     )
     rows: dict[str, Any] = {}
     chosen = [name for name in only.split(",") if name]
-    if chosen and RESULTS.exists():
-        before = json.loads(RESULTS.read_text())
+    if chosen and saved.exists():
+        before = json.loads(saved.read_text())
         if before["bed"] == bed.settings and before["machine"] == machine():
             rows = before["rows"]
     for title, (runner, variant) in ROWS.items():
-        if chosen and runner not in chosen:
+        if chosen and not {runner, f"{runner}-{variant}"} & set(chosen):
             continue
         name = title.format(f=factor)
         print(f"{name} ...", file=sys.stderr, flush=True)
@@ -99,7 +104,7 @@ def main(
             "rows": {known.format(f=factor): rows[key] for known in ROWS if (key := known.format(f=factor)) in rows},
         }
         _compare(results["rows"], BASE.format(f=factor), bed.folder)
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        saved.write_text(json.dumps(results, indent=2) + "\n")
     Console(width=None if sys.stdout.isatty() else 160).print(_table(results))
 
 
