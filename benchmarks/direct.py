@@ -4,7 +4,7 @@
 
 The direct one shares what is drawn at random with ours (projections, the start of the power iteration) and nothing
 else: each example's weight gradient by a backward pass of its own, projected and inverted in float64; LoRIF's factors
-by the eight rounds of power iteration that its authors take. Eight rounds do not always converge: two further rows show
+by the eight rounds of power iteration that its authors take. These do not always converge: two further rows show
 what another start makes of it, and the singular value decomposition that the rounds near.
 """
 
