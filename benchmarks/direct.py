@@ -103,19 +103,26 @@ def main(
     table = Table("", "LDS", "LDS, directly", "difference", "Spearman of the scores", title=machine())
     rows = {}
     theirs, asked = (projected_gradients(model, some, InfluenceConfig.logra()) for some in (train, queries))
-    for name, config, formula in (
-        ("LoGRA, f = 4", InfluenceConfig.logra(), logra),
-        (PUBLISHED, InfluenceConfig.paper(), partial(lorif, cut=partial(power_iteration, seed=0))),
-        (f"{PUBLISHED}; another start", InfluenceConfig.paper(), partial(lorif, cut=partial(power_iteration, seed=1))),
-        (f"{PUBLISHED}; directly by SVD", InfluenceConfig.paper(), partial(lorif, cut=singular_pair)),
+    for config, formulas in (
+        (InfluenceConfig.logra(), {"LoGRA, f = 4": logra}),
+        (
+            InfluenceConfig.paper(),
+            {
+                PUBLISHED: partial(lorif, cut=partial(power_iteration, seed=0)),
+                f"{PUBLISHED}; another start": partial(lorif, cut=partial(power_iteration, seed=1)),
+                f"{PUBLISHED}; directly by SVD": partial(lorif, cut=singular_pair),
+            },
+        ),
     ):
         with tempfile.TemporaryDirectory() as place:
             index = InfluenceIndex.build(model, train, Path(place) / "index", config=config, batch_size=25)
             ours = index.scores(model, queries)
-        direct = torch.stack([formula(theirs[layer], asked[layer], config) for layer in theirs]).sum(dim=0)
-        one, other = (lds(scores, bank.losses, bank.membership).mean for scores in (ours, direct))
-        rows[name] = {"lds": one, "direct": other, "difference": one - other, "spearman": spearman(ours, direct)}
-        table.add_row(name, f"{one:.4f}", f"{other:.4f}", f"{one - other:+.4f}", f"{rows[name]['spearman']:.5f}")
+        one = lds(ours, bank.losses, bank.membership).mean
+        for name, formula in formulas.items():
+            direct = torch.stack([formula(theirs[layer], asked[layer], config) for layer in theirs]).sum(dim=0)
+            other = lds(direct, bank.losses, bank.membership).mean
+            rows[name] = {"lds": one, "direct": other, "difference": one - other, "spearman": spearman(ours, direct)}
+            table.add_row(name, f"{one:.4f}", f"{other:.4f}", f"{one - other:+.4f}", f"{rows[name]['spearman']:.5f}")
     (RESULTS / "direct.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
     Console().print(table)
 

@@ -306,9 +306,8 @@ def test_the_installed_command_runs_and_does_not_show_the_token(hub, saved, tmp_
 
 def test_estimate_says_what_each_preset_would_cost(saved):
     result = run("estimate", saved / "model", "--num-examples", 1000, "--length", 8)
-    assert "1,000 examples of 8 tokens" in " ".join(
-        result.stdout.split()
-    )  # the title is broken where the path is long
+    shown = " ".join(result.stdout.split())  # the title is broken where the path is long
+    assert "1,000 examples of 8 tokens" in shown
     lines = {line.split()[1]: line for line in result.stdout.splitlines() if line.startswith("│")}
     assert list(lines) == ["default", "smallest", "best", "paper", "logra", "trak"]
     assert " 192 " in lines["paper"] and " 4,100 " in lines["trak"] and "MB" in lines["trak"]

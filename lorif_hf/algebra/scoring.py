@@ -54,7 +54,7 @@ class QueryGroup:
 
 
 def rows_per_block(pairs: int | None, d1: int, d2: int) -> int:
-    """Examples whose numbers, once unpacked, fit a buffer; `None`: stored whole. A multiple of `ROWS`."""
+    """Examples whose numbers, unpacked, fit a buffer; `None`: stored whole. A multiple of `ROWS` (`DENSE_ROWS`)."""
     rows = DENSE_ROWS if pairs is None else ROWS
     fitting = BLOCK_NUMBERS // (d1 * d2 if pairs is None else pairs * (d1 + d2))
     return max(rows, fitting // rows * rows)
