@@ -170,26 +170,28 @@ class _LowRankRest:
         )
         self.grams = self.left @ self.left.mT, self.right @ self.right.mT
         generator = torch.Generator(device="cpu").manual_seed(0)
-        self.starts = torch.randn(self.width + rank, rank, generator=generator).to(self.left)
+        self.starts = torch.randn(matrices.shape[2], rank, generator=generator).to(self.left)
+
+    # A vector as a row: a product with a single column takes ten times as long.
 
     def right_product(self, vectors: Tensor) -> Tensor:
-        return self.left.mT @ (self.right @ vectors)
+        return (vectors.mT @ self.right.mT @ self.left).mT
 
     def left_product(self, vectors: Tensor) -> Tensor:
-        return self.right.mT @ (self.left @ vectors)
+        return (vectors.mT @ self.left.mT @ self.right).mT
 
     def strongest(self, pair: int) -> Tensor:
-        weights = self.starts[:, pair : pair + 1].expand(len(self.left), -1, -1)
+        weights = self.starts[:, pair].expand(len(self.left), 1, -1) @ self.right.mT
         for _ in range(_ROUNDS):
-            weights = _unit(self.grams[0] @ (self.grams[1] @ weights))
-        return self.left.mT @ (self.grams[1] @ weights)
+            weights = _unit((weights @ self.grams[0]).mT).mT @ self.grams[1]
+        return (weights @ self.left).mT
 
     def take(self, pair: int, left: Tensor, right: Tensor) -> None:
         row = self.width + pair
         for columns, gram, taken in ((self.left, self.grams[0], left), (self.right, self.grams[1], -right)):
             columns[:, row : row + 1] = taken.mT
-            products = columns @ taken
-            gram[:, :, row : row + 1], gram[:, row : row + 1, :] = products, products.mT
+            products = taken.mT @ columns.mT
+            gram[:, row : row + 1, :], gram[:, :, row : row + 1] = products, products.mT
 
 
 def _unit(vectors: Tensor) -> Tensor:

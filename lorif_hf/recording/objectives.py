@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
 from ..errors import ObjectiveError
+from .cross_entropy import IGNORED, cross_entropy
 from .modules import base_model
 
 
@@ -80,14 +81,13 @@ class CausalLMObjective(Objective):
 
     def _cross_entropy(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         logits, labels = self.predictions(model, batch)
-        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none")
-        return losses.view(labels.shape).sum(dim=1)
+        return cross_entropy(logits.flatten(0, 1), labels.flatten()).view(labels.shape).sum(dim=1)
 
     def predictions(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         return model(**forward_inputs(model, batch)).logits.float(), self._next_tokens(batch)
 
     def targets(self, batch: dict[str, Any]) -> Tensor:
-        return (self._next_tokens(batch) != -100).sum(dim=1)
+        return (self._next_tokens(batch) != IGNORED).sum(dim=1)
 
     @staticmethod
     def _next_tokens(batch: dict[str, Any]) -> Tensor:
@@ -95,8 +95,8 @@ class CausalLMObjective(Objective):
 
         Labels are shifted, not logits: a slice of those would have to be copied.
         """
-        labels, mask = F.pad(batch["labels"][:, 1:], (0, 1), value=-100), batch.get("attention_mask")
-        return labels if mask is None or mask.dim() != 2 else labels.masked_fill(mask == 0, -100)
+        labels, mask = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED), batch.get("attention_mask")
+        return labels if mask is None or mask.dim() != 2 else labels.masked_fill(mask == 0, IGNORED)
 
 
 class SequenceClassificationObjective(Objective):
@@ -127,7 +127,7 @@ class SequenceClassificationObjective(Objective):
             elif integer:
                 problem = "single_label_classification"
         if problem == "single_label_classification":
-            return F.cross_entropy(logits, labels.view(-1), ignore_index=-100, reduction="none")
+            return F.cross_entropy(logits, labels.view(-1), ignore_index=IGNORED, reduction="none")
         labels = labels.to(logits.dtype).view(logits.shape)
         if problem == "regression":
             return F.mse_loss(logits, labels, reduction="none").mean(dim=-1)
@@ -147,7 +147,7 @@ class SequenceClassificationObjective(Objective):
     def targets(self, batch: dict[str, Any]) -> Tensor:
         size = batch_size(batch)
         labels = batch.get("labels")
-        return torch.ones(size, dtype=torch.int64) if labels is None else (labels != -100).reshape(size, -1).any(1)
+        return torch.ones(size, dtype=torch.int64) if labels is None else (labels != IGNORED).reshape(size, -1).any(1)
 
 
 class MarginObjective(Objective):
@@ -166,7 +166,7 @@ class MarginObjective(Objective):
 
     def _margin(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         logits, labels = self.base.predictions(model, batch)
-        counts = labels != -100
+        counts = labels != IGNORED
         right = F.one_hot(labels.clamp_min(0), logits.shape[-1]).bool()
         chosen = logits.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
         margins = (chosen - logits.masked_fill(right, -torch.inf).logsumexp(dim=-1)) * counts

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..algebra.projection import TwoSidedProjection, project
 from ..algebra.rangefinder import LowRankMatrices, Matrices
 from ..algebra.whitening import SecondMoments
-from ..errors import NonFiniteGradientError, UnsupportedModuleError
+from ..errors import NonFiniteGradientError, RecordingError, UnsupportedModuleError
 from .modules import TrackedModule, base_model
 from .objectives import Objective, batch_size
 
@@ -85,6 +85,7 @@ class GradientRecorder:
         self._without_graph: dict[str, None] = {}  # an ordered set
         self._shape: tuple[int, int | None] = (0, None)
         self._warned: set[str] = set()
+        self._kept: dict[str, bool] = {}  # by layer: whether no input of it was ever changed in place
         self.counted: set[str] = set()
 
     def __enter__(self) -> "GradientRecorder":
@@ -165,8 +166,11 @@ class GradientRecorder:
             if inputs is not None:
                 projection = self._projection(tracked, inputs)
                 projected, dtype = project(inputs, projection.in_signs), inputs.dtype
-                if projected.data_ptr() == inputs.data_ptr():
-                    projected = projected.clone()  # without a projection: the caller may change its input in place
+                version = inputs._version
+                # Without a projection it is the caller's own tensor, which may be changed in place.
+                lent = projected.data_ptr() == inputs.data_ptr() and self._kept.get(tracked.name, False)
+                if projected.data_ptr() == inputs.data_ptr() and not lent:
+                    projected = projected.clone()
                 self._calls[tracked.name] = self._calls.get(tracked.name, 0) + 1
             replaced = None
             if not output.requires_grad:
@@ -181,6 +185,13 @@ class GradientRecorder:
                         f"Module '{tracked.name}' saw {len(gradient)} rows in a batch of {self._shape[0]} examples, "
                         "so its gradient cannot be told apart by example (a mixture of experts, for instance). Leave "
                         "it out with exclude_modules."
+                    )
+                kept = inputs._version == version
+                self._kept[tracked.name] = kept and self._kept.get(tracked.name, True)
+                if lent and not kept:
+                    raise RecordingError(
+                        f"The input of module '{tracked.name}' was changed in place after the layer had seen it, and "
+                        "was not in the batch before. Leave the module out with exclude_modules."
                     )
                 returned = project(per_example.to(dtype), projection.out_signs)
                 tokens = self._tokens.setdefault(tracked.name, [])

@@ -7,7 +7,10 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
+from lorif_hf.errors import RecordingError
 from lorif_hf.recording.modules import tracked_modules
+from lorif_hf.recording.objectives import Objective
+from lorif_hf.recording.recorder import GradientRecorder
 
 
 LAYERS = {
@@ -111,6 +114,32 @@ def test_inputs_modified_in_place(record, factor):
     expected = record(Net(apart), {"x": x}, _loss, factor=factor).gradients
     found = record(Net(in_place), {"x": x}, _loss, factor=factor).gradients
     torch.testing.assert_close(found["first"], expected["first"])
+
+
+def test_inputs_modified_in_place_in_some_batches(draw):
+    """Inputs are copied until a batch has shown that they are left alone; what changes its mind is found out."""
+
+    def forward(net, x):
+        hidden = x.clone()
+        out = net.first(hidden)
+        if net.editing:
+            hidden += 1
+        return torch.tanh(net.second(torch.tanh(out)))
+
+    model, x = Net(forward), torch.randn(3, 4, 5)
+    modules = tracked_modules(model)
+    expected = {}
+    for order in ((True, True, False), (False, False, True)):
+        with GradientRecorder(model, modules, draw(modules, 1), Objective(_loss)) as recorder:
+            for model.editing in order[:2]:
+                found = recorder.record({"x": x}).gradients["first"]
+                torch.testing.assert_close(found, expected.setdefault("first", found))
+            model.editing = order[2]
+            if model.editing:
+                with pytest.raises(RecordingError, match="The input of module 'first' was changed in place"):
+                    recorder.record({"x": x})
+            else:
+                torch.testing.assert_close(recorder.record({"x": x}).gradients["first"], expected["first"])
 
 
 def test_inputs_by_keyword(record, assert_same_gradients):
