@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .algebra.projection import TwoSidedProjection
 from .attribution import Attribution
 from .build import plan_build
 from .cards import index_card
@@ -45,6 +46,7 @@ class InfluenceIndex(StoredIndex):
         super().__init__(store, rows)
         self._reader = ShardReader(store, self.manifest.shards, self.manifest.curvature, self.config.codec().layout)
         self._processing_class: Any = None
+        self._projections: dict[str, TwoSidedProjection] = {}  # drawn at the first query
 
     @classmethod
     def build(
@@ -157,6 +159,7 @@ class InfluenceIndex(StoredIndex):
         view = InfluenceIndex(self._store, chosen)
         view._token = self._token
         view._processing_class = self._processing_class
+        view._projections = self._projections
         return view
 
     def __len__(self) -> int:
@@ -365,6 +368,7 @@ class InfluenceIndex(StoredIndex):
             manifest=self.manifest,
             config=self.config,
             reader=self._reader,
+            projections=self._projections,
             processing_class=processing_class or self.processing_class,
             objective=objective,
             batch_size=batch_size,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .algebra.curvature import spectral_solve, woodbury_solve
 from .algebra.factors import factorize, reconstruct
 from .algebra.low_rank import compress, joined, widest_rank
+from .algebra.projection import TwoSidedProjection
 from .algebra.rangefinder import Matrices, dense
 from .algebra.scoring import QueryGroup
 from .config import InfluenceConfig
@@ -84,6 +85,7 @@ def measure(
     manifest: Manifest,
     config: InfluenceConfig,
     reader: ShardReader,
+    projections: dict[str, TwoSidedProjection],
     processing_class: Any,
     objective: UserObjective | None,
     batch_size: int,
@@ -92,6 +94,9 @@ def measure(
     rows: Tensor | None = None,
 ) -> MeasuredQueries:
     """Gradients of the queries' losses in the `scored` modules, preconditioned with the index's curvature.
+
+    `projections` has those that queries before have drawn, and takes in those that this one draws: drawing them anew
+    would take longer than scoring a small index.
 
     Raises:
         [`~lorif_hf.errors.QueryError`], [`~lorif_hf.errors.ModelMismatchError`], [`~lorif_hf.errors.ObjectiveError`].
@@ -109,7 +114,9 @@ def measure(
         )
     measured = find_objective(model, objective)
     features = query_features(queries, model, measured, processing_class)
-    projections = {entry.name: checked_projection(entry, config) for entry in recorded}
+    for entry in recorded:
+        if entry.name not in projections:
+            projections[entry.name] = checked_projection(entry, config)
     whiteners = {entry.name: reader.whiteners(entry) for entry in recorded} if config.whitening != "none" else None
     encoder = Encoder(config, recorded, whiteners)
     collator = padding_collator(model, processing_class, make_labels=isinstance(measured, CausalLMObjective))

@@ -132,3 +132,21 @@ def test_a_dense_index_has_no_use_for_a_query_rank(gpt2, rows, tmp_path):
     index = InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=InfluenceConfig.logra())
     with pytest.raises(QueryError, match="stores gradients whole, which query_rank cannot speed up"):
         index.attribute(gpt2, rows.select([0]), query_rank=4)
+
+
+def test_projections_are_drawn_once_for_all_queries(gpt2, rows, tmp_path, monkeypatch):
+    """Those of the asked layers alone, and shared with a selection."""
+    config = plain_config(projection_factor=2)
+    built = InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=config)
+    expected = built.scores(gpt2, rows)
+    index, drawn, draw = InfluenceIndex.from_pretrained(tmp_path / "index"), [], query.checked_projection
+    monkeypatch.setattr(
+        query, "checked_projection", lambda entry, config: drawn.append(entry.name) or draw(entry, config)
+    )
+    names = [entry.name for entry in index.manifest.modules]
+    index.scores(gpt2, rows.select([0]), modules=names[:1])
+    assert drawn == names[:1]
+    for _ in range(2):
+        assert torch.equal(index.scores(gpt2, rows), expected)
+        torch.testing.assert_close(index.select([3, 4]).scores(gpt2, rows), expected[:, [3, 4]], rtol=1e-5, atol=1e-5)
+    assert sorted(drawn) == sorted(names)
