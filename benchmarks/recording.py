@@ -37,8 +37,8 @@ CONFIGS: dict[str, Callable[[], InfluenceConfig]] = {
 }
 # width, layers, vocabulary, tokens per row, rows per batch, batches
 MODELS = {
-    "the demo's GPT-2: width 128, 3 layers, 96 tokens": (128, 3, 2048, 96, 32, 8),
-    "GPT-2 of width 768, 4 layers, 512 tokens": (768, 4, 8192, 512, 2, 1),
+    "the demo's GPT-2: width 128, 3 layers, 96 tokens": (128, 3, 2048, 96, 32, 32),
+    "GPT-2 of width 768, 4 layers, 512 tokens": (768, 4, 8192, 512, 2, 4),
 }
 
 

@@ -27,11 +27,11 @@ Whiteners = Mapping[str, tuple[Tensor, Tensor]]
 def reduced_width(config: InfluenceConfig, d1: int, d2: int) -> int | None:
     """Directions to which a layer's whitened gradient is reduced before it is fitted; `None` where it is formed whole.
 
-    16 and more: pairs of coarse vectors are fitted to what the pairs before them left, so they need more than c.
+    12 and more: pairs of coarse vectors are fitted to what the pairs before them left, so they need more than c.
     """
     if config.whitening == "none" or config.factor_rank is None or config.normalize:
         return None
-    width = max(16, 2 * config.factor_rank + 8)
+    width = max(12, 2 * config.factor_rank + 6)
     return width if 2 * width <= min(d1, d2) else None
 
 

@@ -176,7 +176,7 @@ class ShardContents:
             together = _cat([encoded[name] for name in names])
             for part, tensor in self.codec.encode(together).items():
                 for name, piece in zip(names, tensor.split(len(rows)), strict=True):
-                    if not bool(torch.isfinite(piece.float().sum())):
+                    if piece.is_floating_point() and not bool(torch.isfinite(piece.float().sum())):
                         raise RecordingError(
                             f"A gradient of module '{name}' is too large for {str(piece.dtype)[6:]}: build with "
                             "dtype='bfloat16'."

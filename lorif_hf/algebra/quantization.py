@@ -12,7 +12,8 @@ from .rangefinder import LowRankMatrices, Matrices, matrix_sizes
 
 BITS = (8, 4, 2, 1)
 
-_ROUNDS = 4  # of power iteration for each pair: more change nothing that the codes would show
+_SQUARINGS = 2
+_ROUNDS = 2**_SQUARINGS  # of power iteration for each pair: more change nothing that the codes would show
 PAIR_PRODUCTS = 2 * _ROUNDS + 4  # matrix-vector products for each pair
 
 # Step of the uniform quantiser that loses least of a normal distribution of variance 1 (Max 1960, table II).
@@ -34,6 +35,8 @@ def quantize(vectors: Tensor, bits: int) -> Tensor:
     Returns:
         `Tensor`: uint8 (n, d, c), 0 to 2^bits - 1; [`levels`] says what they stand for.
     """
+    if bits == 1:
+        return (vectors >= 0).view(torch.uint8)
     half = 1 << (bits - 1)
     size = vectors.square().mean(dim=1, keepdim=True).sqrt()
     step = (size * _STEPS[bits]).clamp_min(torch.finfo(vectors.dtype).tiny)
@@ -42,7 +45,7 @@ def quantize(vectors: Tensor, bits: int) -> Tensor:
 
 def levels(codes: Tensor, bits: int) -> Tensor:
     """What codes stand for: the odd numbers from -(2^bits - 1) to 2^bits - 1, float32; the scale is kept apart."""
-    return codes.float().mul_(2).sub_((1 << bits) - 1)
+    return torch.add(codes.new_full((), 1 - (1 << bits), dtype=torch.float32), codes, alpha=2)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -103,8 +106,11 @@ def quantized_factors(matrices: Matrices, rank: int, bits: int) -> tuple[Tensor,
     """
     matrices = matrices.float() if isinstance(matrices, Tensor) else matrices
     sizes = matrix_sizes(matrices)
-    matrices = matrices / sizes
-    rest = _LowRankRest(matrices, rank) if isinstance(matrices, LowRankMatrices) else _DenseRest(matrices, rank)
+    rest: _LowRankRest | _DenseRest
+    if isinstance(matrices, LowRankMatrices):
+        rest = _LowRankRest(matrices, rank)
+    else:
+        rest = _DenseRest(matrices / sizes, rank)
     codes: tuple[list[Tensor], list[Tensor]] = [], []
 
     def coded(vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,14 +121,12 @@ def quantized_factors(matrices: Matrices, rank: int, bits: int) -> tuple[Tensor,
         _, left = coded(rest.strongest(j))
         _, right = coded(rest.left_product(left))
         left_codes, left = coded(rest.right_product(right))
-        returned = rest.left_product(left)
-        right_codes, right = coded(returned)
-        squares = left.square().sum(dim=1, keepdim=True) * right.square().sum(dim=1, keepdim=True)
-        rest.take(j, left * ((returned * right).sum(dim=1, keepdim=True) / squares), right)
+        right_codes, right = coded(rest.left_product(left))
+        rest.take(j, left, right)
         codes[0].append(left_codes)
         codes[1].append(right_codes)
     left_codes, right_codes = (torch.cat(side, dim=2) for side in codes)
-    scales = fitted_scales(matrices, levels(left_codes, bits), levels(right_codes, bits))
+    scales = _fitted(levels(left_codes, bits), levels(right_codes, bits), rest.targets)
     return left_codes, right_codes, scales * sizes.squeeze(2)
 
 
@@ -136,6 +140,7 @@ class _DenseRest:
         self.starts = torch.randn(matrices.shape[2], rank, generator=generator).to(matrices)
         self.left = matrices.new_zeros(len(matrices), matrices.shape[1], rank)
         self.right = matrices.new_zeros(len(matrices), matrices.shape[2], rank)
+        self.targets = matrices.new_zeros(len(matrices), rank)
 
     def right_product(self, vectors: Tensor) -> Tensor:
         """(n, d2, 1) -> (n, d1, 1)."""
@@ -143,7 +148,8 @@ class _DenseRest:
 
     def left_product(self, vectors: Tensor) -> Tensor:
         """(n, d1, 1) -> (n, d2, 1)."""
-        return self.transposed @ vectors - self.right @ (self.left.mT @ vectors)
+        self._returned = self.transposed @ vectors - self.right @ (self.left.mT @ vectors)
+        return self._returned
 
     def strongest(self, pair: int) -> Tensor:
         """The image (n, d1, 1) of about the strongest right direction."""
@@ -153,24 +159,30 @@ class _DenseRest:
         return self.right_product(right)
 
     def take(self, pair: int, left: Tensor, right: Tensor) -> None:
-        """Take out left @ right^T."""
-        self.left[:, :, pair : pair + 1], self.right[:, :, pair : pair + 1] = left, right
+        """Take out as much of left @ right^T as there is of it, the last left_product being that of `left`.
+
+        `targets` (n, c) gets the inner product of the two with the whole matrix.
+        """
+        inner = (self._returned * right).sum(dim=1, keepdim=True)
+        taken = ((left.mT @ self.left) * (right.mT @ self.right)).sum(dim=2, keepdim=True)
+        self.targets[:, pair] = (inner + taken).flatten()
+        scale = inner / (_squares(left) * _squares(right))
+        self.left[:, :, pair : pair + 1], self.right[:, :, pair : pair + 1] = left * scale, right
 
 
 class _LowRankRest:
-    """The same of low-rank matrices: the pairs are further columns, with the opposite sign. Power iteration needs the
-    columns' inner products alone, not the columns."""
+    """The same of low-rank matrices, at size one: the pairs are further columns, with the opposite sign. Power
+    iteration needs the columns' inner products alone, not the columns."""
 
     def __init__(self, matrices: LowRankMatrices, rank: int):
         self.width = matrices.left.shape[2]
+        halves = matrix_sizes(matrices).rsqrt()
         # As rows, so that each is one run of memory; room for the pairs.
-        self.left, self.right = (
-            torch.cat([side.mT, side.new_zeros(len(side), rank, side.shape[1])], dim=1)
-            for side in (matrices.left, matrices.right)
-        )
+        self.left, self.right = (_with_room(side.mT, halves, rank) for side in (matrices.left, matrices.right))
         self.grams = self.left @ self.left.mT, self.right @ self.right.mT
+        self.targets = self.left.new_zeros(len(self.left), rank)
         generator = torch.Generator(device="cpu").manual_seed(0)
-        self.starts = torch.randn(matrices.shape[2], rank, generator=generator).to(self.left)
+        self.starts = torch.randn(rank, 1, matrices.shape[2], generator=generator).to(self.left)
 
     # A vector as a row: a product with a single column takes ten times as long.
 
@@ -178,20 +190,42 @@ class _LowRankRest:
         return (vectors.mT @ self.right.mT @ self.left).mT
 
     def left_product(self, vectors: Tensor) -> Tensor:
-        return (vectors.mT @ self.left.mT @ self.right).mT
+        self._coordinates = vectors.mT @ self.left.mT
+        return (self._coordinates @ self.right).mT
 
     def strongest(self, pair: int) -> Tensor:
-        weights = self.starts[:, pair].expand(len(self.left), 1, -1) @ self.right.mT
-        for _ in range(_ROUNDS):
-            weights = _unit((weights @ self.grams[0]).mT).mT @ self.grams[1]
-        return (weights @ self.left).mT
+        image = self.starts[pair].expand(len(self.left), -1, -1) @ self.right.mT  # in terms of the left columns
+        round_ = self.grams[0] @ self.grams[1]
+        for _ in range(_SQUARINGS):
+            round_ = round_ / round_.norm(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(round_.dtype).tiny)
+            round_ = round_ @ round_
+        return (image @ round_ @ self.left).mT
 
     def take(self, pair: int, left: Tensor, right: Tensor) -> None:
         row = self.width + pair
-        for columns, gram, taken in ((self.left, self.grams[0], left), (self.right, self.grams[1], -right)):
-            columns[:, row : row + 1] = taken.mT
-            products = taken.mT @ columns.mT
-            gram[:, row : row + 1, :], gram[:, :, row : row + 1] = products, products.mT
+        left_products, right_products = self._coordinates, right.mT @ self.right.mT
+        inner = left_products * right_products
+        self.targets[:, pair] = inner[:, 0, : self.width].sum(dim=1)
+        left_square, right_square = _squares(left), _squares(right)
+        scale = inner.sum(dim=2, keepdim=True) / (left_square * right_square)
+        self.left[:, row : row + 1], self.right[:, row : row + 1] = (left * scale).mT, -right.mT
+        left_products[:, :, row : row + 1], right_products[:, :, row : row + 1] = left_square * scale, -right_square
+        for gram, along in zip(self.grams, (left_products * scale, -right_products), strict=True):
+            gram[:, row : row + 1, :], gram[:, :, row : row + 1] = along, along.mT
+
+
+def _with_room(rows: Tensor, factors: Tensor, more: int) -> Tensor:
+    """Rows (n, l, d) times their example's factor (n, 1, 1), and `more` rows of zeros."""
+    count, width, size = rows.shape
+    wider = rows.new_empty(count, width + more, size)
+    torch.mul(rows, factors, out=wider[:, :width])
+    wider[:, width:] = 0
+    return wider
+
+
+def _squares(vectors: Tensor) -> Tensor:
+    """Squared lengths of columns (n, d, 1), (n, 1, 1)."""
+    return vectors.square().sum(dim=1, keepdim=True)
 
 
 def _unit(vectors: Tensor) -> Tensor:
@@ -210,9 +244,17 @@ def fitted_scales(matrices: Matrices, left: Tensor, right: Tensor) -> Tensor:
     Returns:
         `Tensor`: (n, c), float32.
     """
+    return _fitted(left, right, _inner_products(matrices, left, right))
+
+
+def _inner_products(matrices: Matrices, left: Tensor, right: Tensor) -> Tensor:
+    """left_j^T M right_j of each matrix and pair, (n, c)."""
+    return ((matrices @ right) * left).sum(dim=1)
+
+
+def _fitted(left: Tensor, right: Tensor, targets: Tensor) -> Tensor:
     gram = ((left.mT @ left) * (right.mT @ right)).double()
-    target = ((matrices @ right) * left).sum(dim=1).double()
     # Two pairs may have the same codes (a matrix of lower rank): a touch of ridge shares the scale between them.
     ridge = 1e-9 * gram.diagonal(dim1=1, dim2=2).mean(dim=1)
     gram.diagonal(dim1=1, dim2=2).add_(ridge.unsqueeze(1))
-    return torch.linalg.solve(gram, target.unsqueeze(2)).squeeze(2).float()
+    return torch.linalg.solve(gram, targets.double().unsqueeze(2)).squeeze(2).float()

@@ -32,9 +32,12 @@ class LowRankMatrices:
     @classmethod
     def cat(cls, batches: "list[LowRankMatrices]") -> "LowRankMatrices":
         """Several batches of one shape as one."""
-        return cls(
-            *(torch.cat(parts) for parts in zip(*((one.left, one.right, one.squares) for one in batches), strict=True))
+        # Each vector is one run of memory, and stays one.
+        left, right = (
+            torch.cat([side.mT for side in sides]).mT
+            for sides in zip(*((one.left, one.right) for one in batches), strict=True)
         )
+        return cls(left, right, torch.cat([one.squares for one in batches]))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -52,10 +55,8 @@ class LowRankMatrices:
 
     def __truediv__(self, sizes: Tensor) -> "LowRankMatrices":
         """Each matrix over its own number, (n, 1, 1)."""
-        carried = _largest(self.left)  # so that powers of either side stay in the range of float32
-        return LowRankMatrices(
-            self.left / carried, self.right * (carried / sizes), self.squares / sizes.flatten().double().square()
-        )
+        root = sizes.sqrt()  # of each side as much, since either may carry the scale
+        return LowRankMatrices(self.left / root, self.right / root, self.squares / sizes.flatten().double().square())
 
 
 Matrices = Tensor | LowRankMatrices
@@ -77,14 +78,10 @@ def squared_norms(matrices: Matrices) -> Tensor:
 def matrix_sizes(matrices: Matrices) -> Tensor:
     """A positive number about as large as each matrix, (n, 1, 1); 1 for one that is zero."""
     if isinstance(matrices, LowRankMatrices):
-        return _largest(matrices.left) * _largest(matrices.right)
-    return _largest(matrices)
-
-
-def _largest(numbers: Tensor) -> Tensor:
-    """The largest magnitude in each of (n, a, b), (n, 1, 1); 1 where all are zero."""
-    largest = numbers.abs().amax(dim=(1, 2), keepdim=True) if len(numbers) else numbers.new_ones(0, 1, 1)
-    return torch.where(largest > 0, largest, torch.ones_like(largest))
+        sizes = matrices.squares.sqrt().to(matrices.left.dtype).view(-1, 1, 1)
+    else:
+        sizes = matrices.abs().amax(dim=(1, 2), keepdim=True) if len(matrices) else matrices.new_ones(0, 1, 1)
+    return torch.where(sizes > 0, sizes, torch.ones_like(sizes))
 
 
 class RangeFinder:

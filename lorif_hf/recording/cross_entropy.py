@@ -15,11 +15,11 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         counted = labels != IGNORED
         places = torch.where(counted, labels, 0).unsqueeze(1)
-        top = logits.amax(dim=1, keepdim=True)
-        gradient = torch.sub(logits, top).exp_()
-        sums = gradient.sum(dim=1, keepdim=True)
-        losses = (sums.log() + top - logits.gather(1, places)).squeeze(1)
-        gradient.div_(sums).scatter_add_(1, places, torch.full_like(top, -1))
+        gradient = torch.softmax(logits, dim=1)
+        # The largest logit and its probability give the logarithm of the sum: that of the label may be rounded to 0.
+        top, likeliest = (one.amax(dim=1, keepdim=True) for one in (logits, gradient))
+        losses = (top - likeliest.log() - logits.gather(1, places)).squeeze(1)
+        gradient.scatter_add_(1, places, torch.full_like(top, -1))
         gradient[~counted] = 0
         ctx.save_for_backward(gradient, counted)
         return torch.where(counted, losses, 0)
