@@ -148,7 +148,8 @@ class _DenseRest:
 
     def left_product(self, vectors: Tensor) -> Tensor:
         """(n, d1, 1) -> (n, d2, 1)."""
-        self._returned = self.transposed @ vectors - self.right @ (self.left.mT @ vectors)
+        self._whole = self.transposed @ vectors
+        self._returned = self._whole - self.right @ (self.left.mT @ vectors)
         return self._returned
 
     def strongest(self, pair: int) -> Tensor:
@@ -163,10 +164,9 @@ class _DenseRest:
 
         `targets` (n, c) gets the inner product of the two with the whole matrix.
         """
-        inner = (self._returned * right).sum(dim=1, keepdim=True)
-        taken = ((left.mT @ self.left) * (right.mT @ self.right)).sum(dim=2, keepdim=True)
-        self.targets[:, pair] = (inner + taken).flatten()
-        scale = inner / (_squares(left) * _squares(right))
+        # Not from the rest and what was taken: pairs of the same codes must have the same target to the last bit.
+        self.targets[:, pair] = (self._whole * right).sum(dim=(1, 2))
+        scale = (self._returned * right).sum(dim=1, keepdim=True) / (_squares(left) * _squares(right))
         self.left[:, :, pair : pair + 1], self.right[:, :, pair : pair + 1] = left * scale, right
 
 
@@ -254,7 +254,8 @@ def _inner_products(matrices: Matrices, left: Tensor, right: Tensor) -> Tensor:
 
 def _fitted(left: Tensor, right: Tensor, targets: Tensor) -> Tensor:
     gram = ((left.mT @ left) * (right.mT @ right)).double()
-    # Two pairs may have the same codes (a matrix of lower rank): a touch of ridge shares the scale between them.
-    ridge = 1e-9 * gram.diagonal(dim1=1, dim2=2).mean(dim=1)
+    # Two pairs may have the same codes (a matrix of lower rank): a touch of ridge shares the scale between them. It is
+    # above what rounding makes of their targets, which would come out as large scales of opposite signs.
+    ridge = 1e-6 * gram.diagonal(dim1=1, dim2=2).mean(dim=1)
     gram.diagonal(dim1=1, dim2=2).add_(ridge.unsqueeze(1))
     return torch.linalg.solve(gram, targets.double().unsqueeze(2)).squeeze(2).float()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 
-_RIDGE = 1e-7  # of a Gram matrix's trace: weaker directions cannot be told from rounding in float32
+_RIDGE = 1e-7  # of the sum of squares: weaker directions cannot be told from rounding in float32
+_SHARED = 1e-5  # squared length of a direction, one where it is whole, that is taken for none
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class LowRankMatrices:
         left (`Tensor`): float32 (n, d1, l).
         right (`Tensor`): float32 (n, d2, l).
         squares (`Tensor`): float64 (n,), the squared Frobenius norm of each whole matrix, of which left @ right^T is
-            the greater part: an unbiased estimate.
+            a part: an unbiased estimate, exact where that part is all.
     """
 
     left: Tensor
@@ -90,9 +91,9 @@ class RangeFinder:
     For X (T x d1) and dY (T x d2) of an example, M = W_in X^T dY W_out is cut to its projection on the block Krylov
     space (M Omega, M S M^T M Omega), each block of width / 2 columns. S would be the identity in the textbook: it is
     W_out^-1 diag(W_out), which saves a product with W_out and finds as much. Where the rank of M is at most `width`
-    (few tokens, say), all of it is found, to a percent or better. Each example is treated alone; Omega is fixed.
+    (few tokens, say), all of it is found. Each example is treated alone; Omega is fixed.
 
-    Where d1 <= d2, left @ right^T has orthonormal left columns; else right ones.
+    Where d1 <= d2, left @ right^T has orthonormal left columns, else right ones; zeros where there are no more.
 
     Costs 4 width T (d1 + d2) + 2 width (2 d1^2 + d2^2) operations per example, d1 <= d2.
 
@@ -102,7 +103,7 @@ class RangeFinder:
         width (`int`): directions in all, even.
 
     Source: Musco and Musco 2015 (arXiv:1504.05477), algorithm 2, at a depth of one; the squared norms by Hutchinson's
-    estimator (Hutchinson 1990) over the columns of Omega.
+    estimator (Hutchinson 1990) over the columns of Omega, but for those of which all is found.
     """
 
     def __init__(self, in_whitener: Tensor, out_whitener: Tensor, width: int):
@@ -135,16 +136,32 @@ class RangeFinder:
         further = _orthonormal(rows - (rows @ lefts.mT) @ lefts, sizes)
         lefts = torch.cat([lefts, further], dim=1)
         rights = torch.cat([rights, (further @ one @ inputs.mT @ outputs) @ other], dim=1)
+        # A direction that the first block holds only just is in the second too: it must not count twice.
+        turn = _orthonormalizer(lefts, ridge=_SHARED)
+        lefts, rights = turn @ lefts, turn @ rights
+        whole = lefts.square().sum(dim=2).amin(dim=1) < 0.5  # no more directions were there to be found
+        squares = torch.where(whole, rights.double().square().sum(dim=(1, 2)), squares)
         return LowRankMatrices(lefts.mT, rights.mT, squares)
 
 
 def _orthonormal(rows: Tensor, sizes: Tensor | None = None) -> Tensor:
     """Rows (n, l, d) made orthonormal; what is rounding of rows whose squares add up to `sizes` (n,) goes to zero."""
+    if sizes is None:
+        sizes = rows.double().square().sum(dim=(1, 2))
+    scales = sizes.rsqrt().clamp_max(torch.finfo(rows.dtype).max).to(rows.dtype).view(-1, 1, 1)
+    rows = rows * scales
+    return _orthonormalizer(rows, _RIDGE) @ rows
+
+
+def _orthonormalizer(rows: Tensor, ridge: float) -> Tensor:
+    """The triangle (n, l, l) that makes rows (n, l, d) orthonormal: the inverse root of their inner products + ridge.
+
+    No product of what it makes is above one; directions whose square is below the ridge shrink.
+    """
     precise = rows.double()
     grams = precise @ precise.mT
-    ridge = _RIDGE * (grams.diagonal(dim1=1, dim2=2).sum(dim=1) if sizes is None else sizes)
-    grams.diagonal(dim1=1, dim2=2).add_(torch.where(ridge > 0, ridge, 1).unsqueeze(1))
+    grams.diagonal(dim1=1, dim2=2).add_(ridge)
     triangles = torch.linalg.cholesky_ex(grams).L
     identity = torch.eye(triangles.shape[1], dtype=triangles.dtype, device=triangles.device)
     inverse = torch.linalg.solve_triangular(triangles, identity.expand_as(triangles), upper=False)
-    return inverse.to(rows.dtype) @ rows
+    return inverse.to(rows.dtype)

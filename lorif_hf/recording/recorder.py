@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..algebra.projection import TwoSidedProjection, project
 from ..algebra.rangefinder import LowRankMatrices, Matrices
 from ..algebra.whitening import SecondMoments
-from ..errors import NonFiniteGradientError, RecordingError, UnsupportedModuleError
+from ..errors import NonFiniteGradientError, UnsupportedModuleError
 from .modules import TrackedModule, base_model
 from .objectives import Objective, batch_size
 
@@ -43,6 +43,10 @@ class Recording:
     losses: Tensor
     targets: Tensor | None
     weights: Tensor | None
+
+
+class _InputChangedError(Exception):
+    """An input that was held instead of copied was changed in place after its layer had seen it."""
 
 
 class GradientRecorder:
@@ -135,12 +139,8 @@ class GradientRecorder:
         rows = range(size) if rows is None else rows
         ids = moved.get("input_ids")
         self._shape = (size, ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else None)
-        self._gradients, self._tokens, self._calls, self._without_graph = {}, {}, {}, {}
-        with torch.enable_grad():
-            losses = self.objective(self.model, moved)
-            if not losses.requires_grad:
-                raise self._no_graph([tracked.name for tracked in self.modules])
-            losses.sum().backward()
+        while (losses := self._passed(moved)) is None:
+            pass  # once more: each time, one more layer's inputs are copied
         for name in list(self._tokens):  # of a layer that was called more often than a gradient came back
             self._reduce(name)
         lost = [name for name in self._without_graph if name not in self._gradients]
@@ -156,6 +156,19 @@ class GradientRecorder:
             self.objective.weights,
         )
 
+    def _passed(self, batch: Mapping[str, Any]) -> Tensor | None:
+        """The losses of a forward and backward pass; `None` where an input that was only held has been changed."""
+        self._gradients, self._tokens, self._calls, self._without_graph = {}, {}, {}, {}
+        with torch.enable_grad():
+            losses = self.objective(self.model, batch)
+            if not losses.requires_grad:
+                raise self._no_graph([tracked.name for tracked in self.modules])
+            try:
+                losses.sum().backward()
+            except _InputChangedError:
+                return None
+        return losses
+
     def _forward_hook(self, tracked: TrackedModule) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
             if not torch.is_grad_enabled():
@@ -166,10 +179,12 @@ class GradientRecorder:
             if inputs is not None:
                 projection = self._projection(tracked, inputs)
                 projected, dtype = project(inputs, projection.in_signs), inputs.dtype
-                version = inputs._version
-                # Without a projection it is the caller's own tensor, which may be changed in place.
-                lent = projected.data_ptr() == inputs.data_ptr() and self._kept.get(tracked.name, False)
-                if projected.data_ptr() == inputs.data_ptr() and not lent:
+                # Without a projection it is the caller's own tensor, which may be changed in place. (Not noticed: what
+                # is written through `.data`.)
+                shared = projected.data_ptr() == inputs.data_ptr()
+                version = None if inputs.is_inference() else inputs._version
+                lent = shared and self._kept.get(tracked.name, False)
+                if shared and not lent:
                     projected = projected.clone()
                 self._calls[tracked.name] = self._calls.get(tracked.name, 0) + 1
             replaced = None
@@ -186,13 +201,10 @@ class GradientRecorder:
                         "so its gradient cannot be told apart by example (a mixture of experts, for instance). Leave "
                         "it out with exclude_modules."
                     )
-                kept = inputs._version == version
+                kept = version is not None and inputs._version == version
                 self._kept[tracked.name] = kept and self._kept.get(tracked.name, True)
                 if lent and not kept:
-                    raise RecordingError(
-                        f"The input of module '{tracked.name}' was changed in place after the layer had seen it, and "
-                        "was not in the batch before. Leave the module out with exclude_modules."
-                    )
+                    raise _InputChangedError
                 returned = project(per_example.to(dtype), projection.out_signs)
                 tokens = self._tokens.setdefault(tracked.name, [])
                 tokens.append((projected, returned))

@@ -18,6 +18,7 @@ from lorif_hf.algebra.quantization import (
     quantized_factors,
     unpack,
 )
+from lorif_hf.algebra.rangefinder import LowRankMatrices
 
 
 def random(*shape, seed=0, dtype=torch.float32):
@@ -226,3 +227,24 @@ def test_matrices_of_lower_rank_have_finite_scales(bits, kind):
         assert float(scales.abs().max()) == 0
     elif kind == "ones":
         torch.testing.assert_close(rebuilt[0], matrix, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("low_rank", [False, True])
+@pytest.mark.parametrize("kind", ["one number", "rank one", "few"])
+def test_pairs_with_the_same_codes_have_scales_that_bfloat16_can_hold(kind, low_rank):
+    """Scales of opposite signs that cancel would no longer do so once they are rounded."""
+    if kind == "one number":
+        matrices = torch.zeros(300, 6, 8)
+        matrices[torch.arange(300), torch.arange(300) % 6, torch.arange(300) % 8] = random(300, seed=3)
+    elif kind == "rank one":
+        matrices = random(300, 6, 1, seed=4) @ random(300, 1, 8, seed=5)
+    else:
+        matrices = random(300, 4, 4, seed=6)
+    left = torch.eye(matrices.shape[1]).expand(300, -1, -1)
+    squares = matrices.square().sum(dim=(1, 2)).double()
+    given = LowRankMatrices(left, matrices.mT, squares) if low_rank else matrices
+    left_codes, right_codes, scales = quantized_factors(given, 4, 1)
+    u, v = levels(left_codes, 1), levels(right_codes, 1)
+    assert float((scales.abs().amax(dim=1) / matrices.abs().amax(dim=(1, 2))).max()) < 4
+    found, rounded = ((u * some.unsqueeze(1)) @ v.mT for some in (scales, scales.bfloat16().float()))
+    assert float(((found - rounded).norm(dim=(1, 2)) / matrices.norm(dim=(1, 2))).max()) < 0.02

@@ -58,15 +58,23 @@ def test_positions_without_a_gradient_do_not_count():
     assert torch.equal(found.inputs, expected.inputs) and torch.equal(found.outputs, expected.outputs)
 
 
-def test_rounding_is_no_gradient():
+@pytest.mark.parametrize("size", [1e-7, 5e-6])  # of random vectors, whose largest numbers differ by a few times
+def test_rounding_is_no_gradient(size):
     """It is measured by the largest gradient of the same example, whatever its neighbours have."""
     x, dy = (side.view(2, 5, -1) for side in tokens(10))
     dy[1] *= 1e-7
     noisy = dy.clone()
-    noisy[:, 2], dy[:, 2] = 1e-7 * noisy[:, 2], 0
+    noisy[:, 2], dy[:, 2] = size * noisy[:, 2], 0
     found, expected = moments_of(x, noisy), moments_of(x, dy)
     assert found.tokens == expected.tokens == 8
     assert torch.equal(found.inputs, expected.inputs) and torch.equal(found.outputs, expected.outputs)
+
+
+def test_a_small_gradient_counts():
+    """One of a token that is predicted well, not rounding."""
+    x, dy = (side.view(2, 5, -1) for side in tokens(10))
+    dy[:, 2] *= 1e-3
+    assert moments_of(x, dy).tokens == 10
 
 
 def test_a_gradient_of_one_number_counts():

@@ -7,7 +7,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
-from lorif_hf.errors import RecordingError
+from lorif_hf.algebra.whitening import SecondMoments
 from lorif_hf.recording.modules import tracked_modules
 from lorif_hf.recording.objectives import Objective
 from lorif_hf.recording.recorder import GradientRecorder
@@ -116,30 +116,51 @@ def test_inputs_modified_in_place(record, factor):
     torch.testing.assert_close(found["first"], expected["first"])
 
 
-def test_inputs_modified_in_place_in_some_batches(draw):
-    """Inputs are copied until a batch has shown that they are left alone; what changes its mind is found out."""
+@pytest.mark.parametrize("with_moments", [False, True])
+def test_inputs_modified_in_place_in_some_batches(draw, with_moments):
+    """Inputs are copied until a batch has shown that they are left alone. One that changes its mind goes through once
+    more, and no layer's moments have it twice."""
 
     def forward(net, x):
         hidden = x.clone()
-        out = net.first(hidden)
+        shifted = net.first(hidden) + 0.5
+        result = torch.tanh(net.second(shifted))
         if net.editing:
             hidden += 1
-        return torch.tanh(net.second(torch.tanh(out)))
+            shifted += 1
+        return result
 
     model, x = Net(forward), torch.randn(3, 4, 5)
     modules = tracked_modules(model)
-    expected = {}
-    for order in ((True, True, False), (False, False, True)):
-        with GradientRecorder(model, modules, draw(modules, 1), Objective(_loss)) as recorder:
-            for model.editing in order[:2]:
-                found = recorder.record({"x": x}).gradients["first"]
-                torch.testing.assert_close(found, expected.setdefault("first", found))
-            model.editing = order[2]
-            if model.editing:
-                with pytest.raises(RecordingError, match="The input of module 'first' was changed in place"):
-                    recorder.record({"x": x})
-            else:
-                torch.testing.assert_close(recorder.record({"x": x}).gradients["first"], expected["first"])
+    for orders in ((True, True, False), (False, False, True), (False, True, True, False)):
+        found, sums = [], []
+        for order in (orders, [False] * len(orders)):
+            moments = {t.name: SecondMoments.zeros(t.in_features, t.out_features) for t in modules}
+            with GradientRecorder(
+                model, modules, draw(modules, 1), Objective(_loss), moments if with_moments else None
+            ) as recorder:
+                for model.editing in order:
+                    found.append(recorder.record({"x": x}).gradients)
+            sums.append({name: (one.inputs, one.outputs, one.tokens) for name, one in moments.items()})
+        for gradients in found:
+            for name in ("first", "second"):
+                torch.testing.assert_close(gradients[name], found[0][name])
+        for name in ("first", "second"):
+            torch.testing.assert_close(sums[0][name], sums[1][name])
+            assert sums[0][name][2] == (12 * len(orders) if with_moments else 0)
+
+
+def test_inputs_of_inference_mode(record, assert_same_gradients):
+    """They keep no count of their changes, so they are copied."""
+
+    def inferred(net, x):
+        with torch.inference_mode():
+            hidden = torch.sin(x)
+        return torch.tanh(net.second(torch.tanh(net.first(hidden))))
+
+    x = torch.randn(3, 4, 5)
+    found = record(Net(inferred), {"x": x}, _loss).gradients
+    assert_same_gradients(found, _per_sample(Net(_plain), torch.sin(x)))
 
 
 def test_inputs_by_keyword(record, assert_same_gradients):
