@@ -137,31 +137,31 @@ class RangeFinder:
         lefts = torch.cat([lefts, further], dim=1)
         rights = torch.cat([rights, (further @ one @ inputs.mT @ outputs) @ other], dim=1)
         # A direction that the first block holds only just is in the second too: it must not count twice.
-        turn = _orthonormalizer(lefts, ridge=_SHARED)
+        turn = _inverse_root(lefts @ lefts.mT, _SHARED)
         lefts, rights = turn @ lefts, turn @ rights
         whole = lefts.square().sum(dim=2).amin(dim=1) < 0.5  # no more directions were there to be found
-        squares = torch.where(whole, rights.double().square().sum(dim=(1, 2)), squares)
+        squares[whole] = rights[whole].double().square().sum(dim=(1, 2))
         return LowRankMatrices(lefts.mT, rights.mT, squares)
 
 
 def _orthonormal(rows: Tensor, sizes: Tensor | None = None) -> Tensor:
     """Rows (n, l, d) made orthonormal; what is rounding of rows whose squares add up to `sizes` (n,) goes to zero."""
-    if sizes is None:
-        sizes = rows.double().square().sum(dim=(1, 2))
-    scales = sizes.rsqrt().clamp_max(torch.finfo(rows.dtype).max).to(rows.dtype).view(-1, 1, 1)
-    rows = rows * scales
-    return _orthonormalizer(rows, _RIDGE) @ rows
-
-
-def _orthonormalizer(rows: Tensor, ridge: float) -> Tensor:
-    """The triangle (n, l, l) that makes rows (n, l, d) orthonormal: the inverse root of their inner products + ridge.
-
-    No product of what it makes is above one; directions whose square is below the ridge shrink.
-    """
     precise = rows.double()
     grams = precise @ precise.mT
-    grams.diagonal(dim1=1, dim2=2).add_(ridge)
-    triangles = torch.linalg.cholesky_ex(grams).L
+    if sizes is None:
+        sizes = grams.diagonal(dim1=1, dim2=2).sum(dim=1)
+    sizes = torch.where(sizes > 0, sizes, 1).view(-1, 1, 1)
+    # Two factors: of rows near the smallest numbers their product is none of float32's.
+    return (_inverse_root(grams / sizes, _RIDGE) @ rows).mul_(sizes.rsqrt().to(rows.dtype))
+
+
+def _inverse_root(grams: Tensor, ridge: float) -> Tensor:
+    """The triangle (n, l, l), float32, that makes rows of these inner products orthonormal, counting in the ridge.
+
+    No singular value of what it makes is above one; directions whose square is below the ridge shrink.
+    """
+    damped = grams.double()  # itself where it is that
+    damped.diagonal(dim1=1, dim2=2).add_(ridge)
+    triangles = torch.linalg.cholesky_ex(damped).L
     identity = torch.eye(triangles.shape[1], dtype=triangles.dtype, device=triangles.device)
-    inverse = torch.linalg.solve_triangular(triangles, identity.expand_as(triangles), upper=False)
-    return inverse.to(rows.dtype)
+    return torch.linalg.solve_triangular(triangles, identity.expand_as(triangles), upper=False).float()

@@ -156,7 +156,7 @@ class GradientRecorder:
             self.objective.weights,
         )
 
-    def _passed(self, batch: Mapping[str, Any]) -> Tensor | None:
+    def _passed(self, batch: dict[str, Any]) -> Tensor | None:
         """The losses of a forward and backward pass; `None` where an input that was only held has been changed."""
         self._gradients, self._tokens, self._calls, self._without_graph = {}, {}, {}, {}
         with torch.enable_grad():
