@@ -128,10 +128,13 @@ class RangeFinder:
         # All vectors are rows: a product with few columns takes several times as long as one with few rows.
         one, other = self._sides
         rows = (self._start.expand(len(inputs), -1, -1) @ outputs.mT @ inputs) @ one
-        squares = rows.double().square().sum(dim=(1, 2)) / rows.shape[1]
-        lefts = _orthonormal(rows)
+        sizes = rows.double().square().sum(dim=(1, 2))
+        squares = sizes / rows.shape[1]
+        lefts = _orthonormal(rows, sizes)
         rights = (lefts @ one @ inputs.mT @ outputs) @ other
-        rows = (_orthonormal(rights * other.diagonal()) @ outputs.mT @ inputs) @ one
+        search = rights * other.diagonal()
+        search = search / search.norm(dim=2, keepdim=True).clamp_min(torch.finfo(search.dtype).tiny)
+        rows = (search @ outputs.mT @ inputs) @ one
         sizes = rows.double().square().sum(dim=(1, 2))
         further = _orthonormal(rows - (rows @ lefts.mT) @ lefts, sizes)
         lefts = torch.cat([lefts, further], dim=1)
@@ -144,12 +147,10 @@ class RangeFinder:
         return LowRankMatrices(lefts.mT, rights.mT, squares)
 
 
-def _orthonormal(rows: Tensor, sizes: Tensor | None = None) -> Tensor:
+def _orthonormal(rows: Tensor, sizes: Tensor) -> Tensor:
     """Rows (n, l, d) made orthonormal; what is rounding of rows whose squares add up to `sizes` (n,) goes to zero."""
     precise = rows.double()
     grams = precise @ precise.mT
-    if sizes is None:
-        sizes = grams.diagonal(dim1=1, dim2=2).sum(dim=1)
     sizes = torch.where(sizes > 0, sizes, 1).view(-1, 1, 1)
     # Two factors: of rows near the smallest numbers their product is none of float32's.
     return (_inverse_root(grams / sizes, _RIDGE) @ rows).mul_(sizes.rsqrt().to(rows.dtype))

@@ -277,7 +277,7 @@ class GradientRecorder:
                 continue
             # What is not finite in a token is not finite in the gradient's every product.
             numbers = gradient.right if isinstance(gradient, LowRankMatrices) else gradient
-            finite = torch.isfinite(numbers.flatten(1).sum(dim=1))
+            finite = torch.isfinite(numbers.sum(dim=(1, 2)))
             if not bool(finite.all()):
                 finite = torch.isfinite(numbers).flatten(1).all(dim=1)
                 bad = [row for row, good in zip(rows, finite.tolist(), strict=True) if not good]
