@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .rangefinder import LowRankMatrices, Matrices, matrix_sizes
+from .rangefinder import LowRankMatrices, Matrices, matrix_sizes, unit
 
 
 BITS = (8, 4, 2, 1)
@@ -108,7 +108,7 @@ def quantized_factors(matrices: Matrices, rank: int, bits: int) -> tuple[Tensor,
     sizes = matrix_sizes(matrices)
     rest: _LowRankRest | _DenseRest
     if isinstance(matrices, LowRankMatrices):
-        rest = _LowRankRest(matrices, rank)
+        rest = _LowRankRest(matrices, sizes, rank)
     else:
         rest = _DenseRest(matrices / sizes, rank)
     codes: tuple[list[Tensor], list[Tensor]] = [], []
@@ -126,7 +126,7 @@ def quantized_factors(matrices: Matrices, rank: int, bits: int) -> tuple[Tensor,
         codes[0].append(left_codes)
         codes[1].append(right_codes)
     left_codes, right_codes = (torch.cat(side, dim=2) for side in codes)
-    scales = _fitted(levels(left_codes, bits), levels(right_codes, bits), rest.targets)
+    scales = fitted_scales(levels(left_codes, bits), levels(right_codes, bits), rest.targets)
     return left_codes, right_codes, scales * sizes.squeeze(2)
 
 
@@ -156,7 +156,7 @@ class _DenseRest:
         """The image (n, d1, 1) of about the strongest right direction."""
         right = self.starts[:, pair : pair + 1].expand(len(self.matrices), -1, -1)
         for _ in range(_ROUNDS):
-            right = self.left_product(_unit(self.right_product(right)))
+            right = self.left_product(unit(self.right_product(right), dim=1))
         return self.right_product(right)
 
     def take(self, pair: int, left: Tensor, right: Tensor) -> None:
@@ -171,12 +171,12 @@ class _DenseRest:
 
 
 class _LowRankRest:
-    """The same of low-rank matrices, at size one: the pairs are further columns, with the opposite sign. Power
+    """The same of low-rank matrices over their sizes: the pairs are further columns, with the opposite sign. Power
     iteration needs the columns' inner products alone, not the columns."""
 
-    def __init__(self, matrices: LowRankMatrices, rank: int):
+    def __init__(self, matrices: LowRankMatrices, sizes: Tensor, rank: int):
         self.width = matrices.left.shape[2]
-        halves = matrix_sizes(matrices).rsqrt()
+        halves = sizes.rsqrt()
         # As rows, so that each is one run of memory; room for the pairs.
         self.left, self.right = (_with_room(side.mT, halves, rank) for side in (matrices.left, matrices.right))
         self.grams = self.left @ self.left.mT, self.right @ self.right.mT
@@ -197,7 +197,7 @@ class _LowRankRest:
         image = self.starts[pair].expand(len(self.left), -1, -1) @ self.right.mT  # in terms of the left columns
         round_ = self.grams[0] @ self.grams[1]
         for _ in range(_SQUARINGS):
-            round_ = round_ / round_.norm(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(round_.dtype).tiny)
+            round_ = unit(round_, dim=(1, 2))
             round_ = round_ @ round_
         return (image @ round_ @ self.left).mT
 
@@ -228,31 +228,17 @@ def _squares(vectors: Tensor) -> Tensor:
     return vectors.square().sum(dim=1, keepdim=True)
 
 
-def _unit(vectors: Tensor) -> Tensor:
-    """Columns (n, d, 1) at length one; zero stays zero."""
-    return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
-
-
-def fitted_scales(matrices: Matrices, left: Tensor, right: Tensor) -> Tensor:
-    """The scales a_j with which sum_j a_j left_j right_j^T comes nearest to each matrix (least squares).
+def fitted_scales(left: Tensor, right: Tensor, targets: Tensor) -> Tensor:
+    """The scales a_j with which sum_j a_j left_j right_j^T comes nearest to each matrix M (least squares).
 
     Args:
-        matrices (`Matrices`): (n, d1, d2).
         left (`Tensor`): (n, d1, c), levels.
         right (`Tensor`): (n, d2, c), levels.
+        targets (`Tensor`): (n, c), left_j^T M right_j.
 
     Returns:
         `Tensor`: (n, c), float32.
     """
-    return _fitted(left, right, _inner_products(matrices, left, right))
-
-
-def _inner_products(matrices: Matrices, left: Tensor, right: Tensor) -> Tensor:
-    """left_j^T M right_j of each matrix and pair, (n, c)."""
-    return ((matrices @ right) * left).sum(dim=1)
-
-
-def _fitted(left: Tensor, right: Tensor, targets: Tensor) -> Tensor:
     gram = ((left.mT @ left) * (right.mT @ right)).double()
     # Two pairs may have the same codes (a matrix of lower rank): a touch of ridge shares the scale between them. It is
     # above what rounding makes of their targets, which would come out as large scales of opposite signs.

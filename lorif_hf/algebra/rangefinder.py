@@ -85,6 +85,11 @@ def matrix_sizes(matrices: Matrices) -> Tensor:
     return torch.where(sizes > 0, sizes, torch.ones_like(sizes))
 
 
+def unit(vectors: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """Vectors (or matrices) along `dim` at length one; zero stays zero."""
+    return vectors / vectors.norm(dim=dim, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
+
+
 class RangeFinder:
     """The strongest directions of a layer's whitened gradients, from its tokens.
 
@@ -132,9 +137,7 @@ class RangeFinder:
         squares = sizes / rows.shape[1]
         lefts = _orthonormal(rows, sizes)
         rights = (lefts @ one @ inputs.mT @ outputs) @ other
-        search = rights * other.diagonal()
-        search = search / search.norm(dim=2, keepdim=True).clamp_min(torch.finfo(search.dtype).tiny)
-        rows = (search @ outputs.mT @ inputs) @ one
+        rows = (unit(rights * other.diagonal(), dim=2) @ outputs.mT @ inputs) @ one
         sizes = rows.double().square().sum(dim=(1, 2))
         further = _orthonormal(rows - (rows @ lefts.mT) @ lefts, sizes)
         lefts = torch.cat([lefts, further], dim=1)
@@ -159,9 +162,9 @@ def _orthonormal(rows: Tensor, sizes: Tensor) -> Tensor:
 def _inverse_root(grams: Tensor, ridge: float) -> Tensor:
     """The triangle (n, l, l), float32, that makes rows of these inner products orthonormal, counting in the ridge.
 
-    No singular value of what it makes is above one; directions whose square is below the ridge shrink.
+    Rows that are so already stay as they are; directions whose square is below the ridge shrink.
     """
-    damped = grams.double()  # itself where it is that
+    damped = grams.double() * (1 - ridge)
     damped.diagonal(dim1=1, dim2=2).add_(ridge)
     triangles = torch.linalg.cholesky_ex(damped).L
     identity = torch.eye(triangles.shape[1], dtype=triangles.dtype, device=triangles.device)

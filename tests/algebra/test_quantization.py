@@ -25,6 +25,11 @@ def random(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
+def scales_of(matrices, left, right):
+    """The scales that fit best to known matrices."""
+    return fitted_scales(left, right, ((matrices @ right) * left).sum(dim=1))
+
+
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 7, 8, 9, 16, 17, 31, 100])
 def test_what_is_packed_comes_back(bits, length):
@@ -131,7 +136,7 @@ def lstsq(matrix, left, right):
 def test_scales_are_those_of_least_squares(bits, rank):
     matrices, left, right = random(6, 7, 9), random(6, 7, rank, seed=1), random(6, 9, rank, seed=2)
     left, right = levels(quantize(left, bits), bits), levels(quantize(right, bits), bits)
-    found = fitted_scales(matrices, left, right)
+    found = scales_of(matrices, left, right)
     assert found.shape == (6, rank) and found.dtype == torch.float32
     for i in range(6):
         a, b, c = (tensor[i].double().numpy() for tensor in (matrices, left, right))
@@ -145,8 +150,8 @@ def test_scales_are_those_of_least_squares(bits, rank):
 def test_pairs_with_the_same_codes_share_a_finite_scale(bits):
     codes = levels(quantize(random(4, 6, 1), bits), bits), levels(quantize(random(4, 8, 1, seed=1), bits), bits)
     matrices = random(4, 6, 8, seed=2)
-    alone = fitted_scales(matrices, *codes)
-    twice = fitted_scales(matrices, *(side.repeat(1, 1, 3) for side in codes))
+    alone = scales_of(matrices, *codes)
+    twice = scales_of(matrices, *(side.repeat(1, 1, 3) for side in codes))
     assert bool(twice.isfinite().all())
     torch.testing.assert_close(twice.sum(dim=1, keepdim=True), alone, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(twice, (alone / 3).expand(4, 3), rtol=1e-4, atol=1e-6)
@@ -156,9 +161,9 @@ def test_pairs_with_the_same_codes_share_a_finite_scale(bits):
 def test_scales_of_matrices_of_any_size_are_finite(scale):
     matrices = random(3, 5, 4) * scale
     left, right = (levels(quantize(random(3, d, 3, seed=d), 4), 4) for d in (5, 4))
-    found = fitted_scales(matrices, left, right)
+    found = scales_of(matrices, left, right)
     assert bool(found.isfinite().all())
-    expected = fitted_scales(random(3, 5, 4), left, right) * scale
+    expected = scales_of(random(3, 5, 4), left, right) * scale
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
 
 

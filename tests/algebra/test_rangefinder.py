@@ -34,9 +34,9 @@ def off(one, other):
 
 
 @pytest.mark.parametrize("padding", [0, 20])
-@pytest.mark.parametrize(("d1", "d2"), [(40, 60), (60, 40), (24, 24)])
+@pytest.mark.parametrize(("d1", "d2"), [(40, 60), (60, 40), (24, 24), (9, 9)])
 @pytest.mark.parametrize(
-    ("tokens", "width"), [(1, 8), (3, 8), (4, 8), (5, 8), (8, 8), (5, 12), (6, 12), (7, 12), (12, 12)]
+    ("tokens", "width"), [(3, 4), (1, 8), (3, 8), (4, 8), (5, 8), (8, 8), (5, 12), (6, 12), (7, 12), (12, 12)]
 )
 def test_gradients_of_few_tokens_are_found_whole(tokens, d1, d2, width, padding):
     """Their rank is at most the number of tokens. Half the width is where both blocks hold the weakest direction."""
@@ -44,7 +44,7 @@ def test_gradients_of_few_tokens_are_found_whole(tokens, d1, d2, width, padding)
     padded = (torch.cat([side, torch.zeros(300, padding, side.shape[2])], dim=1) for side in (inputs, outputs))
     matrices = found((*padded, sides, whole), width)
     assert off(dense(matrices), whole) < 0.005
-    if tokens < width:
+    if tokens < width and width >= 8:  # at 4, rounding can look like a direction; the narrowest in use is 12
         exact = whole.square().sum(dim=(1, 2))
         torch.testing.assert_close(matrices.squares, exact, rtol=1e-3, atol=0)
 
@@ -100,7 +100,7 @@ def test_squared_norms_are_those_of_the_whole_gradients():
         estimates.append(float(found((inputs, outputs @ turn, (sides[0], turned), None), 8).squares))
     assert abs(sum(estimates) / 400 / exact - 1) < 0.05
     whole = found(given, 64)
-    assert abs(float(whole.squares) / exact - 1) < 1e-4
+    assert abs(float(whole.squares) / exact - 1) < 1e-5
 
 
 def test_each_example_is_treated_alone():
