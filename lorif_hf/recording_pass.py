@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .algebra.codecs import Codec
 from .algebra.rangefinder import LowRankMatrices, Matrices, squared_norms
@@ -163,6 +164,7 @@ class ShardContents:
             "self_influence": torch.zeros(count, dtype=torch.float64),
         }
 
+    @torch.inference_mode()
     def put(
         self, rows: Sequence[int], batch: Mapping[str, Any], recording: Recording, encoded: Mapping[str, Matrices]
     ) -> None:
@@ -171,12 +173,14 @@ class ShardContents:
         Raises:
             [`~lorif_hf.errors.RecordingError`]: a gradient is too large for the dtype that it is stored in.
         """
-        places = torch.tensor(rows) - self.start
+        places = self._places(rows)
         for names in _alike(encoded):
             together = _cat([encoded[name] for name in names])
             for part, tensor in self.codec.encode(together).items():
-                for name, piece in zip(names, tensor.split(len(rows)), strict=True):
-                    if piece.is_floating_point() and not bool(torch.isfinite(piece.float().sum())):
+                pieces = tensor.split(len(rows))
+                finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor.float().sum()))
+                for name, piece in zip(names, pieces, strict=True):
+                    if not finite and not bool(torch.isfinite(piece).all()):
                         raise RecordingError(
                             f"A gradient of module '{name}' is too large for {str(piece.dtype)[6:]}: build with "
                             "dtype='bfloat16'."
@@ -188,6 +192,13 @@ class ShardContents:
         self.table["num_tokens"][places] = tokens_per_example(dict(batch), len(rows))
         if recording.weights is not None:
             self.table["weights"][places] = recording.weights
+
+    def _places(self, rows: Sequence[int]) -> slice | Tensor:
+        """Where rows stand in the shard; neighbours are copied in one run."""
+        first = rows[0] - self.start
+        if list(rows) == list(range(rows[0], rows[0] + len(rows))):
+            return slice(first, first + len(rows))
+        return torch.tensor(rows) - self.start
 
 
 def _alike(encoded: Mapping[str, Matrices]) -> list[list[str]]:

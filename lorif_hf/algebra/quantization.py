@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .rangefinder import LowRankMatrices, Matrices, matrix_sizes, unit
@@ -26,38 +27,34 @@ def packed_bytes(length: int, bits: int) -> int:
 
 
 def quantize(vectors: Tensor, bits: int) -> Tensor:
-    """The codes of each vector, on a uniform grid of 2^bits levels around zero that is fitted to its own size.
+    """The level of each number, on a uniform grid of 2^bits levels around zero that is fitted to its vector's size.
 
     Args:
         vectors (`Tensor`): (n, d, c), each of the c columns a vector.
         bits (`int`): 8, 4, 2 or 1 (the sign alone).
 
     Returns:
-        `Tensor`: uint8 (n, d, c), 0 to 2^bits - 1; [`levels`] says what they stand for.
+        `Tensor`: (n, d, c), odd whole numbers from -(2^bits - 1) to 2^bits - 1; the scale is kept apart.
     """
     if bits == 1:
-        return (vectors >= 0).view(torch.uint8)
+        return torch.copysign(vectors.new_ones(()), vectors)
     half = 1 << (bits - 1)
     size = vectors.square().mean(dim=1, keepdim=True).sqrt()
     step = (size * _STEPS[bits]).clamp_min(torch.finfo(vectors.dtype).tiny)
-    return ((vectors / step).floor().clamp(-half, half - 1) + half).to(torch.uint8)
+    return (vectors / step).floor_().clamp_(-half, half - 1).mul_(2).add_(1)
 
 
-def levels(codes: Tensor, bits: int) -> Tensor:
-    """What codes stand for: the odd numbers from -(2^bits - 1) to 2^bits - 1, float32; the scale is kept apart."""
-    return torch.add(codes.new_full((), 1 - (1 << bits), dtype=torch.float32), codes, alpha=2)
-
-
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes (n, d, c) to bytes (n, c, ceil(d bits / 8)); the first code stands in a byte's lowest bits."""
-    per_byte = 8 // bits
-    count, length, rank = codes.shape
-    padded = torch.zeros(count, rank, packed_bytes(length, bits), per_byte, dtype=torch.uint8, device=codes.device)
-    padded.flatten(2)[:, :, :length] = codes.transpose(1, 2)
-    packed = padded[..., 0].clone()
-    for position in range(1, per_byte):
-        packed |= padded[..., position] << (bits * position)
-    return packed
+def pack(levels: Tensor, bits: int) -> Tensor:
+    """Levels (n, d, c) to bytes (n, c, ceil(d bits / 8)), the first in the lowest bits; the lowest level is 0."""
+    count, length, rank = levels.shape
+    size, per_byte = packed_bytes(length, bits), 8 // bits
+    rows = levels.mT
+    if length % per_byte:
+        rows = F.pad(rows, (0, size * per_byte - length), value=1 - (1 << bits))
+    # A byte is the sum of its codes, (level + 2^bits - 1) / 2, times what their places are worth: exact in float32.
+    worth = torch.tensor([2.0 ** (bits * place - 1) for place in range(per_byte)], device=levels.device)
+    packed = torch.mv(rows.reshape(-1, per_byte), worth).add_(127.5)
+    return packed.to(torch.uint8).view(count, rank, size)
 
 
 def unpack(packed: Tensor, length: int, bits: int, out: Tensor | None = None) -> Tensor:
@@ -80,15 +77,15 @@ def unpack(packed: Tensor, length: int, bits: int, out: Tensor | None = None) ->
 @functools.cache
 def _table(bits: int) -> np.ndarray:
     """(256, 8 / bits): the levels of every byte."""
-    shifts = torch.arange(0, 8, bits)
-    codes = (torch.arange(256).unsqueeze(1) >> shifts) & ((1 << bits) - 1)
-    return levels(codes, bits).numpy()
+    shifts, most = np.arange(0, 8, bits), (1 << bits) - 1
+    codes = (np.arange(256)[:, None] >> shifts) & most
+    return (2 * codes - most).astype(np.float32)
 
 
 def quantized_factors(matrices: Matrices, rank: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     """Factorise each matrix into pairs of quantised vectors, one pair after the other, each fitted to what is left.
 
-    A few rounds of power iteration find the direction, two more alternate between the codes of either side. What one
+    A few rounds of power iteration find the direction, two more alternate between the levels of either side. What one
     pair's rounding loses the next one sees: at one bit this comes nearer than quantising the singular vectors, and
     takes fewer products. The scales are fitted together at the end. The start is fixed, and each matrix is treated
     alone.
@@ -99,8 +96,8 @@ def quantized_factors(matrices: Matrices, rank: int, bits: int) -> tuple[Tensor,
         bits (`int`): 8, 4, 2 or 1.
 
     Returns:
-        `tuple[Tensor, Tensor, Tensor]`: codes of the left (n, d1, c) and right (n, d2, c) vectors, uint8; the scales
-        (n, c), float32.
+        `tuple[Tensor, Tensor, Tensor]`: levels of the left (n, d1, c) and right (n, d2, c) vectors; the scales (n, c),
+        float32.
 
     Source: the semidiscrete decomposition (Kolda and O'Leary 1998), with a grid of 2^bits levels instead of -1, 0, 1.
     """
@@ -111,107 +108,112 @@ def quantized_factors(matrices: Matrices, rank: int, bits: int) -> tuple[Tensor,
         rest = _LowRankRest(matrices, sizes, rank)
     else:
         rest = _DenseRest(matrices / sizes, rank)
-    codes: tuple[list[Tensor], list[Tensor]] = [], []
 
-    def coded(vectors: Tensor) -> tuple[Tensor, Tensor]:
-        found = quantize(vectors, bits)
-        return found, levels(found, bits)
+    def rounded(rows: Tensor) -> Tensor:
+        return quantize(rows.mT, bits).mT
 
-    for j in range(rank):
-        _, left = coded(rest.strongest(j))
-        _, right = coded(rest.left_product(left))
-        left_codes, left = coded(rest.right_product(right))
-        right_codes, right = coded(rest.left_product(left))
-        rest.take(j, left, right)
-        codes[0].append(left_codes)
-        codes[1].append(right_codes)
-    left_codes, right_codes = (torch.cat(side, dim=2) for side in codes)
-    scales = fitted_scales(levels(left_codes, bits), levels(right_codes, bits), rest.targets)
-    return left_codes, right_codes, scales * sizes.squeeze(2)
+    for pair in range(rank):
+        right = rounded(rest.left_product(rounded(rest.strongest(pair))))
+        left = rounded(rest.right_product(right))
+        rest.take(pair, left, rounded(rest.left_product(left)))
+    left, right = rest.pairs()
+    return left, right, fitted_scales(left, right, rest.targets) * sizes.squeeze(2)
+
+
+# What is left of matrices when pairs are taken out. It is never formed: products with it are products with the matrix,
+# less those with the pairs. A vector is a row, (n, 1, d): a product with a single column takes ten times as long.
 
 
 class _DenseRest:
-    """What is left of dense matrices when pairs are taken out. It is never formed: products with it are products with
-    the matrix, less those with the pairs, left_j and right_j."""
+    """Of dense matrices."""
 
     def __init__(self, matrices: Tensor, rank: int):
         self.matrices, self.transposed = matrices, matrices.mT
-        generator = torch.Generator(device="cpu").manual_seed(0)
-        self.starts = torch.randn(matrices.shape[2], rank, generator=generator).to(matrices)
-        self.left = matrices.new_zeros(len(matrices), matrices.shape[1], rank)
-        self.right = matrices.new_zeros(len(matrices), matrices.shape[2], rank)
+        self.starts = _starts(rank, self.transposed)
+        self.left = matrices.new_zeros(len(matrices), rank, matrices.shape[1])
+        self.right = matrices.new_zeros(len(matrices), rank, matrices.shape[2])
+        self.scales = matrices.new_zeros(len(matrices), 1, rank)
         self.targets = matrices.new_zeros(len(matrices), rank)
 
-    def right_product(self, vectors: Tensor) -> Tensor:
-        """(n, d2, 1) -> (n, d1, 1)."""
-        return self.matrices @ vectors - self.left @ (self.right.mT @ vectors)
+    def right_product(self, rows: Tensor) -> Tensor:
+        """(n, 1, d2) -> (n, 1, d1)."""
+        return rows @ self.transposed - (rows @ self.right.mT * self.scales) @ self.left
 
-    def left_product(self, vectors: Tensor) -> Tensor:
-        """(n, d1, 1) -> (n, d2, 1)."""
-        self._whole = self.transposed @ vectors
-        self._returned = self._whole - self.right @ (self.left.mT @ vectors)
+    def left_product(self, rows: Tensor) -> Tensor:
+        """(n, 1, d1) -> (n, 1, d2)."""
+        self._whole = rows @ self.matrices
+        self._returned = self._whole - (rows @ self.left.mT * self.scales) @ self.right
         return self._returned
 
     def strongest(self, pair: int) -> Tensor:
-        """The image (n, d1, 1) of about the strongest right direction."""
-        right = self.starts[:, pair : pair + 1].expand(len(self.matrices), -1, -1)
+        """The image (n, 1, d1) of about the strongest right direction."""
+        right = self.starts[pair].expand(len(self.matrices), 1, -1)
         for _ in range(_ROUNDS):
-            right = self.left_product(unit(self.right_product(right), dim=1))
+            right = self.left_product(unit(self.right_product(right), dim=2))
         return self.right_product(right)
 
     def take(self, pair: int, left: Tensor, right: Tensor) -> None:
-        """Take out as much of left @ right^T as there is of it, the last left_product being that of `left`.
+        """Take out as much of a pair as there is of it, the last left_product being that of its left vector.
 
         `targets` (n, c) gets the inner product of the two with the whole matrix.
         """
-        # Not from the rest and what was taken: pairs of the same codes must have the same target to the last bit.
+        # Not from the rest and what was taken: equal pairs must have the same target to the last bit.
         self.targets[:, pair] = (self._whole * right).sum(dim=(1, 2))
-        scale = (self._returned * right).sum(dim=1, keepdim=True) / (_squares(left) * _squares(right))
-        self.left[:, :, pair : pair + 1], self.right[:, :, pair : pair + 1] = left * scale, right
+        inner = (self._returned * right).sum(dim=2)
+        self.scales[:, :, pair] = inner / (_squares(left) * _squares(right))
+        self.left[:, pair], self.right[:, pair] = left[:, 0], right[:, 0]
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """(n, d1, c) and (n, d2, c)."""
+        return self.left.mT, self.right.mT
 
 
 class _LowRankRest:
-    """The same of low-rank matrices over their sizes: the pairs are further columns, with the opposite sign. Power
-    iteration needs the columns' inner products alone, not the columns."""
+    """Of low-rank matrices over their sizes: the pairs are further rows, whose weights are minus their scales. Power
+    iteration needs the rows' inner products alone, not the rows.
+
+    Products are with all rows, also those that are still zero: their rounding must not depend on how many there are.
+    """
 
     def __init__(self, matrices: LowRankMatrices, sizes: Tensor, rank: int):
-        self.width = matrices.left.shape[2]
-        halves = sizes.rsqrt()
-        # As rows, so that each is one run of memory; room for the pairs.
-        self.left, self.right = (_with_room(side.mT, halves, rank) for side in (matrices.left, matrices.right))
+        count, _, self.width = matrices.left.shape
+        roots = sizes.rsqrt()
+        self.left, self.right = (_with_room(side.mT, roots, rank) for side in (matrices.left, matrices.right))
         self.grams = self.left @ self.left.mT, self.right @ self.right.mT
-        self.targets = self.left.new_zeros(len(self.left), rank)
-        generator = torch.Generator(device="cpu").manual_seed(0)
-        self.starts = torch.randn(rank, 1, matrices.shape[2], generator=generator).to(self.left)
+        self.weights = self.left.new_ones(count, 1, self.width + rank)
+        self.targets = self.left.new_zeros(count, rank)
+        self.starts = _starts(rank, matrices.right)
+        self.images = self.starts.expand(count, -1, -1) @ self.right.mT
 
-    # A vector as a row: a product with a single column takes ten times as long.
+    def right_product(self, rows: Tensor) -> Tensor:
+        return (rows @ self.right.mT * self.weights) @ self.left
 
-    def right_product(self, vectors: Tensor) -> Tensor:
-        return (vectors.mT @ self.right.mT @ self.left).mT
-
-    def left_product(self, vectors: Tensor) -> Tensor:
-        self._coordinates = vectors.mT @ self.left.mT
-        return (self._coordinates @ self.right).mT
+    def left_product(self, rows: Tensor) -> Tensor:
+        self._products = rows @ self.left.mT
+        return (self._products * self.weights) @ self.right
 
     def strongest(self, pair: int) -> Tensor:
-        image = self.starts[pair].expand(len(self.left), -1, -1) @ self.right.mT  # in terms of the left columns
-        round_ = self.grams[0] @ self.grams[1]
+        round_ = (self.grams[0] * self.weights) @ (self.grams[1] * self.weights)
         for _ in range(_SQUARINGS):
             round_ = unit(round_, dim=(1, 2))
             round_ = round_ @ round_
-        return (image @ round_ @ self.left).mT
+        return (self.images[:, pair : pair + 1] * self.weights) @ round_ @ self.left
 
     def take(self, pair: int, left: Tensor, right: Tensor) -> None:
         row = self.width + pair
-        left_products, right_products = self._coordinates, right.mT @ self.right.mT
-        inner = left_products * right_products
+        products = self._products, right @ self.right.mT
+        squares = _squares(left), _squares(right)
+        inner = products[0] * products[1]
         self.targets[:, pair] = inner[:, 0, : self.width].sum(dim=1)
-        left_square, right_square = _squares(left), _squares(right)
-        scale = inner.sum(dim=2, keepdim=True) / (left_square * right_square)
-        self.left[:, row : row + 1], self.right[:, row : row + 1] = (left * scale).mT, -right.mT
-        left_products[:, :, row : row + 1], right_products[:, :, row : row + 1] = left_square * scale, -right_square
-        for gram, along in zip(self.grams, (left_products * scale, -right_products), strict=True):
-            gram[:, row : row + 1, :], gram[:, :, row : row + 1] = along, along.mT
+        self.weights[:, :, row] = -(inner * self.weights).sum(dim=2) / (squares[0] * squares[1])
+        self.left[:, row], self.right[:, row] = left[:, 0], right[:, 0]
+        for gram, along, square in zip(self.grams, products, squares, strict=True):
+            along[:, :, row] = square
+            gram[:, row, :] = gram[:, :, row] = along[:, 0]
+        self.images[:, :, row] = right[:, 0] @ self.starts.T
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        return self.left[:, self.width :].mT, self.right[:, self.width :].mT
 
 
 def _with_room(rows: Tensor, factors: Tensor, more: int) -> Tensor:
@@ -223,9 +225,15 @@ def _with_room(rows: Tensor, factors: Tensor, more: int) -> Tensor:
     return wider
 
 
-def _squares(vectors: Tensor) -> Tensor:
-    """Squared lengths of columns (n, d, 1), (n, 1, 1)."""
-    return vectors.square().sum(dim=1, keepdim=True)
+def _starts(rank: int, like: Tensor) -> Tensor:
+    """Where the search for each pair begins, (c, d2), for vectors that are the columns (d2) of `like`."""
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    return torch.randn(like.shape[1], rank, generator=generator).T.to(like)
+
+
+def _squares(rows: Tensor) -> Tensor:
+    """Squared lengths of (n, 1, d): (n, 1)."""
+    return torch.linalg.vecdot(rows, rows)
 
 
 def fitted_scales(left: Tensor, right: Tensor, targets: Tensor) -> Tensor:

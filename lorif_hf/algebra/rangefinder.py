@@ -121,6 +121,7 @@ class RangeFinder:
         start = torch.linalg.qr(torch.randn(length, width // 2, generator=generator)).Q
         self._start = (start * length**0.5).T @ self._sides[1]
 
+    @torch.inference_mode()
     def __call__(self, inputs: Tensor, output_gradients: Tensor) -> LowRankMatrices:
         """(n, T, d1) and (n, T, d2), float32, to the gradients of n examples."""
         device = inputs.device
@@ -133,39 +134,46 @@ class RangeFinder:
         # All vectors are rows: a product with few columns takes several times as long as one with few rows.
         one, other = self._sides
         rows = (self._start.expand(len(inputs), -1, -1) @ outputs.mT @ inputs) @ one
-        sizes = rows.double().square().sum(dim=(1, 2))
+        sizes = _squared_sizes(rows)
         squares = sizes / rows.shape[1]
         lefts = _orthonormal(rows, sizes)
         rights = (lefts @ one @ inputs.mT @ outputs) @ other
         rows = (unit(rights * other.diagonal(), dim=2) @ outputs.mT @ inputs) @ one
-        sizes = rows.double().square().sum(dim=(1, 2))
-        further = _orthonormal(rows - (rows @ lefts.mT) @ lefts, sizes)
-        lefts = torch.cat([lefts, further], dim=1)
-        rights = torch.cat([rights, (further @ one @ inputs.mT @ outputs) @ other], dim=1)
+        further = _orthonormal(rows - (rows @ lefts.mT) @ lefts, _squared_sizes(rows))
+        others = (further @ one @ inputs.mT @ outputs) @ other
         # A direction that the first block holds only just is in the second too: it must not count twice.
-        turn = _inverse_root(lefts @ lefts.mT, _SHARED)
-        lefts, rights = turn @ lefts, turn @ rights
-        whole = lefts.square().sum(dim=2).amin(dim=1) < 0.5  # no more directions were there to be found
-        squares[whole] = rights[whole].double().square().sum(dim=(1, 2))
+        lefts = torch.cat([lefts, further], dim=1)
+        turn = _inverse_root((lefts @ lefts.mT).double(), _SHARED)
+        lefts = turn @ lefts
+        half = rights.shape[1]
+        rights = torch.baddbmm(turn[:, :, :half] @ rights, turn[:, :, half:], others)
+        # No more directions were there to be found.
+        whole = (torch.linalg.vector_norm(lefts, dim=2).amin(dim=1) < 0.5**0.5).nonzero()[:, 0]
+        if len(whole):
+            squares[whole] = _squared_sizes(rights[whole])
         return LowRankMatrices(lefts.mT, rights.mT, squares)
+
+
+def _squared_sizes(rows: Tensor) -> Tensor:
+    """Sums of the squares of (n, l, d), float64 (n,)."""
+    return torch.linalg.vector_norm(rows, dim=(1, 2), dtype=torch.float64).square()
 
 
 def _orthonormal(rows: Tensor, sizes: Tensor) -> Tensor:
     """Rows (n, l, d) made orthonormal; what is rounding of rows whose squares add up to `sizes` (n,) goes to zero."""
     precise = rows.double()
-    grams = precise @ precise.mT
     sizes = torch.where(sizes > 0, sizes, 1).view(-1, 1, 1)
     # Two factors: of rows near the smallest numbers their product is none of float32's.
-    return (_inverse_root(grams / sizes, _RIDGE) @ rows).mul_(sizes.rsqrt().to(rows.dtype))
+    return (_inverse_root((precise @ precise.mT).div_(sizes), _RIDGE) @ rows).mul_(sizes.rsqrt().to(rows.dtype))
 
 
 def _inverse_root(grams: Tensor, ridge: float) -> Tensor:
     """The triangle (n, l, l), float32, that makes rows of these inner products orthonormal, counting in the ridge.
 
-    Rows that are so already stay as they are; directions whose square is below the ridge shrink.
+    The inner products, float64, are overwritten. Rows that are orthonormal already stay as they are; directions whose
+    square is below the ridge shrink.
     """
-    damped = grams.double() * (1 - ridge)
-    damped.diagonal(dim1=1, dim2=2).add_(ridge)
-    triangles = torch.linalg.cholesky_ex(damped).L
+    grams.mul_(1 - ridge).diagonal(dim1=1, dim2=2).add_(ridge)
+    triangles = torch.linalg.cholesky_ex(grams).L
     identity = torch.eye(triangles.shape[1], dtype=triangles.dtype, device=triangles.device)
     return torch.linalg.solve_triangular(triangles, identity.expand_as(triangles), upper=False).float()

@@ -16,13 +16,17 @@ class _CrossEntropy(torch.autograd.Function):
         counted = labels != IGNORED
         places = torch.where(counted, labels, 0).unsqueeze(1)
         gradient = torch.softmax(logits, dim=1)
-        # The largest logit and its probability give the logarithm of the sum: that of the label may be rounded to 0.
-        top, likeliest = (one.amax(dim=1, keepdim=True) for one in (logits, gradient))
-        losses = (top - likeliest.log() - logits.gather(1, places)).squeeze(1)
-        gradient.scatter_add_(1, places, torch.full_like(top, -1))
-        gradient[~counted] = 0
+        likelihoods = gradient.gather(1, places)
+        losses = -likelihoods.log()
+        # One that is no normal number is rounded coarsely, or to 0: there, from the likeliest class.
+        lost = (likelihoods < torch.finfo(logits.dtype).tiny).nonzero()[:, 0]
+        if len(lost):
+            top, likeliest = (one[lost].amax(dim=1, keepdim=True) for one in (logits, gradient))
+            losses[lost] = top - likeliest.log() - logits[lost].gather(1, places[lost])
+        gradient.scatter_add_(1, places, torch.full_like(losses, -1))
+        gradient.index_fill_(0, (~counted).nonzero()[:, 0], 0)  # a mask would be read once for each class
         ctx.save_for_backward(gradient, counted)
-        return torch.where(counted, losses, 0)
+        return torch.where(counted, losses.squeeze(1), 0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

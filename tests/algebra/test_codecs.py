@@ -8,7 +8,7 @@ from lorif_hf.algebra import scoring
 from lorif_hf.algebra.codecs import Codec, DenseCodec, FactorCodec, PackedCodec
 from lorif_hf.algebra.factors import factorize
 from lorif_hf.algebra.low_rank import range_factors
-from lorif_hf.algebra.quantization import levels, quantized_factors
+from lorif_hf.algebra.quantization import quantized_factors
 from lorif_hf.algebra.scoring import QueryGroup, Workspace
 
 
@@ -115,9 +115,9 @@ def test_factors_are_those_of_the_factorisation():
 def test_packed_factors_are_quantised_factors_with_bfloat16_scales(bits, rank):
     matrices, codec = gradients(), PackedCodec(rank, bits)
     left, right = codec.factors(codec.encode(matrices), D1, D2)
-    left_codes, right_codes, scales = quantized_factors(matrices, rank, bits)
-    assert torch.equal(right, levels(right_codes, bits))
-    assert torch.equal(left, levels(left_codes, bits) * scales.bfloat16().float().unsqueeze(1))
+    left_levels, right_levels, scales = quantized_factors(matrices, rank, bits)
+    assert torch.equal(right, right_levels)
+    assert torch.equal(left, left_levels * scales.bfloat16().float().unsqueeze(1))
 
 
 @pytest.mark.parametrize("rank", [1, 3])

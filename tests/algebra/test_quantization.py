@@ -1,4 +1,4 @@
-"""Codes, bytes and scales against loops over single numbers."""
+"""Levels, bytes and scales against loops over single numbers."""
 
 import math
 
@@ -11,7 +11,6 @@ from lorif_hf.algebra.quantization import (
     _STEPS,
     BITS,
     fitted_scales,
-    levels,
     pack,
     packed_bytes,
     quantize,
@@ -25,6 +24,11 @@ def random(*shape, seed=0, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
+def levels_of(codes, bits):
+    """What codes 0 to 2^bits - 1 stand for."""
+    return 2.0 * codes - (2**bits - 1)
+
+
 def scales_of(matrices, left, right):
     """The scales that fit best to known matrices."""
     return fitted_scales(left, right, ((matrices @ right) * left).sum(dim=1))
@@ -34,28 +38,29 @@ def scales_of(matrices, left, right):
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 7, 8, 9, 16, 17, 31, 100])
 def test_what_is_packed_comes_back(bits, length):
     generator = torch.Generator().manual_seed(length)
-    codes = torch.randint(0, 1 << bits, (5, length, 3), generator=generator, dtype=torch.uint8)
-    packed = pack(codes, bits)
+    levels = levels_of(torch.randint(0, 1 << bits, (5, length, 3), generator=generator), bits)
+    packed = pack(levels, bits)
     assert packed.dtype == torch.uint8 and packed.shape == (5, 3, packed_bytes(length, bits))
     unpacked = unpack(packed, length, bits)
     assert unpacked.dtype == torch.float32
-    assert torch.equal(unpacked, levels(codes, bits).mT)
+    assert torch.equal(unpacked, levels.mT)
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_every_code_comes_back_at_every_position(bits):
     per_byte = 8 // bits
-    codes = torch.zeros((1 << bits) * per_byte, per_byte, 1, dtype=torch.uint8)
+    codes = torch.zeros((1 << bits) * per_byte, per_byte, 1)
     for code in range(1 << bits):
         for position in range(per_byte):
             codes[code * per_byte + position, position] = code
-    assert torch.equal(unpack(pack(codes, bits), per_byte, bits), levels(codes, bits).mT)
+    levels = levels_of(codes, bits)
+    assert torch.equal(unpack(pack(levels, bits), per_byte, bits), levels.mT)
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_bytes_are_those_of_a_loop_with_the_first_code_lowest(bits):
-    codes = torch.randint(0, 1 << bits, (2, 11, 2), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    packed = pack(codes, bits)
+    codes = torch.randint(0, 1 << bits, (2, 11, 2), generator=torch.Generator().manual_seed(1))
+    packed = pack(levels_of(codes, bits), bits)
     for example in range(2):
         for vector in range(2):
             number = sum(int(code) << (bits * position) for position, code in enumerate(codes[example, :, vector]))
@@ -65,7 +70,7 @@ def test_bytes_are_those_of_a_loop_with_the_first_code_lowest(bits):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_no_vector_or_no_number_is_packed_too(bits):
-    assert pack(torch.zeros(0, 9, 2, dtype=torch.uint8), bits).shape == (0, 2, packed_bytes(9, bits))
+    assert pack(torch.zeros(0, 9, 2), bits).shape == (0, 2, packed_bytes(9, bits))
     assert unpack(torch.zeros(0, 2, packed_bytes(9, bits), dtype=torch.uint8), 9, bits).shape == (0, 2, 9)
 
 
@@ -76,7 +81,7 @@ def test_a_vector_ends_on_a_byte(length, bits, expected):
 
 @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e15])
 @pytest.mark.parametrize("bits", BITS)
-def test_codes_are_those_of_a_loop(bits, scale):
+def test_levels_are_those_of_a_loop(bits, scale):
     vectors = random(4, 9, 3, seed=bits, dtype=torch.float64) * scale
     vectors[1, :, 1] = 0
     found = quantize(vectors, bits)
@@ -87,28 +92,28 @@ def test_codes_are_those_of_a_loop(bits, scale):
             size = math.sqrt(sum(x * x for x in vector) / len(vector))
             for position, x in enumerate(vector):
                 cell = math.floor(x / (size * _STEPS[bits])) if size else 0
-                assert int(found[example, position, column]) == min(max(cell, -half), half - 1) + half
+                assert float(found[example, position, column]) == 2 * min(max(cell, -half), half - 1) + 1
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_levels_are_the_odd_numbers_around_zero(bits):
-    expected = [2 * code - (2**bits - 1) for code in range(2**bits)]
-    assert levels(torch.arange(2**bits, dtype=torch.uint8), bits).tolist() == expected
+    expected = [2.0 * code - (2**bits - 1) for code in range(2**bits)]
+    assert quantize(torch.linspace(-1, 1, 100_000).pow(9).view(1, -1, 1), bits).unique().tolist() == expected
     assert sum(expected) == 0
 
 
 def test_one_bit_is_the_sign():
     vectors = random(3, 20, 2)
-    assert torch.equal(levels(quantize(vectors, 1), 1), torch.where(vectors >= 0, 1.0, -1.0))
+    assert torch.equal(quantize(vectors, 1), torch.where(vectors >= 0, 1.0, -1.0))
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_codes_of_a_vector_do_not_depend_on_its_neighbours_or_its_unit(bits):
+def test_levels_of_a_vector_do_not_depend_on_its_neighbours_or_its_unit(bits):
     vectors = random(6, 12, 3)
-    codes = quantize(vectors, bits)
-    assert torch.equal(quantize(vectors[2:3, :, 1:2] * 1024, bits), codes[2:3, :, 1:2])
+    levels = quantize(vectors, bits)
+    assert torch.equal(quantize(vectors[2:3, :, 1:2] * 1024, bits), levels[2:3, :, 1:2])
     vectors[0] *= 1e6
-    assert torch.equal(quantize(vectors, bits)[1:], codes[1:])
+    assert torch.equal(quantize(vectors, bits)[1:], levels[1:])
 
 
 @pytest.mark.parametrize("bits, share", [(8, 1e-3), (4, 0.0116), (2, 0.1189), (1, 0.3635)])
@@ -116,7 +121,7 @@ def test_a_normal_distribution_loses_what_max_published(bits, share):
     """Mean squared error of the best uniform quantiser, Max 1960, table II: 1, 4, 16 (and 256) levels."""
     vectors = random(1, 200_000, 1, seed=3)
     step = _STEPS[bits] * float(vectors.square().mean().sqrt())
-    error = (levels(quantize(vectors, bits), bits) * step / 2 - vectors).square().mean() / vectors.square().mean()
+    error = (quantize(vectors, bits) * step / 2 - vectors).square().mean() / vectors.square().mean()
     assert float(error) == pytest.approx(share, rel=0.03) if bits < 8 else float(error) < share
     # No other step of the same grid loses much less.
     for other in (0.8, 1.25):
@@ -135,7 +140,7 @@ def lstsq(matrix, left, right):
 @pytest.mark.parametrize("rank", [1, 2, 5])
 def test_scales_are_those_of_least_squares(bits, rank):
     matrices, left, right = random(6, 7, 9), random(6, 7, rank, seed=1), random(6, 9, rank, seed=2)
-    left, right = levels(quantize(left, bits), bits), levels(quantize(right, bits), bits)
+    left, right = quantize(left, bits), quantize(right, bits)
     found = scales_of(matrices, left, right)
     assert found.shape == (6, rank) and found.dtype == torch.float32
     for i in range(6):
@@ -148,10 +153,10 @@ def test_scales_are_those_of_least_squares(bits, rank):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_pairs_with_the_same_codes_share_a_finite_scale(bits):
-    codes = levels(quantize(random(4, 6, 1), bits), bits), levels(quantize(random(4, 8, 1, seed=1), bits), bits)
+    levels = quantize(random(4, 6, 1), bits), quantize(random(4, 8, 1, seed=1), bits)
     matrices = random(4, 6, 8, seed=2)
-    alone = scales_of(matrices, *codes)
-    twice = scales_of(matrices, *(side.repeat(1, 1, 3) for side in codes))
+    alone = scales_of(matrices, *levels)
+    twice = scales_of(matrices, *(side.repeat(1, 1, 3) for side in levels))
     assert bool(twice.isfinite().all())
     torch.testing.assert_close(twice.sum(dim=1, keepdim=True), alone, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(twice, (alone / 3).expand(4, 3), rtol=1e-4, atol=1e-6)
@@ -160,7 +165,7 @@ def test_pairs_with_the_same_codes_share_a_finite_scale(bits):
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12, 1e12, 1e30])
 def test_scales_of_matrices_of_any_size_are_finite(scale):
     matrices = random(3, 5, 4) * scale
-    left, right = (levels(quantize(random(3, d, 3, seed=d), 4), 4) for d in (5, 4))
+    left, right = (quantize(random(3, d, 3, seed=d), 4) for d in (5, 4))
     found = scales_of(matrices, left, right)
     assert bool(found.isfinite().all())
     expected = scales_of(random(3, 5, 4), left, right) * scale
@@ -173,7 +178,7 @@ def one_after_the_other(matrix, rank, bits):
     left_over, pairs = matrix.double().clone(), []
 
     def coded(vector):
-        return levels(quantize(vector.view(1, -1, 1), bits), bits).double().view(-1)
+        return quantize(vector.view(1, -1, 1), bits).double().view(-1)
 
     for j in range(rank):
         right = starts[:, j]
@@ -193,11 +198,11 @@ def one_after_the_other(matrix, rank, bits):
 def test_quantised_factors_are_those_of_a_loop_that_forms_what_is_left(bits, rank):
     matrices = random(40, 12, 9, seed=6)
     left, right, scales = quantized_factors(matrices, rank, bits)
-    assert left.shape == (40, 12, rank) and right.shape == (40, 9, rank) and left.dtype == right.dtype == torch.uint8
+    assert left.shape == (40, 12, rank) and right.shape == (40, 9, rank) and left.dtype == right.dtype == torch.float32
     same = 0
     for i in range(40):
         expected = one_after_the_other(matrices[i], rank, bits)
-        found = [levels(side[i : i + 1], bits)[0].double() for side in (left, right)]
+        found = [side[i].double() for side in (left, right)]
         same += all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
         best = lstsq(matrices[i].double().numpy(), *(side.numpy() for side in found))
         np.testing.assert_allclose(scales[i].numpy(), best, rtol=1e-4, atol=1e-5 * np.abs(best).max())
@@ -226,7 +231,7 @@ def test_matrices_of_lower_rank_have_finite_scales(bits, kind):
         matrix += 1
     left, right, scales = quantized_factors(matrix.expand(2, -1, -1), 4, bits)
     assert bool(scales.isfinite().all()) and torch.equal(scales[0], scales[1])
-    rebuilt = (levels(left, bits) * scales.unsqueeze(1)) @ levels(right, bits).mT
+    rebuilt = (left * scales.unsqueeze(1)) @ right.mT
     assert float((rebuilt[0] - matrix).norm()) <= float(matrix.norm())
     if kind == "zero":
         assert float(scales.abs().max()) == 0
@@ -248,8 +253,7 @@ def test_pairs_with_the_same_codes_have_scales_that_bfloat16_can_hold(kind, low_
     left = torch.eye(matrices.shape[1]).expand(300, -1, -1)
     squares = matrices.square().sum(dim=(1, 2)).double()
     given = LowRankMatrices(left, matrices.mT, squares) if low_rank else matrices
-    left_codes, right_codes, scales = quantized_factors(given, 4, 1)
-    u, v = levels(left_codes, 1), levels(right_codes, 1)
+    u, v, scales = quantized_factors(given, 4, 1)
     assert float((scales.abs().amax(dim=1) / matrices.abs().amax(dim=(1, 2))).max()) < 4
     found, rounded = ((u * some.unsqueeze(1)) @ v.mT for some in (scales, scales.bfloat16().float()))
     assert float(((found - rounded).norm(dim=(1, 2)) / matrices.norm(dim=(1, 2))).max()) < 0.02

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorif_hf.algebra.factors import factorize
-from lorif_hf.algebra.quantization import levels, quantized_factors
+from lorif_hf.algebra.quantization import quantized_factors
 from lorif_hf.algebra.rangefinder import LowRankMatrices, RangeFinder, dense, matrix_sizes, squared_norms
 
 
@@ -174,7 +174,7 @@ def test_codes_of_low_rank_matrices_come_as_near_as_those_of_the_dense_ones(bits
 
     def lost(given):
         left, right, scales = quantized_factors(given, 3, bits)
-        near = (levels(left, bits) * scales.unsqueeze(1)) @ levels(right, bits).mT
+        near = (left * scales.unsqueeze(1)) @ right.mT
         return float(((near - whole).norm(dim=(1, 2)) / whole.norm(dim=(1, 2))).mean())
 
     assert lost(matrices) == pytest.approx(lost(whole), rel=0.02)

@@ -54,6 +54,16 @@ def test_a_graph_that_is_kept_gives_the_gradient_again():
     torch.testing.assert_close(torch.autograd.grad(losses.sum(), logits)[0] * 2, first)
 
 
+@pytest.mark.parametrize("distance", [80.0, 95.0, 104.0, 1e4])
+def test_a_label_whose_probability_is_no_number_of_float32(distance):
+    """Beside one whose is: exp(-88) is about the smallest normal number, exp(-104) is rounded to zero."""
+    logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    logits[1, 2], logits[3, 0] = distance, distance
+    losses, gradient, expected, expected_gradient = both(logits, torch.tensor([0, 4, -100, 1]), torch.ones(4))
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("label", [5, -1])
 def test_a_label_that_is_no_class(label):
     with pytest.raises(IndexError, match=f"label {label} is out of bounds: there are 5 classes"):
