@@ -8,7 +8,9 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -108,7 +110,7 @@ class TensorSpan:
     sha256: str | None = None
 
 
-def parse_header(file: str, size: int, head: bytes) -> dict[str, TensorSpan]:
+def parse_header(file: str, size: int, head: bytes) -> Mapping[str, TensorSpan]:
     """The tensors of a safetensors file, each declaration checked against the file's size.
 
     Args:
@@ -138,7 +140,11 @@ def parse_header(file: str, size: int, head: bytes) -> dict[str, TensorSpan]:
         position = span.end
     if position != size:
         raise IndexCorruptedError(file, f"its tensors end at byte {position}, the file at {size}")
-    return spans
+    return MappingProxyType(spans)
+
+
+# Every query opens its shards anew: parsing took a good part of what one of a small index takes.
+_parsed_header = lru_cache(maxsize=32)(parse_header)
 
 
 def header_length(file: str, size: int, head: bytes) -> int:
@@ -182,10 +188,10 @@ class TensorReader:
 
     Args:
         file (`str`): its name, for errors.
-        spans (`dict[str, TensorSpan]`): what its header declares, checked.
+        spans (`Mapping[str, TensorSpan]`): what its header declares, checked.
     """
 
-    def __init__(self, file: str, spans: dict[str, TensorSpan]):
+    def __init__(self, file: str, spans: Mapping[str, TensorSpan]):
         self.file = file
         self.spans = spans
 
@@ -220,7 +226,7 @@ class TensorFile(TensorReader):
         with open(path, "rb") as file:
             head = file.read(8)
             head += file.read(header_length(entry.file, entry.bytes, head))
-        super().__init__(entry.file, parse_header(entry.file, entry.bytes, head))
+        super().__init__(entry.file, _parsed_header(entry.file, entry.bytes, head))
         with open(path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)
@@ -230,15 +236,18 @@ class TensorFile(TensorReader):
 
         torch touches the pages, for it lets the other threads run meanwhile.
         """
-        for name in names:
-            span = self.span(name)
-            if hasattr(mmap, "MADV_WILLNEED"):  # all of it in one request, not page by page
-                begin = span.begin // mmap.PAGESIZE * mmap.PAGESIZE
-                self._map.madvise(mmap.MADV_WILLNEED, begin, span.end - begin)
-        for name in names:
-            span = self.span(name)
-            if span.end > span.begin:
-                torch.from_numpy(self._bytes[span.begin : span.end : mmap.PAGESIZE]).sum()
+        runs: list[list[int]] = []  # neighbours together
+        for begin, end in sorted((self.span(name).begin, self.span(name).end) for name in names):
+            if runs and runs[-1][1] == begin:
+                runs[-1][1] = end
+            elif end > begin:
+                runs.append([begin, end])
+        if hasattr(mmap, "MADV_WILLNEED"):  # all of it in one request, not page by page
+            for begin, end in runs:
+                page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+                self._map.madvise(mmap.MADV_WILLNEED, page, end - page)
+        for begin, end in runs:
+            torch.from_numpy(self._bytes[begin : end : mmap.PAGESIZE]).sum()
 
     def _piece(self, name: str, begin: int, end: int) -> np.ndarray:
         return self._bytes[begin:end]
