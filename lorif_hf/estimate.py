@@ -141,10 +141,12 @@ def _encoding_flops(entry: ModuleEntry, length: int, config: InfluenceConfig) ->
         flops += 2.0 * length * (entry.in_features * entry.d1 + entry.out_features * entry.d2)
     width = reduced_width(config, entry.d1, entry.d2)
     if width is not None:
-        sides = entry.d1 + entry.d2
-        whitened = 2.0 * width * (3 * entry.d1**2 + 2 * entry.d2**2)
-        fitted = 2.0 * sides * (width * (width + 2) + PAIR_PRODUCTS * (config.factor_rank or 1) * width)
-        return flops - 2.0 * length * dim + 8.0 * width * length * sides + whitened + fitted
+        sides, pairs = entry.d1 + entry.d2, config.factor_rank or 1
+        short, long = sorted((entry.d1, entry.d2))
+        found = 4.0 * width * length * sides + 2.0 * width * (2 * short**2 + long**2)
+        # Inner products of all vectors, the pairs among them, and for each pair four products with either side.
+        fitted = 2.0 * sides * (width + pairs) ** 2 + 8.0 * pairs * (width + pairs) * sides
+        return flops - 2.0 * length * dim + found + fitted
     if config.whitening != "none":
         flops += 2.0 * dim * (entry.d1 + entry.d2)
     if config.factor_rank is not None:
