@@ -2,8 +2,8 @@
 
 Memory does not depend on the number of examples. With Q queries it is, in bytes, the sum of
 - the queries: 4 Q d1 d2 for each layer, or 4 Q k (d1 + d2) where they have rank k;
-- for each thread, five buffers of 2 MiB (of 64 examples, where these take more) and three, for scores, of 4 Q for each
-  of 1,000 rows or of 2 MiB;
+- for each thread, three buffers of 4 MiB (of 64 examples, where these take more) and five, for scores, of 4 Q for each
+  of 1,000 rows or of 4 MiB;
 - two shards of the scored layers: pages of mapped files, or memory where they are streamed or rows are selected;
 - what the manifest says of each shard, some kilobytes.
 """
@@ -108,10 +108,10 @@ class Scan:
             for start, stop, number in zip(edges, stops, numbers, strict=True)
         ]
 
-    def joined(self, blocks: Sequence[Block]) -> list[Block]:
-        """Neighbours put together, as long as each thread has two calls and the scores fit a buffer: a call for few
-        rows costs more than it does."""
-        most = min(sum(map(len, blocks)) // (2 * _workers()), BLOCK_NUMBERS // max(1, self.queries))
+    def joined(self, blocks: Sequence[Block], calls: int = 1) -> list[Block]:
+        """Neighbours put together, as long as each thread has so many calls and the scores fit a buffer: a call for
+        few rows costs more than it does."""
+        most = min(sum(map(len, blocks)) // (calls * _workers()), BLOCK_NUMBERS // max(1, self.queries))
         found: list[Block] = []
         for block in blocks:
             if found and found[-1].rows.stop == block.rows.start and len(found[-1]) + len(block) <= most:
@@ -169,8 +169,12 @@ class Scan:
         rows: slice | Tensor,
         sizes: Tensor | None = None,
     ) -> None:
-        some = {name: part[rows] for name, part in parts[entry.name].items()}
-        self.codec.add_scores(scores, groups, some, entry.d1, entry.d2, self.workspace, sizes)
+        some, first = parts[entry.name], 0
+        if isinstance(rows, slice):
+            first = rows.start
+        else:
+            some = {name: part[rows] for name, part in some.items()}
+        self.codec.add_scores(scores, groups, some, entry.d1, entry.d2, self.workspace, sizes, first)
 
     def weights(self, task: ShardTask) -> Tensor | None:
         """What the rows that are read count for, (n,); `None`: one each."""
@@ -281,12 +285,13 @@ class _Search:
         """
         blocks = self.scan.blocks(task)
         limits = self._limits(task.shard, blocks)
+        calls = 2 if self.cut else 1  # what the first found, a cut query is compared with in the second
         if limits is None:
-            return self.scan.joined(blocks)
+            return self.scan.joined(blocks, calls)
         limited = [replace(block, limit=limit) for block, limit in zip(blocks, limits, strict=True)]
         most = (limits / self._scale).amax(dim=1)
         if float(most.min()) > _ALIKE * float(most.max()):
-            return self.scan.joined(limited)
+            return self.scan.joined(limited, calls)
         return [limited[number] for number in most.argsort(descending=True, stable=True).tolist()]
 
     def work(self, task: ShardTask, block: Block, parts: Mapping[str, Parts], weights: Tensor | None) -> None:

@@ -9,11 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .factors import factorize
-from .quantization import pack, packed_bytes, quantized_factors, unpack
+from .quantization import look_up, pack, packed_bytes, quantized_factors, unpack
 from .rangefinder import Matrices
 from .scoring import DENSE_ROWS, ROWS, QueryGroup, Workspace, add_scores, rows_per_block
 
@@ -52,11 +53,11 @@ class Codec(ABC):
 
     @abstractmethod
     def unpacked(
-        self, parts: Parts, d1: int, d2: int, workspace: Workspace
+        self, parts: Parts, rows: slice, d1: int, d2: int, workspace: Workspace
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """A block's numbers in float32: left (n, c, d1), right (n, c, d2) and the pairs' scales (n, c), if any.
+        """Some rows' numbers in float32: left (n, c, d1), right (n, c, d2) and the pairs' scales (n, c), if any.
 
-        Of gradients stored whole: (n, d1, d2) and twice `None`. Zeros fill n up to a multiple of `ROWS`
+        Of gradients stored whole: (n, d1, d2) and twice `None`. Rows of any numbers fill n up to a multiple of `ROWS`
         (`DENSE_ROWS`), so that equal examples get equal scores wherever they stand. Valid until the workspace is used
         again.
         """
@@ -77,23 +78,24 @@ class Codec(ABC):
         d2: int,
         workspace: Workspace,
         sizes: Tensor | None = None,
+        first: int = 0,
     ) -> None:
         """Add one layer's inner products to the scores (Q, n), float32, block by block.
 
         Args:
             sizes (`Tensor`, *optional*): (n,), set to the sum over pairs of |u| |v|: no product with a matrix of
                 spectral norm b is above b times it. Only of factors.
+            first (`int`, *optional*, defaults to 0): the row of the parts that the first score is of.
         """
-        step = rows_per_block(self.pairs, d1, d2)
-        for start in range(0, scores.shape[1], step):
-            rows = slice(start, start + step)
-            some = {name: part[rows] for name, part in parts.items()}
-            left, right, scales = self.unpacked(some, d1, d2, workspace)
+        count, step = scores.shape[1], rows_per_block(self.pairs, d1, d2)
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            left, right, scales = self.unpacked(parts, slice(first + start, first + stop), d1, d2, workspace)
             for group in groups:
-                add_scores(scores[:, rows], group, left, right, scales, workspace)
+                add_scores(scores if step >= count else scores[:, start:stop], group, left, right, scales, workspace)
             if sizes is not None:
                 assert right is not None
-                sizes[rows] = self._sizes(left, right, scales)[: len(sizes[rows])]
+                sizes[start:stop] = self._sizes(left, right, scales)[: stop - start]
 
     def _sizes(self, left: Tensor, right: Tensor, scales: Tensor | None) -> Tensor:
         sizes = (left.norm(dim=2) + _VANISHING) * (right.norm(dim=2) + _VANISHING)
@@ -145,9 +147,9 @@ class DenseCodec(Codec):
         return parts["g"], None
 
     def unpacked(
-        self, parts: Parts, d1: int, d2: int, workspace: Workspace
+        self, parts: Parts, rows: slice, d1: int, d2: int, workspace: Workspace
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return _widened(parts["g"], "left", workspace, DENSE_ROWS), None, None
+        return _widened(parts["g"][rows], "left", workspace, DENSE_ROWS), None, None
 
 
 @dataclass(frozen=True)
@@ -175,9 +177,9 @@ class FactorCodec(Codec):
         return parts["u"].mT, parts["v"].mT
 
     def unpacked(
-        self, parts: Parts, d1: int, d2: int, workspace: Workspace
+        self, parts: Parts, rows: slice, d1: int, d2: int, workspace: Workspace
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return _widened(parts["u"], "left", workspace), _widened(parts["v"], "right", workspace), None
+        return _widened(parts["u"][rows], "left", workspace), _widened(parts["v"][rows], "right", workspace), None
 
 
 @dataclass(frozen=True)
@@ -212,16 +214,20 @@ class PackedCodec(Codec):
         return left * scales, right
 
     def unpacked(
-        self, parts: Parts, d1: int, d2: int, workspace: Workspace
+        self, parts: Parts, rows: slice, d1: int, d2: int, workspace: Workspace
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         sides = []
         for side, extent, name in (("u", d1, "left"), ("v", d2, "right")):
-            count, rank, size = parts[side].shape
+            packed = parts[side].numpy()[rows]
+            count, rank, size = packed.shape
             numbers = workspace.take(name, _filled(count), rank, size * 8 // self.bits)
-            unpack(parts[side], extent, self.bits, out=numbers[:count].view(-1, 8 // self.bits))
-            sides.append(numbers[:, :, :extent])
-            numbers[count:] = 0
-        return sides[0], sides[1], _widened(parts["u_scale"], "scales", workspace)
+            look_up(packed, self.bits, numbers.numpy()[:count])
+            sides.append(numbers if extent == numbers.shape[2] else numbers[:, :, :extent])
+        # bfloat16 is the upper half of float32.
+        halves = parts["u_scale"].view(torch.uint16).numpy()[rows]
+        scales = workspace.take("scales", *sides[0].shape[:2])
+        np.left_shift(halves, 16, out=scales.numpy().view(np.uint32)[: halves.shape[0]], dtype=np.uint32)
+        return sides[0], sides[1], scales
 
     def _sizes(self, left: Tensor, right: Tensor, scales: Tensor | None) -> Tensor:
         assert scales is not None
@@ -231,12 +237,9 @@ class PackedCodec(Codec):
 
 
 def _widened(part: Tensor, name: str, workspace: Workspace, rows: int = ROWS) -> Tensor:
-    count, filled = part.shape[0], _filled(part.shape[0], rows)
-    wide = workspace.take(name, filled, *part.shape[1:])
-    if filled == count:
-        return wide.copy_(part)
-    wide[:count] = part
-    wide[count:] = 0
+    count = part.shape[0]
+    wide = workspace.take(name, _filled(count, rows), *part.shape[1:])
+    wide[:count].copy_(part)
     return wide
 
 

@@ -57,21 +57,26 @@ def pack(levels: Tensor, bits: int) -> Tensor:
     return packed.to(torch.uint8).view(count, rank, size)
 
 
-def unpack(packed: Tensor, length: int, bits: int, out: Tensor | None = None) -> Tensor:
-    """The levels in bytes (n, c, ceil(d bits / 8)), as float32 (n, c, d), by table look-up.
+def unpack(packed: Tensor, length: int, bits: int) -> Tensor:
+    """The levels in bytes (n, c, ceil(d bits / 8)), as float32 (n, c, d).
 
     Args:
         packed (`Tensor`): uint8, in memory of the CPU.
         length (`int`): d.
         bits (`int`): 8, 4, 2 or 1.
-        out (`Tensor`, *optional*): float32 (numbers of `packed`, 8 / bits), contiguous; the result is a view of it.
     """
     count, rank, size = packed.shape
-    per_byte = 8 // bits
-    values = torch.empty(packed.numel(), per_byte) if out is None else out
-    # NumPy's look-up takes bytes for indices and is twice as fast as torch's; "clip" saves the check of each.
-    np.take(_table(bits), packed.reshape(-1).numpy(), axis=0, out=values.numpy(), mode="clip")
-    return values.view(count, rank, size * per_byte)[:, :, :length]
+    levels = torch.empty(count, rank, size * 8 // bits)
+    look_up(packed.numpy(), bits, levels.numpy())
+    return levels[:, :, :length]
+
+
+def look_up(packed: np.ndarray, bits: int, levels: np.ndarray) -> None:
+    """Write the levels in bytes (n, c, s) to a contiguous float32 array (n, c, 8 s / bits).
+
+    NumPy's look-up takes bytes for indices and is twice as fast as torch's; "clip" saves the check of each.
+    """
+    _table(bits).take(packed, 0, levels.reshape(*packed.shape, 8 // bits), "clip")
 
 
 @functools.cache

@@ -3,14 +3,17 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
-BLOCK_NUMBERS = 1 << 19  # numbers in a buffer: 2 MiB of float32, what a core reads back faster than from memory
-# Examples are multiplied and summed over their pairs by so many: the last few of another number would be summed in
-# another order (torch sums columns by four vectors, of 16 numbers at most). Those stored whole are multiplied only.
+# Numbers in a buffer: 4 MiB of float32. Fewer fit the cache better, but threads wait for Python's lock at every call.
+BLOCK_NUMBERS = 1 << 20
+# Examples are multiplied and summed by so many: the last few of another number could be summed in another order (of
+# four vectors of 16 numbers at most). Those stored whole are multiplied only.
 ROWS, DENSE_ROWS = 64, 16
+_REBUILT = 256  # examples whose gradients are rebuilt together: of more, only thin slices would fit a buffer
 _FEW_PRODUCTS = 24  # from so many queries times further pairs on, rebuilding the gradients is the cheaper way
 
 
@@ -29,7 +32,8 @@ class Workspace:
         numbers = math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.dtype != dtype or buffer.numel() < numbers:
-            buffer = self._buffers[name] = torch.empty(numbers, dtype=dtype)
+            # Not what was left in memory: rows that only fill up are multiplied too, and denormal numbers are slow.
+            buffer = self._buffers[name] = torch.zeros(numbers, dtype=dtype)
         self._last[name] = buffer[:numbers].view(shape)
         return self._last[name]
 
@@ -83,12 +87,13 @@ def add_scores(
         part = _dense_products(group, left, workspace)
     elif group.right is not None:
         part = _low_rank_products(group, left, right, scales, workspace)
-    elif (left.shape[1] - 1) * len(group.numbers) >= _FEW_PRODUCTS:
+    elif (left.shape[1] - 1) * group.left.shape[0] >= _FEW_PRODUCTS:
         part = _rebuilt_products(group, left, right, scales, workspace)
     else:
         part = _products(group, left, right, scales, workspace)
-    part = part[:, : scores.shape[1]]
-    if len(part) == len(scores):
+    if part.shape[1] > scores.shape[1]:
+        part = part[:, : scores.shape[1]]
+    if part.shape[0] == scores.shape[0]:
         scores += part
     else:
         scores.index_add_(0, group.numbers, part)
@@ -98,15 +103,17 @@ def _products(group: QueryGroup, left: Tensor, right: Tensor, scales: Tensor | N
     """u^T Q~ of every pair and query, times v: c D operations for a query and example."""
     queries, d1, d2 = group.left.shape
     count, pairs, _ = left.shape
-    rows, columns = left.reshape(-1, d1), right.reshape(-1, d2)
-    sums = workspace.take("sums", queries, len(rows), dtype=left.dtype)
-    step = max(1, BLOCK_NUMBERS // max(1, len(rows) * d2))
+    numbers = count * pairs
+    rows, columns = left.reshape(1, numbers, d1), right.reshape(numbers, d2).numpy()
+    sums = workspace.take("sums", queries, numbers, dtype=left.dtype)
+    step = max(1, BLOCK_NUMBERS // max(1, numbers * d2))
     for start in range(0, queries, step):
-        some = group.left[start : start + step]
-        images = workspace.take("images", len(some), len(rows), d2, dtype=left.dtype)
-        torch.bmm(rows.expand(len(some), -1, -1), some, out=images)
-        torch.sum(images.mul_(columns), dim=2, out=sums[start : start + step])
-    return _over_pairs(sums.view(queries, count, pairs), scales)
+        some = group.left if step >= queries else group.left[start : start + step]
+        images = workspace.take("images", some.shape[0], numbers, d2, dtype=left.dtype)
+        torch.bmm(rows if queries == 1 else rows.expand(some.shape[0], -1, -1), some, out=images)
+        # One pass, where torch takes one for the product and one for the sum.
+        np.einsum("qnd,nd->qn", images.numpy(), columns, out=sums.numpy()[start : start + step])
+    return _over_pairs(sums, scales, count, workspace)
 
 
 def _low_rank_products(
@@ -126,14 +133,15 @@ def _low_rank_products(
         others = workspace.take("others", width, len(rows), dtype=left.dtype)
         torch.mm(group.left[some].flatten(0, 1), rows.T, out=images)
         torch.mm(group.right[some].flatten(0, 1), columns.T, out=others)
-        torch.sum(images.mul_(others).view(-1, rank, len(rows)), dim=1, out=sums[some])
-    return _over_pairs(sums.view(queries, count, pairs), scales)
+        one, other = (side.numpy().reshape(-1, rank, len(rows)) for side in (images, others))
+        np.einsum("qkn,qkn->qn", one, other, out=sums.numpy()[some])
+    return _over_pairs(sums, scales, count, workspace)
 
 
 def _rebuilt_products(
     group: QueryGroup, left: Tensor, right: Tensor, scales: Tensor | None, workspace: Workspace
 ) -> Tensor:
-    """The products with the examples' gradients, rebuilt some rows of the matrix at a time.
+    """The products with the examples' gradients, rebuilt for some examples, and some rows of the matrix, at a time.
 
     Rebuilding takes c D operations an example, but then each query takes D, however many pairs there are.
     """
@@ -143,12 +151,15 @@ def _rebuilt_products(
     if scales is not None:
         scaled = workspace.take("others", *right.shape, dtype=left.dtype)
         right = torch.mul(right, scales.unsqueeze(2), out=scaled)
-    step = max(1, min(d1, BLOCK_NUMBERS // max(1, count * d2)))
+    step = max(1, min(d1, BLOCK_NUMBERS // (_REBUILT * d2)))
     for start in range(0, d1, step):
         stop = min(start + step, d1)
-        gradients = workspace.take("images", count, stop - start, d2, dtype=left.dtype)
-        torch.bmm(left[:, :, start:stop].mT, right, out=gradients)
-        scores.addmm_(group.left[:, start:stop].flatten(1), gradients.flatten(1).T)
+        some_rows = group.left[:, start:stop].flatten(1)
+        for first in range(0, count, _REBUILT):
+            some = slice(first, min(first + _REBUILT, count))
+            gradients = workspace.take("images", some.stop - first, stop - start, d2, dtype=left.dtype)
+            torch.bmm(left[some, :, start:stop].mT, right[some], out=gradients)
+            scores[:, some].addmm_(some_rows, gradients.flatten(1).T)
     return scores
 
 
@@ -157,11 +168,18 @@ def _dense_products(group: QueryGroup, matrices: Tensor, workspace: Workspace) -
     return torch.mm(group.matrices().flatten(1), matrices.flatten(1).T, out=scores)
 
 
-def _over_pairs(sums: Tensor, scales: Tensor | None) -> Tensor:
-    """(g, n, c) to (g, n)."""
-    if scales is not None:
-        sums.mul_(scales)
-    return sums.squeeze(2) if sums.shape[2] == 1 else sums.sum(dim=2)
+def _over_pairs(sums: Tensor, scales: Tensor | None, count: int, workspace: Workspace) -> Tensor:
+    """(g, n c) to (g, n)."""
+    queries, pairs = sums.shape[0], sums.shape[1] // count
+    if pairs == 1 and scales is None:
+        return sums
+    found = workspace.take("over pairs", queries, count, dtype=sums.dtype)
+    products = sums.numpy().reshape(queries, count, pairs)
+    if scales is None:
+        np.einsum("qnc->qn", products, out=found.numpy())
+    else:
+        np.einsum("qnc,nc->qn", products, scales.numpy(), out=found.numpy())
+    return found
 
 
 def bilinear_scores(preconditioned: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -175,7 +193,8 @@ def bilinear_scores(preconditioned: Tensor, left: Tensor, right: Tensor) -> Tens
         right (`Tensor`): (n, d2, c).
 
     Returns:
-        `Tensor`: (Q, n) in the dtype of `preconditioned`. Positive: a proponent (training on it lowers the loss).
+        `Tensor`: (Q, n) in the dtype of `preconditioned`, float32 or float64. Positive: a proponent (training on it
+            lowers the loss).
 
     Source: LoRIF (arXiv:2601.21929), section 3; the order of the products is ours (DESIGN, fact 1).
     """

@@ -210,3 +210,36 @@ def test_scores_do_not_depend_on_the_blocks_nor_on_the_form_of_the_queries(monke
     found = torch.zeros(40, 12)
     codec.add_scores(found, mixed, parts, D1, D2, Workspace())
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@every
+@pytest.mark.parametrize("thin", [False, True])
+def test_rows_are_scored_from_any_on_whatever_the_buffers_held(codec, thin):
+    """The rows that fill a block up hold what was scored before: here numbers that are not finite."""
+    parts = codec.encode(gradients(150))
+    queries = torch.randn(2, D1, 2, generator=torch.Generator().manual_seed(1)) @ torch.randn(2, 2, D2)
+    group = QueryGroup(torch.arange(2), *(range_factors(queries, 3) if thin else (queries,)))
+    expected, workspace = codec.scores(queries, parts), Workspace()
+    poisoned = {
+        name: part if part.dtype == torch.uint8 else torch.full_like(part, torch.nan) for name, part in parts.items()
+    }
+    spoilt = torch.zeros(2, 150)
+    codec.add_scores(spoilt, [group], poisoned, D1, D2, workspace)
+    assert bool(spoilt.isnan().all())
+    for first, count in ((0, 1), (70, 66), (149, 1)):
+        found = torch.zeros(2, count)
+        codec.add_scores(found, [group], parts, D1, D2, workspace, first=first)
+        torch.testing.assert_close(found, expected[:, first : first + count], rtol=1e-4, atol=1e-5)
+
+
+def test_many_scales_are_widened_to_their_very_numbers():
+    """Every bfloat16 that is a number, the smallest and the largest among them."""
+    every_half = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    finite = every_half[every_half.isfinite()].view(-1, 1)
+    codec = PackedCodec(1, 1)
+    parts = {
+        "u": torch.zeros(len(finite), 1, 1, dtype=torch.uint8),
+        "v": torch.zeros(len(finite), 1, 1, dtype=torch.uint8),
+    }
+    _, _, scales = codec.unpacked({**parts, "u_scale": finite}, slice(0, len(finite)), 3, 3, Workspace())
+    assert torch.equal(scales[: len(finite)], finite.float())
