@@ -1,6 +1,7 @@
 """The hash that tells one model from another."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -139,6 +140,38 @@ def test_weights_need_not_be_contiguous(build):
     before = _hash(model)
     model["a"].weight = nn.Parameter(model["a"].weight.detach().T.contiguous().T)
     assert not model["a"].weight.is_contiguous() and _hash(model) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (8,), (1, 1), (3, 5), (5, 6), (6, 2, 4)])
+def test_the_bit_sums_are_those_of_a_loop(dtype, shape):
+    """Read as the widest integers that fill a row; weighted 1, 3, 5, ... by row and by column; modulo 2^64."""
+    count = max(1, torch.Size(shape).numel())
+    tensor = torch.randn(count, generator=torch.Generator().manual_seed(0)).mul(50).to(dtype).view(shape)
+    rows, content = shape[0] if shape else 1, tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    length = len(content) // rows
+    width = next(width for width in (8, 4, 2, 1) if length % width == 0)
+    expected = [0, 0]
+    for start in range(0, len(content), width):
+        row, column = start // length, start % length // width
+        number = int.from_bytes(content[start : start + width], sys.byteorder, signed=width > 1)
+        expected[0] += (2 * row + 1) * number
+        expected[1] += (2 * column + 1) * number
+    found = identity._bit_sums(tensor)
+    assert [one % (1 << 64) for one in found] == [one % (1 << 64) for one in expected]
+    shifted = torch.cat([tensor.view(-1)[:1], tensor.view(-1)])[1:].view(shape)
+    assert identity._bit_sums(shifted) == found  # wherever its memory begins
+
+
+def test_a_change_of_the_high_bits_far_down_is_noticed():
+    """The row and the value that a weight of 65,536 would lose beyond 64 bits."""
+    weight = torch.zeros(65_537, 2)
+    before = identity._bit_sums(weight)
+    for row in (65_535, 65_536):
+        weight[row, 1] = 1.0
+        by_row, by_column = identity._bit_sums(weight)
+        assert by_row != before[0] and by_column != before[1]
+        weight[row, 1] = 0.0
 
 
 def test_unchanged_weights_are_hashed_once(build, monkeypatch):
