@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -223,11 +222,7 @@ class PackedCodec(Codec):
             numbers = workspace.take(name, _filled(count), rank, size * 8 // self.bits)
             look_up(packed, self.bits, numbers.numpy()[:count])
             sides.append(numbers if extent == numbers.shape[2] else numbers[:, :, :extent])
-        # bfloat16 is the upper half of float32.
-        halves = parts["u_scale"].view(torch.uint16).numpy()[rows]
-        scales = workspace.take("scales", *sides[0].shape[:2])
-        np.left_shift(halves, 16, out=scales.numpy().view(np.uint32)[: halves.shape[0]], dtype=np.uint32)
-        return sides[0], sides[1], scales
+        return sides[0], sides[1], _widened(parts["u_scale"][rows], "scales", workspace)
 
     def _sizes(self, left: Tensor, right: Tensor, scales: Tensor | None) -> Tensor:
         assert scales is not None

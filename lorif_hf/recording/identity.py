@@ -75,7 +75,8 @@ def _bit_sums(tensor: torch.Tensor) -> tuple[int, int]:
     """Sums of a tensor's bits read as integers, modulo 2^64, weighted by row and by column.
 
     Any change of one number shows: the weights are odd, so no difference times its weight is 0. As many numbers as
-    fill eight bytes are read as one integer: sums of shorter ones take ten times as long, not being as they are added.
+    fill eight bytes are read as one integer: shorter ones are widened before they are added, which takes ten times as
+    long.
     """
     rows = tensor.detach().contiguous().reshape(len(tensor) if tensor.dim() else 1, -1)
     width = math.gcd(8, rows.shape[1] * rows.element_size())
