@@ -31,7 +31,7 @@ from lorif_hf.algebra.gram import dual_eigenpairs
 from lorif_hf.algebra.planning import MEMORY, Plan, plan_fit, plan_method
 from lorif_hf.algebra.scoring import bilinear_scores
 from lorif_hf.algebra.sketching import PUBLISHED_PASSES
-from lorif_hf.fitting import stored_gradients
+from lorif_hf.curvature.fitting import stored_gradients
 from lorif_hf.storage.files import file_entry, header_sha256
 from lorif_hf.storage.layout import FactorShard, ModuleEntry, factor_file
 from lorif_hf.storage.shards import ShardReader, write_shard

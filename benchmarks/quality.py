@@ -20,11 +20,11 @@ import typer
 from rich.console import Console
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
-from lorif_hf.encoding import bytes_per_example
-from lorif_hf.evaluation.index_lds import evaluate_lds
+from lorif_hf.curvature.encoding import bytes_per_example
+from lorif_hf.evaluation.evaluate_index import evaluate_lds
 from lorif_hf.evaluation.lds import lds
 from lorif_hf.evaluation.mislabel_detection import mislabel_detection
-from lorif_hf.evaluation.retraining import retrain
+from lorif_hf.evaluation.retraining.retrain import retrain
 
 from . import references
 

@@ -4,7 +4,7 @@
     python -m benchmarks.query --max-examples 1000000     # 4.6 GB on disk while it runs, and the memory that it takes
 
 Synthetic factors in real shards, 24 layers of 48 x 48; random queries. Every time is that of the whole search for the
-ten best rows by `lorif_hf.scanning`, files in the page cache, medians of five (of one where that takes over 20 s).
+ten best rows by `lorif_hf.querying.scan`, files in the page cache, medians of five (of one where that takes over 20 s).
 """
 
 import json
@@ -27,13 +27,13 @@ from rich.table import Table
 from torch import Tensor
 
 from lorif_hf import InfluenceConfig
-from lorif_hf.algebra.codecs import Codec
 from lorif_hf.algebra.curvature import woodbury_solve
 from lorif_hf.algebra.factors import reconstruct
-from lorif_hf.algebra.low_rank import compress, widest_rank
 from lorif_hf.algebra.scoring import QueryGroup
-from lorif_hf.norms import shard_entry
-from lorif_hf.scanning import Groups, Scan, best_scores, every_score
+from lorif_hf.algebra.thin_queries import compress, widest_rank
+from lorif_hf.building.block_norms import shard_entry
+from lorif_hf.codecs.codecs import Codec
+from lorif_hf.querying.scan import Groups, Scan, best_scores, every_score
 from lorif_hf.storage.layout import FactorShard, ModuleEntry, factor_file
 from lorif_hf.storage.shards import ShardReader, write_shard
 from lorif_hf.storage.store import LocalStore

@@ -25,7 +25,7 @@ from rich.table import Table
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
 from lorif_hf import InfluenceConfig
-from lorif_hf.build import IndexBuilder, plan_build
+from lorif_hf.building.builder import IndexBuilder, plan_build
 
 from .machine import machine, peak_memory
 from .quality import RESULTS

@@ -24,9 +24,9 @@ from transformers.pytorch_utils import Conv1D
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.evaluation.ranks import average_ranks
-from lorif_hf.recording.collation import padding_collator
-from lorif_hf.recording.modules import tracked_modules
-from lorif_hf.recording.objectives import CausalLMObjective, find_objective
+from lorif_hf.layers.modules import tracked_modules
+from lorif_hf.tasks.collation import padding_collator
+from lorif_hf.tasks.objectives import CausalLMObjective, find_objective
 
 
 _ALL = "all"  # kronfluence's name for one set of factors or scores

@@ -12,10 +12,10 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
-from lorif_hf.build import check_folder, plan_build
+from lorif_hf.building.builder import check_folder, plan_build
 from lorif_hf.errors import BuildFolderError, DatasetError, RecordingError
+from lorif_hf.hub.publish import prepare_repo
 from lorif_hf.storage.layout import MANIFEST
-from lorif_hf.storage.publish import prepare_repo
 
 
 logger = logging.getLogger(__name__)

@@ -2,11 +2,11 @@
 
 from importlib.metadata import version
 
-from .attribution import Attribution
 from .config import InfluenceConfig
 from .ensemble import ensemble_scores
 from .evaluation import metric
 from .index import InfluenceIndex
+from .reports.attribution import Attribution
 
 
 __version__ = version("lorif-hf")

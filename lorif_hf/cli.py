@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from .attribution import shorten
 from .errors import LorifError
 from .estimate import PRESETS, empty_model, estimates, measured_speed
 from .index import InfluenceIndex
+from .reports.attribution import shorten
 
 
 app = typer.Typer(
@@ -153,7 +153,7 @@ def lds(
 ) -> None:
     """Linear datamodeling score: do the scores foretell retraining? It is kept in an index that is a folder."""
     from .evaluation import RetrainBank, evaluate_lds
-    from .evaluation.index_lds import lds_record, read_query_file
+    from .evaluation.evaluate_index import lds_record, read_query_file
 
     loaded = _load(index, revision, token)
     truth = _run(lambda: RetrainBank.from_pretrained(bank, token=token))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .algebra.codecs import Codec, DenseCodec, FactorCodec, PackedCodec
+from .codecs.codecs import Codec, DenseCodec, FactorCodec, PackedCodec
 from .errors import ConfigError
 
 

@@ -11,10 +11,10 @@ from torch import nn
 from .algebra.factors import factor_products
 from .algebra.quantization import PAIR_PRODUCTS
 from .config import InfluenceConfig
-from .encoding import bytes_per_example, module_entry, reduced_width, stored_entries
+from .curvature.encoding import bytes_per_example, module_entry, reduced_width, stored_entries
+from .curvature.fitting import plan_curvature
 from .errors import LorifError, ModelMismatchError
-from .fitting import plan_curvature
-from .recording.modules import TrackedModule, tracked_modules
+from .layers.modules import TrackedModule, tracked_modules
 from .storage.layout import ModuleEntry
 
 

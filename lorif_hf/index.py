@@ -13,23 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from .algebra.projection import TwoSidedProjection
-from .attribution import Attribution
-from .build import plan_build
-from .cards import index_card
+from .building.block_norms import check_norms
+from .building.builder import plan_build
 from .config import InfluenceConfig
-from .encoding import stored_entries
+from .curvature.encoding import stored_entries
 from .errors import IndexCorruptedError, IndexFormatError, QueryError
-from .norms import check_norms
-from .query import MeasuredQueries, load_model, measure, select_modules
-from .recording.objectives import UserObjective
-from .scanning import Scan, best_scores, every_score
-from .sharing import StoredIndex
+from .hub.cards import index_card
+from .hub.index_mixin import StoredIndex
+from .hub.publish import EarlyUploader
+from .querying.measure import MeasuredQueries, load_model, measure, select_modules
+from .querying.scan import Scan, best_scores, every_score
+from .reports.attribution import Attribution
 from .storage.examples import read_column, read_examples
 from .storage.files import write_text
 from .storage.layout import CARD, TOKENIZER, ModuleEntry
-from .storage.publish import EarlyUploader
 from .storage.shards import ShardReader
 from .storage.store import LocalStore
+from .tasks.objectives import UserObjective
 
 
 class InfluenceIndex(StoredIndex):

@@ -62,6 +62,6 @@ def hub():
 def sleeps(monkeypatch):
     """The waits between retries, listed instead of slept: no variable shortens the client's (1, 2, 4, 8, 8 s)."""
     waited: list[float] = []
-    for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download", "lorif_hf.storage.hub"):
+    for module in ("huggingface_hub.utils._http", "huggingface_hub.file_download", "lorif_hf.hub.store"):
         monkeypatch.setattr(f"{module}.time", SimpleNamespace(sleep=waited.append))
     return waited

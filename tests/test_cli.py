@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from lorif_hf import InfluenceIndex
 from lorif_hf.cli import app
-from lorif_hf.evaluation.index_lds import evaluate_lds
+from lorif_hf.evaluation.evaluate_index import evaluate_lds
 
 
 REPO = "user/my-index"

@@ -9,7 +9,7 @@ from tiny import plain_config
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.algebra import curvature
-from lorif_hf.encoding import bytes_per_example
+from lorif_hf.curvature.encoding import bytes_per_example
 from lorif_hf.errors import QueryError
 from lorif_hf.recording.recorder import GradientRecorder
 from lorif_hf.storage.files import TensorFile

@@ -6,7 +6,7 @@ from tiny import make_gpt2, make_rows, plain_config
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
-from lorif_hf.encoding import bytes_per_example
+from lorif_hf.curvature.encoding import bytes_per_example
 from lorif_hf.errors import ModelMismatchError
 from lorif_hf.estimate import PRESETS, empty_model, estimates, measured_speed
 from lorif_hf.storage.files import parse_header

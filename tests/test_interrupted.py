@@ -11,8 +11,8 @@ from test_build import digests
 from tiny import make_gpt2, make_rows, plain_config
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf.curvature.fitting import in_bytes
 from lorif_hf.errors import ConfigError, DiskFullError
-from lorif_hf.fitting import in_bytes
 from lorif_hf.storage import files
 
 
@@ -46,10 +46,10 @@ PHASES = {
     "estimating second moments": ("whitened", "lorif_hf.recording.recorder", "GradientRecorder", "record", 3),
     "recording": ("whitened", "lorif_hf.recording.recorder", "GradientRecorder", "record", 16),
     "recording, low-rank": ("low-rank", "lorif_hf.recording.recorder", "GradientRecorder", "record", 6),
-    "writing a shard": ("low-rank", "lorif_hf.build", "", "write_shard", 2),
-    "fitting": ("low-rank", "lorif_hf.fitting", "", "_fit", 4),
-    "writing the examples": ("low-rank", "lorif_hf.build", "", "write_examples", 2),
-    "the manifest": ("whitened", "lorif_hf.build", "", "Manifest", 1),
+    "writing a shard": ("low-rank", "lorif_hf.building.builder", "", "write_shard", 2),
+    "fitting": ("low-rank", "lorif_hf.curvature.fitting", "", "_fit", 4),
+    "writing the examples": ("low-rank", "lorif_hf.building.builder", "", "write_examples", 2),
+    "the manifest": ("whitened", "lorif_hf.building.builder", "", "Manifest", 1),
 }
 
 

@@ -35,12 +35,12 @@ def test_the_wheel_holds_every_module_and_runs_without_the_repository(tmp_path):
     metrics = ROOT / "lorif_hf" / "evaluation" / "metrics"
     shims = {path.relative_to(ROOT).as_posix() for name in metric_names() for path in (metrics / name).glob("*.*")}
     assert len(shims) == 4 * len(metric_names()) and expected | shims <= names
-    assert "lorif_hf/py.typed" in names and "lorif_hf/templates/page.html" in names
+    assert "lorif_hf/py.typed" in names and "lorif_hf/reports/templates/page.html" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     script = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
         "import evaluate, lorif_hf, lorif_hf.callbacks, lorif_hf.model_cards\n"
-        "from lorif_hf.attribution import _TEMPLATES\n"
+        "from lorif_hf.reports.attribution import _TEMPLATES\n"
         "_TEMPLATES.get_template('page.html')\n"
         "for name in lorif_hf.evaluation.metric_names(): assert evaluate.load(lorif_hf.metric(name)).name == name\n"
         "assert lorif_hf.metric('lds').startswith(sys.path[0])\n"

@@ -84,7 +84,13 @@ def test_algebra_imports_nothing_of_ours_and_knows_no_file_no_model_and_no_hub()
         assert not [n for n in names if within(n, foreign) and not within(n, ["lorif_hf.algebra"])], module
 
 
-UPWARDS = ["lorif_hf.index", "lorif_hf.build", "lorif_hf.query", "lorif_hf.attribution", "lorif_hf.dataset"]
+UPWARDS = [
+    "lorif_hf.index",
+    "lorif_hf.building.builder",
+    "lorif_hf.querying.measure",
+    "lorif_hf.reports.attribution",
+    "lorif_hf.recording.rows",
+]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from lorif_hf import InfluenceIndex
 from lorif_hf.algebra.factors import factorize, reconstruct
 from lorif_hf.algebra.projection import rademacher
 from lorif_hf.errors import RecordingError
-from lorif_hf.recording.objectives import CausalLMObjective
+from lorif_hf.tasks.objectives import CausalLMObjective
 
 
 QUERIES = [0, 3, 7]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .rangefinder import Matrices, matrix_sizes
+from .matrices import Matrices, matrix_sizes
 
 
 _DROPPED = 1e-5  # a direction this much weaker than the strongest is rounding noise in float32

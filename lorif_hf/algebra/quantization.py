@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .rangefinder import LowRankMatrices, Matrices, matrix_sizes, unit
+from .matrices import LowRankMatrices, Matrices, matrix_sizes, unit
 
 
 BITS = (8, 4, 2, 1)

@@ -5,89 +5,14 @@ does. What is stored of it is a few pairs of vectors. So it is met only in produ
 its tokens: the whiteners then meet those vectors instead of every token.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
+
+from .matrices import LowRankMatrices, unit
 
 
 _RIDGE = 1e-7  # of the sum of squares: weaker directions cannot be told from rounding in float32
 _SHARED = 1e-5  # squared length of a direction, one where it is whole, that is taken for none
-
-
-@dataclass(frozen=True)
-class LowRankMatrices:
-    """A batch of matrices known as left @ right^T. It multiplies vectors as a dense batch (n, d1, d2) would.
-
-    Args:
-        left (`Tensor`): float32 (n, d1, l).
-        right (`Tensor`): float32 (n, d2, l).
-        squares (`Tensor`): float64 (n,), the squared Frobenius norm of each whole matrix, of which left @ right^T is
-            a part: an unbiased estimate, exact where that part is all.
-    """
-
-    left: Tensor
-    right: Tensor
-    squares: Tensor
-
-    @classmethod
-    def cat(cls, batches: "list[LowRankMatrices]") -> "LowRankMatrices":
-        """Several batches of one shape as one."""
-        # Each vector is one run of memory, and stays one.
-        left, right = (
-            torch.cat([side.mT for side in sides]).mT
-            for sides in zip(*((one.left, one.right) for one in batches), strict=True)
-        )
-        return cls(left, right, torch.cat([one.squares for one in batches]))
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return len(self.left), self.left.shape[1], self.right.shape[1]
-
-    @property
-    def mT(self) -> "LowRankMatrices":
-        return LowRankMatrices(self.right, self.left, self.squares)
-
-    def __len__(self) -> int:
-        return len(self.left)
-
-    def __matmul__(self, vectors: Tensor) -> Tensor:
-        return (vectors.mT @ self.right @ self.left.mT).mT
-
-    def __truediv__(self, sizes: Tensor) -> "LowRankMatrices":
-        """Each matrix over its own number, (n, 1, 1)."""
-        root = sizes.sqrt()  # of each side as much, since either may carry the scale
-        return LowRankMatrices(self.left / root, self.right / root, self.squares / sizes.flatten().double().square())
-
-
-Matrices = Tensor | LowRankMatrices
-"""Gradient matrices of a batch: dense (n, d1, d2), or known by their products."""
-
-
-def dense(matrices: Matrices) -> Tensor:
-    """The matrices whole, (n, d1, d2)."""
-    return matrices.left @ matrices.right.mT if isinstance(matrices, LowRankMatrices) else matrices
-
-
-def squared_norms(matrices: Matrices) -> Tensor:
-    """Squared Frobenius norm of each whole matrix, float64 (n,); of low-rank ones the estimate that they carry."""
-    if isinstance(matrices, LowRankMatrices):
-        return matrices.squares
-    return matrices.flatten(1).square().sum(dim=1).double()
-
-
-def matrix_sizes(matrices: Matrices) -> Tensor:
-    """A positive number about as large as each matrix, (n, 1, 1); 1 for one that is zero."""
-    if isinstance(matrices, LowRankMatrices):
-        sizes = matrices.squares.sqrt().to(matrices.left.dtype).view(-1, 1, 1)
-    else:
-        sizes = matrices.abs().amax(dim=(1, 2), keepdim=True) if len(matrices) else matrices.new_ones(0, 1, 1)
-    return torch.where(sizes > 0, sizes, torch.ones_like(sizes))
-
-
-def unit(vectors: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """Vectors (or matrices) along `dim` at length one; zero stays zero."""
-    return vectors / vectors.norm(dim=dim, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny)
 
 
 class RangeFinder:

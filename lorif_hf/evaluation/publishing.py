@@ -11,8 +11,8 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd
 
 from ..errors import EvaluationError
-from ..storage.hub import hub_api, retried, translated_errors
-from ..storage.publish import check_contents, check_repo_id
+from ..hub.publish import check_contents, check_repo_id
+from ..hub.store import hub_api, retried, translated_errors
 
 
 METRICS = Path(__file__).parent / "metrics"

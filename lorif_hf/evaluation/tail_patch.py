@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import EvaluationError
-from ..recording.collation import padding_collator
-from ..recording.modules import unwrap
-from ..recording.objectives import (
+from ..layers.modules import unwrap
+from ..tasks.collation import padding_collator
+from ..tasks.objectives import (
     CausalLMObjective,
     Objective,
     SequenceClassificationObjective,
@@ -25,7 +25,7 @@ from ..recording.objectives import (
     find_objective,
     forward_inputs,
 )
-from ..recording.queries import query_features
+from ..tasks.query_forms import query_features
 from .arrays import numbers
 from .bootstrap import Interval, check_bootstrap, mean_interval
 

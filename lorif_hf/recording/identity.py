@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .modules import TrackedModule, base_model, has_adapter
-from .objectives import auto_class
+from ..layers.modules import TrackedModule, base_model, has_adapter
+from ..tasks.objectives import auto_class
 
 
 @dataclass(frozen=True)

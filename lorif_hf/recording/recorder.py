@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..algebra.matrices import LowRankMatrices, Matrices
 from ..algebra.projection import TwoSidedProjection, project
-from ..algebra.rangefinder import LowRankMatrices, Matrices
 from ..algebra.whitening import SecondMoments
 from ..errors import NonFiniteGradientError, UnsupportedModuleError
-from .modules import TrackedModule, base_model
-from .objectives import Objective, batch_size
+from ..layers.modules import TrackedModule, base_model
+from ..tasks.objectives import Objective, batch_size
 
 
 logger = logging.getLogger(__name__)

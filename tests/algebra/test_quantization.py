@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lorif_hf.algebra.matrices import LowRankMatrices
 from lorif_hf.algebra.quantization import (
     _ROUNDS,
     _STEPS,
@@ -17,7 +18,6 @@ from lorif_hf.algebra.quantization import (
     quantized_factors,
     unpack,
 )
-from lorif_hf.algebra.rangefinder import LowRankMatrices
 
 
 def random(*shape, seed=0, dtype=torch.float32):

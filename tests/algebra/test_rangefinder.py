@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from lorif_hf.algebra.factors import factorize
+from lorif_hf.algebra.matrices import LowRankMatrices, dense, matrix_sizes, squared_norms
 from lorif_hf.algebra.quantization import quantized_factors
-from lorif_hf.algebra.rangefinder import LowRankMatrices, RangeFinder, dense, matrix_sizes, squared_norms
+from lorif_hf.algebra.rangefinder import RangeFinder
 
 
 def whitener(size, generator):

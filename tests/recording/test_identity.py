@@ -8,9 +8,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from lorif_hf.layers.modules import tracked_modules
 from lorif_hf.recording import identity
 from lorif_hf.recording.identity import identify, weights_sha256
-from lorif_hf.recording.modules import tracked_modules
 
 
 def _hash(model, **kwargs):

@@ -5,7 +5,7 @@ import torch
 from torch.func import functional_call, grad
 
 from lorif_hf.algebra.projection import rademacher
-from lorif_hf.recording.modules import tracked_modules
+from lorif_hf.layers.modules import tracked_modules
 
 
 LENGTHS = [7, 4, 5]

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from lorif_hf.errors import UnsupportedModuleError
-from lorif_hf.recording.collation import PaddingCollator
-from lorif_hf.recording.modules import tracked_modules
-from lorif_hf.recording.objectives import find_objective
+from lorif_hf.layers.modules import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
+from lorif_hf.tasks.collation import PaddingCollator
+from lorif_hf.tasks.objectives import find_objective
 
 
 CASES = [("gpt2", "right"), ("llama", "right"), ("llama", "left"), ("bert-classifier", "right")]

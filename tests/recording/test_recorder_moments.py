@@ -5,9 +5,9 @@ import torch
 
 from lorif_hf.algebra.projection import rademacher
 from lorif_hf.algebra.whitening import SecondMoments
-from lorif_hf.recording.modules import tracked_modules
-from lorif_hf.recording.objectives import find_objective
+from lorif_hf.layers.modules import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
+from lorif_hf.tasks.objectives import find_objective
 
 
 def recorded(model, batches, draw, factor):

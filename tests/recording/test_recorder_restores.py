@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lorif_hf.recording.modules import base_model, tracked_modules
-from lorif_hf.recording.objectives import find_objective
+from lorif_hf.layers.modules import base_model, tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
+from lorif_hf.tasks.objectives import find_objective
 
 
 class Interrupted(Exception):

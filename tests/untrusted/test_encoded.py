@@ -11,7 +11,7 @@ from tampering import MODULE, REPO, SHARD, edit, edit_tensors, query, upload
 from tiny import make_gpt2, make_rows, plain_config
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
-from lorif_hf.encoding import draw_projection
+from lorif_hf.curvature.encoding import draw_projection
 from lorif_hf.errors import IndexCorruptedError, IndexFormatError
 from lorif_hf.storage.layout import CURVATURE, MANIFEST, ModuleEntry
 

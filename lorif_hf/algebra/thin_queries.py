@@ -1,0 +1,193 @@
+"""Queries at low rank: exactly where they have one, else cut, with a bound on what every score can lose by it."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .matrices import matrix_sizes
+from .scoring import QueryGroup
+
+
+_ROUNDING = 2.0**-18  # a remainder this much smaller than its query is rounding of float32
+_LEAST_RANK = 8  # and the step of ranks: narrower products take as long
+_FINDING = 24  # operations that finding a query's factors takes, for each number of it and rank
+_CALLS = 2e7  # and what the calls take, in operations
+_OVERSAMPLING = 4  # vectors beyond the rank, without which the start may miss a direction
+_SQUARINGS = 3
+_LARGEST_GRAM = 256  # side of a matrix up to which its spectral norm is bounded by powers of its Gram matrix
+_UNIT = 2.0**-24  # rounding of float32
+
+
+def widest_rank(pairs: int, d1: int, d2: int, queries: int, examples: float = math.inf) -> int:
+    """The largest rank at which scoring is clearly cheaper than with whole matrices; 0: none is.
+
+    A pair costs k (d1 + d2) operations instead of d1 d2; whole matrices of many queries share the rebuilt gradients.
+    Finding the factors must cost less than they save over all `examples`.
+    """
+    whole = min(float(pairs), 1 + 7 * pairs / max(1, queries))
+    rank = int(0.7 * whole * d1 * d2 / (pairs * (d1 + d2))) // _LEAST_RANK * _LEAST_RANK
+    return rank if 0.6 * whole * examples * d1 * d2 > _FINDING * d1 * d2 * rank + _CALLS else 0
+
+
+def compress(matrices: Tensor, numbers: Tensor, widest: int, ranks: Sequence[int] | None = None) -> list[QueryGroup]:
+    """Hold queries as products left^T right where their rank lets us, to the rounding of float32; else whole.
+
+    A query's gradient has at most the rank of its number of tokens, and whitening keeps that.
+
+    Args:
+        matrices (`Tensor`): Q~, (g, d1, d2), float32.
+        numbers (`Tensor`): int64 (g,), their numbers.
+        widest (`int`): largest rank to look for.
+        ranks (`Sequence[int]`, *optional*): the rank that each has at most; by default `widest`. One that may have
+            more is held whole.
+
+    Source: the randomised range finder of Halko, Martinsson, Tropp 2011 (arXiv:0909.4061), algorithm 4.1, with a
+    fixed start; the remainder is computed, not estimated.
+    """
+    sizes = matrix_sizes(matrices)
+    found: dict[int, list[tuple[int, Tensor, Tensor]]] = {}
+    whole = []
+    for number in range(len(matrices)):  # one by one: the temporaries are as large as a layer
+        most = widest if ranks is None else ranks[number]
+        thin = None
+        if 0 < most <= widest:
+            thin = _thin(matrices[number] / sizes[number], min(widest, _stepped(most + _OVERSAMPLING)))
+        if thin is None:
+            whole.append(number)
+        else:
+            left, right = thin
+            found.setdefault(len(left), []).append((number, left, right * sizes[number]))
+    groups = []
+    for some in found.values():
+        at, lefts, rights = zip(*some, strict=True)
+        groups.append(QueryGroup(numbers[torch.tensor(at)], torch.stack(lefts), torch.stack(rights)))
+    if whole:
+        groups.append(QueryGroup(numbers[torch.tensor(whole)], matrices[whole]))
+    return groups
+
+
+def _thin(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
+    """left (k, d1) and right (k, d2), k at most `rank`; `None` where the matrix has more, or is not finite."""
+    (left,), (right,) = range_factors(matrix.unsqueeze(0), rank)
+    limit = _ROUNDING * float(matrix.norm())
+    lost = float((matrix - left.T @ right).norm())
+    if not lost <= limit:
+        return None
+    turn, singular, across = torch.linalg.svd(right, full_matrices=False)
+    tails = singular.double().square().flip(0).cumsum(0).flip(0)
+    kept = min(len(right), _stepped(int((tails > limit**2 - lost**2).sum())))
+    return turn[:, :kept].T @ left, singular[:kept, None] * across[:kept]
+
+
+def _stepped(rank: int) -> int:
+    return max(1, math.ceil(rank / _LEAST_RANK)) * _LEAST_RANK
+
+
+def joined(groups: Sequence[QueryGroup]) -> list[QueryGroup]:
+    """Groups of the same form put together, as they come from several batches."""
+    forms: dict[tuple[int, bool], list[QueryGroup]] = {}
+    for group in groups:
+        forms.setdefault((group.left.shape[1], group.right is None), []).append(group)
+    found = []
+    for some in forms.values():
+        rights = [group.right for group in some if group.right is not None]
+        numbers, left = (torch.cat(parts) for parts in zip(*((one.numbers, one.left) for one in some), strict=True))
+        found.append(some[0] if len(some) == 1 else QueryGroup(numbers, left, torch.cat(rights) if rights else None))
+    return found
+
+
+def truncate(groups: Sequence[QueryGroup], rank: int, queries: int) -> tuple[list[QueryGroup], Tensor]:
+    """Cut queries to a lower rank, and bound what that leaves out.
+
+    Args:
+        groups (`Sequence[QueryGroup]`): of one layer.
+        rank (`int`): k, at least 1.
+        queries (`int`): Q, in all groups together.
+
+    Returns:
+        `tuple[list[QueryGroup], Tensor]`: the cut groups, and float64 (Q,) b_q: for every pair of vectors,
+        |u^T (Q~_q - cut) v| <= b_q |u| |v|, with the rounding of both products in float32 counted in.
+    """
+    cut, bounds = [], torch.zeros(queries, dtype=torch.float64)
+    for group in groups:
+        if group.right is None:
+            left, right = range_factors(group.left, min(rank, *group.left.shape[1:]), power_rounds=2)
+            rest = spectral_bounds(group.left - left.mT @ right)
+        else:
+            left, right = group.left[:, :rank].contiguous(), group.right[:, :rank].contiguous()
+            rest = spectral_bounds(group.left[:, rank:]) * spectral_bounds(group.right[:, rank:])
+        short = QueryGroup(group.numbers, left, right)
+        cut.append(short)
+        bounds[group.numbers] = (rest + rounding_bounds(group) + rounding_bounds(short)) * (1 + 2.0**-10)
+    return joined(cut), bounds
+
+
+def rounding_bounds(group: QueryGroup) -> Tensor:
+    """(g,) b_q: float32 gets u^T Q~_q v to within b_q |u| |v|, in whichever of the orders of [`add_scores`].
+
+    The longest sums: over the rows and columns, over a rebuilt gradient (the product adds up runs of 256 or more),
+    over the pairs and the layers.
+    """
+    _, rows, columns = group.left.shape
+    width = 0 if group.right is None else group.right.shape[2]
+    terms = rows + columns + width + rows * max(columns, width) / 256 + 512
+    return terms * _UNIT * frobenius_bounds(group)
+
+
+def frobenius_bounds(group: QueryGroup) -> Tensor:
+    """(g,) the Frobenius norm of Q~, float64; of a product the product of both norms, which is not below it."""
+    left = group.left.double().flatten(1).norm(dim=1)
+    return left if group.right is None else left * group.right.double().flatten(1).norm(dim=1)
+
+
+def gradient_bounds(groups: Sequence[QueryGroup], pairs: int | None, queries: int) -> Tensor:
+    """(Q,) b_q: a score is at most b_q times the Frobenius norm of the stored gradient, float64.
+
+    The smaller of |Q~|_F (Cauchy-Schwarz) and, at rank c, sqrt(c) |Q~|_2, with some room for rounding.
+    """
+    bounds = torch.zeros(queries, dtype=torch.float64)
+    for group in groups:
+        if group.right is None:
+            found = frobenius_bounds(group)
+            if pairs is not None and min(group.left.shape[1:]) <= _LARGEST_GRAM:
+                found = torch.minimum(found, math.sqrt(pairs) * spectral_bounds(group.left))
+        else:
+            found = spectral_bounds(group.left) * group.right.double().flatten(1).norm(dim=1)
+            if pairs is not None:
+                spectral = spectral_bounds(group.left) * spectral_bounds(group.right)
+                found = torch.minimum(found, math.sqrt(pairs) * spectral)
+        bounds[group.numbers] = found * (1 + 2.0**-10)
+    return bounds
+
+
+def spectral_bounds(matrices: Tensor) -> Tensor:
+    """Upper bounds of the spectral norms of (g, a, b): float64 (g,), at most min(a, b)^(1/32) times the norm.
+
+    The Schatten norm of order 32: the Frobenius norm of M M^T after three squarings.
+    """
+    if not matrices.numel():
+        return torch.zeros(len(matrices), dtype=torch.float64)
+    sizes = matrix_sizes(matrices).double()
+    scaled = matrices.double() / sizes
+    power = scaled @ scaled.mT if matrices.shape[1] <= matrices.shape[2] else scaled.mT @ scaled
+    exponents = torch.zeros(len(matrices), dtype=torch.float64)
+    for squaring in range(_SQUARINGS + 1):
+        if squaring:
+            power = power @ power
+        norms = power.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+        power = power / norms.view(-1, 1, 1)
+        exponents = 2 * exponents + norms.log()
+    return (exponents / 2.0 ** (_SQUARINGS + 1)).exp() * sizes.flatten() * (1 + 1e-9)
+
+
+def range_factors(matrices: Tensor, rank: int, power_rounds: int = 0) -> tuple[Tensor, Tensor]:
+    """left (g, k, d1), orthonormal rows, and right (g, k, d2): left^T right comes near to (g, d1, d2)."""
+    generator = torch.Generator(device="cpu").manual_seed(0)
+    start = torch.randn(matrices.shape[2], rank, generator=generator).to(matrices)
+    sizes = matrix_sizes(matrices)
+    basis = torch.linalg.qr((matrices / sizes) @ start).Q
+    for _ in range(power_rounds):
+        basis = torch.linalg.qr((matrices / sizes) @ torch.linalg.qr((matrices / sizes).mT @ basis).Q).Q
+    return basis.mT.contiguous(), basis.mT @ matrices

@@ -1,0 +1,390 @@
+"""Building an index: one recording pass over the rows, then the curvature, then the manifest that makes it whole.
+
+A killed build goes on where it stopped: shards and fitted layers appear whole, under their final names or in a staging
+folder, and the fingerprint of config, model and rows tells whether they are this build's.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..algebra.projection import TwoSidedProjection
+from ..algebra.whitening import SecondMoments, whiteners
+from ..config import InfluenceConfig
+from ..curvature.encoding import Encoder, draw_projection, module_entry, stored_entries
+from ..curvature.fitting import fit_curvature, in_bytes, plan_curvature
+from ..errors import BuildFolderError, DatasetError, RecordingError
+from ..layers.modules import TrackedModule, tracked_modules, unwrap
+from ..progress import progress
+from ..recording.identity import identify
+from ..recording.recorder import GradientRecorder, without_gradient
+from ..recording.rows import TrainingRows, code_identity
+from ..storage.examples import write_examples
+from ..storage.files import file_entry, is_intact, write_tensors, write_text
+from ..storage.layout import (
+    CURVATURE,
+    MANIFEST,
+    STAGING,
+    TOKENIZER,
+    FactorShard,
+    Manifest,
+    ModuleEntry,
+    Shard,
+    example_file,
+    factor_file,
+)
+from ..storage.shards import ShardReader, write_shard
+from ..storage.store import LocalStore
+from ..tasks.objectives import MarginObjective, Objective, UserObjective, find_objective
+from .block_norms import shard_entry
+from .recording_pass import Batching, RecordingPass, ShardContents
+
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 1000  # first rows, none with a target, before the pass is called off
+
+
+class IndexBuilder:
+    """Builds one index in one folder.
+
+    Args:
+        model (`nn.Module`): the unwrapped model.
+        rows (`TrainingRows`): the training set.
+        folder (`Path`): where the index goes; empty, absent, or holding this very build.
+        config (`InfluenceConfig`): every choice that shapes the index.
+        objective (`Objective`): the per-example loss.
+        processing_class: the tokenizer that goes into the index, if any.
+        batching (`Batching`): which rows go through the model together.
+        max_memory (`int`, *optional*): bytes that fitting one layer's curvature may take.
+        on_shard (`Callable`, *optional*): told of every finished factor file, also of those found finished.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rows: TrainingRows,
+        folder: Path,
+        config: InfluenceConfig,
+        objective: Objective,
+        processing_class: Any,
+        batching: Batching,
+        max_memory: int | None = None,
+        on_shard: Callable[[FactorShard], None] | None = None,
+    ):
+        self.model, self.rows, self.folder, self.config = model, rows, folder, config
+        self.objective, self.processing_class = objective, processing_class
+        self.passing = RecordingPass(rows, batching)
+        self.max_memory = max_memory
+        self.on_shard = on_shard or (lambda shard: None)
+        self._shards: dict[int, FactorShard] = {}
+        self.codec = config.codec()
+        self.staging = folder / STAGING
+        self.modules = tracked_modules(model, config.target_modules, config.exclude_modules)
+        self.projections: dict[str, TwoSidedProjection] = {}
+        self.entries = [self._module_entry(tracked) for tracked in self.modules]
+        self.stored = stored_entries(config, self.entries)
+        starts = range(0, rows.count, config.shard_size)
+        self.ranges = [(start, min(start + config.shard_size, rows.count)) for start in starts]
+        self._seen = self._empty = 0
+        if config.curvature == "low-rank":
+            plan_curvature(self.stored, rows.count, config, max_memory)  # too little memory shows before the pass
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The model's identity, as the manifest has it."""
+        return identify(self.model, self.modules).to_dict()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash over everything that the index depends on but the batch size, which changes it by rounding only."""
+        identity = {
+            "config": self.config.to_dict(),
+            "model": self.identity,
+            "modules": [(entry.name, entry.projection_sha256) for entry in self.entries],
+            "objective": [self.objective.name, code_identity(self.objective.function)],
+            "rows": self.rows.fingerprint(),
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def check_first_batch(self) -> None:
+        """Collate the first rows, so that a dataset that cannot be recorded shows before the pass begins."""
+        self.rows.batch(range(min(self.passing.batching.batch_size, self.rows.count)))
+
+    def run(self) -> None:
+        """Build what is missing. Returns at once where the folder holds this build's finished index."""
+        check_folder(self.folder)
+        if (self.folder / MANIFEST).exists():
+            built = Manifest.from_json((self.folder / MANIFEST).read_text(encoding="utf-8")).build
+            if built != self.fingerprint:
+                raise BuildFolderError(
+                    f"{self.folder} holds an index of another model, dataset or config. Choose another folder or "
+                    "delete this one."
+                )
+            shutil.rmtree(self.staging, ignore_errors=True)
+            return
+        with self._claimed():
+            self.estimate_moments()
+            self.record()
+            self._finish(self._fit_all())
+        shutil.rmtree(self.staging)
+
+    def _module_entry(self, tracked: TrackedModule) -> ModuleEntry:
+        entry = module_entry(tracked, self.config)
+        self.projections[entry.name], sha256 = draw_projection(entry, self.config)
+        return replace(entry, projection_sha256=sha256)
+
+    @contextmanager
+    def _claimed(self) -> Iterator[None]:
+        """Hold the folder for this process, and see that what it holds is this build's."""
+        self.staging.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.staging / "lock", timeout=0):
+                note = self.staging / "build.json"
+                begun = json.loads(note.read_text(encoding="utf-8"))["build"] if note.exists() else None
+                if begun is None:
+                    write_text(note, json.dumps({"build": self.fingerprint}))
+                elif begun != self.fingerprint:
+                    raise BuildFolderError(
+                        f"{self.folder} holds an unfinished build of another model, dataset or config. Choose another "
+                        "folder or delete this one."
+                    )
+                for left_over in self.folder.rglob("*.tmp"):  # of a write that was killed
+                    left_over.unlink()
+                yield
+        except Timeout:
+            raise BuildFolderError(f"Another process is building the index in {self.folder}.") from None
+
+    def estimate_moments(self) -> None:
+        """Estimate the second moments on a sample of rows: what is stored is whitened, so they come first."""
+        if self.config.whitening == "none" or is_intact(self._whitening_path):
+            return
+        moments = {entry.name: SecondMoments.zeros(entry.d1, entry.d2) for entry in self.entries}
+        reductions = dict.fromkeys(moments, without_gradient)
+        recorder = GradientRecorder(self.model, self.modules, self.projections, self.objective, moments, reductions)
+        sample = self.rows.spaced(self.config.whitening_samples)
+        with recorder, progress(len(sample), "Estimating second moments", "examples") as bar:
+            for rows, _, _ in self.passing.run(recorder, sample):
+                bar.update(len(rows))
+        tensors = {}
+        for name, moment in moments.items():
+            try:
+                sides = whiteners(moment, damping=self.config.whitening_damping, scale=self.rows.count / len(sample))
+            except ValueError as error:
+                raise RecordingError(
+                    f"Module '{name}' cannot be whitened ({error}): its inputs or gradients are too large. Leave it "
+                    "out with exclude_modules, or set whitening='none'."
+                ) from None
+            tensors[f"{name}.in_whitener"], tensors[f"{name}.out_whitener"] = sides
+        write_tensors(self._whitening_path, tensors)
+
+    def record(self) -> None:
+        """Record the shards that are missing; each is written while the next is recorded."""
+        missing = [shard for shard in range(len(self.ranges)) if not self._recorded(shard)]
+        for shard in range(len(self.ranges)):
+            if shard not in missing:
+                self._finished(shard)
+        done = self.rows.count - sum(self.ranges[shard][1] - self.ranges[shard][0] for shard in missing)
+        if not missing:
+            return
+        if done:
+            logger.info("Going on with %d of %d rows already recorded in %s.", done, self.rows.count, self.folder)
+        recorder, encoder = self._recording
+        writing: Future[None] | None = None
+        with (
+            recorder,
+            progress(self.rows.count, "Recording", "examples", initial=done) as bar,
+            ThreadPoolExecutor(1, thread_name_prefix="lorif-write") as writer,
+        ):
+            for shard in missing:
+                contents = self._record_shard(recorder, encoder, shard, bar)
+                if writing is not None:
+                    writing.result()  # a shard in the making and one being written: no more are held
+                writing = writer.submit(self._write_shard, shard, contents)
+            if writing is not None:
+                writing.result()
+        if self._empty:
+            logger.warning("%d rows have no target (all labels are -100); their scores are zero.", self._empty)
+
+    @cached_property
+    def _recording(self) -> tuple[GradientRecorder, Encoder]:
+        encoder = Encoder(self.config, self.entries, self._whiteners())
+        reductions = encoder.reductions()
+        return (
+            GradientRecorder(self.model, self.modules, self.projections, self.objective, reductions=reductions),
+            encoder,
+        )
+
+    def _recorded(self, shard: int) -> bool:
+        """Whether a shard is there, whole and undamaged."""
+        return is_intact(self._factor_path(shard)) and is_intact(self._rows_path(shard))
+
+    def _finished(self, shard: int) -> None:
+        start, stop = self.ranges[shard]
+        file = factor_file(shard, len(self.ranges))
+        self._shards[shard] = shard_entry(self.folder, file, start, stop - start, self.stored, self.config)
+        self.on_shard(self._shards[shard])
+
+    def _record_shard(self, recorder: GradientRecorder, encoder: Encoder, shard: int, bar: Any) -> ShardContents:
+        start, stop = self.ranges[shard]
+        contents = ShardContents(start, stop, self.codec, self.stored)
+        for rows, batch, recording in self.passing.run(recorder, range(start, stop)):
+            contents.put(rows, batch, recording, encoder.encode(recording.gradients))
+            self._count_targets(recording.targets, len(rows))
+            bar.update(len(rows))
+        return contents
+
+    def _write_shard(self, shard: int, contents: ShardContents) -> None:
+        write_tensors(self._rows_path(shard), contents.table)
+        weights = contents.table["weights"] if self.config.output == "margin" else None
+        write_shard(self._factor_path(shard), contents.parts, weights)
+        self._finished(shard)
+
+    def _count_targets(self, targets: Tensor | None, count: int) -> None:
+        """Count the rows without a target. Where no row has one, something is wrong with the labels."""
+        self._seen += count
+        self._empty += 0 if targets is None else int((targets == 0).sum())
+        if self._empty == self._seen and (self._seen >= _PATIENCE or self._seen == self.rows.count):
+            raise DatasetError(
+                f"None of the first {self._seen} rows has a target: all their labels are -100 (or there is a single "
+                "token). Check the collator and the truncation."
+            )
+
+    def _whiteners(self) -> dict[str, tuple[Tensor, Tensor]] | None:
+        if self.config.whitening == "none":
+            return None
+        tensors = load_file(self._whitening_path)
+        return {
+            entry.name: (tensors[f"{entry.name}.in_whitener"], tensors[f"{entry.name}.out_whitener"])
+            for entry in self.entries
+        }
+
+    def _fit_all(self) -> Tensor:
+        """Write the curvature file. Returns each example's self-influence, float64 (N,).
+
+        It is that of the whole gradients where their metric is known while they are recorded, else of what is stored.
+        """
+        tensors = load_file(self._whitening_path) if self.config.whitening != "none" else {}
+        influence = torch.cat([table["self_influence"] for table in self._row_tables()])
+        if self.config.curvature == "low-rank":
+            reader = ShardReader(LocalStore(self.folder), self._table, None, self.codec.layout)
+            eigenpairs, influence = fit_curvature(
+                reader, self.stored, self.rows.count, self.config, self._curvature_path, self.max_memory
+            )
+            tensors |= eigenpairs
+        write_tensors(self.folder / CURVATURE, tensors)
+        return influence * torch.cat([table["weights"] for table in self._row_tables()])
+
+    def _row_tables(self) -> list[dict[str, Tensor]]:
+        """What was recorded of each row, shard by shard: losses, num_tokens, weights, self_influence; (n,) each."""
+        return [load_file(self._rows_path(shard)) for shard in range(len(self.ranges))]
+
+    def _finish(self, self_influence: Tensor) -> None:
+        """The example table with losses and self-influence, the tokenizer, and at last the manifest."""
+        examples = []
+        tables = self._row_tables()
+        for shard, (start, stop) in enumerate(self.ranges):
+            recorded = tables[shard]
+            file = example_file(shard, len(self.ranges))
+            columns = {
+                "row": range(start, stop),
+                "example_id": self.rows.example_ids(start, stop),
+                "text": self.rows.texts(start, stop),
+                "num_tokens": recorded["num_tokens"].tolist(),
+                "loss": recorded["losses"].tolist(),
+                "self_influence": self_influence[start:stop].tolist(),
+            }
+            write_examples(self.folder / file, columns)
+            entry = file_entry(self.folder, file)
+            examples.append(Shard(entry.file, entry.bytes, entry.sha256, start, stop - start))
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(self.folder / TOKENIZER)
+        tokenizer = sorted(path for path in (self.folder / TOKENIZER).rglob("*") if path.is_file())
+        manifest = Manifest(
+            config=self.config.to_dict(),
+            objective=self.objective.name,
+            model=self.identity,
+            dataset=self.rows.source(),
+            num_examples=self.rows.count,
+            modules=self.entries,
+            shards=self._table,
+            examples=examples,
+            curvature=file_entry(self.folder, CURVATURE),
+            build=self.fingerprint,
+            tokenizer=[file_entry(self.folder, path.relative_to(self.folder).as_posix()) for path in tokenizer],
+        )
+        write_text(self.folder / MANIFEST, manifest.to_json())
+
+    @property
+    def _table(self) -> list[FactorShard]:
+        """The manifest's shard table, once all shards are recorded."""
+        return [self._shards[shard] for shard in range(len(self.ranges))]
+
+    def _factor_path(self, shard: int) -> Path:
+        return self.folder / factor_file(shard, len(self.ranges))
+
+    @property
+    def _whitening_path(self) -> Path:
+        return self.staging / "whitening.safetensors"
+
+    def _rows_path(self, shard: int) -> Path:
+        return self.staging / f"rows-{shard + 1:05d}.safetensors"
+
+    def _curvature_path(self, module: int) -> Path:
+        return self.staging / f"curvature-{module + 1:05d}.safetensors"
+
+
+def plan_build(
+    model: Any,
+    dataset: Any,
+    folder: Path,
+    *,
+    config: InfluenceConfig | None,
+    processing_class: Any,
+    data_collator: Callable[[list[Any]], Any] | None,
+    batch_size: int,
+    max_tokens_per_batch: int | None,
+    auto_find_batch_size: bool,
+    max_memory: int | str | None,
+    objective: UserObjective | None,
+    **shown: Any,
+) -> IndexBuilder:
+    """A build that is ready to run: everything that can be checked without a forward pass is.
+
+    The arguments are those of `InfluenceIndex.build`; `shown` are the ones that decide what people see of a row.
+    """
+    check_folder(folder)
+    batching = Batching(batch_size, max_tokens_per_batch, auto_find_batch_size)
+    model, config = unwrap(model), config or InfluenceConfig()
+    found = find_objective(model, objective)
+    rows = TrainingRows(dataset, model, found, processing_class, data_collator, **shown)
+    measured = MarginObjective(found) if config.output == "margin" else found
+    return IndexBuilder(model, rows, folder, config, measured, processing_class, batching, in_bytes(max_memory))
+
+
+def check_folder(folder: Path) -> None:
+    """A new index needs a folder that is absent, empty, an unfinished build or an index.
+
+    Raises:
+        [`~lorif_hf.errors.BuildFolderError`]: it holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise BuildFolderError(f"{folder} is a file; an index needs a folder.")
+    ours = (folder / STAGING).exists() or (folder / MANIFEST).exists()
+    if folder.is_dir() and not ours and any(folder.iterdir()):
+        raise BuildFolderError(
+            f"{folder} is not empty and holds neither an index nor an unfinished build of one. Choose another folder."
+        )

@@ -1,0 +1,236 @@
+"""The pass over the training rows: which rows go through the model together, and what of it goes into a shard."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..algebra.matrices import LowRankMatrices, Matrices, squared_norms
+from ..codecs.codecs import Codec
+from ..errors import ConfigError, DatasetError, RecordingError
+from ..recording.recorder import GradientRecorder, Recording
+from ..recording.rows import TrainingRows, tokens_per_example
+from ..storage.layout import ModuleEntry
+
+
+logger = logging.getLogger(__name__)
+
+_TOGETHER = 1 << 20  # numbers of several layers' gradients that are encoded at once: 4 MiB of float32
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How many rows go through the model at once. Changes the result by rounding only.
+
+    Args:
+        batch_size (`int`): rows, where `max_tokens` is not given.
+        max_tokens (`int`, *optional*): tokens, padding included: rows of like length go together, as many as fit. A
+            row that is longer goes alone.
+        auto (`bool`): halve what did not fit into memory and go on.
+    """
+
+    batch_size: int
+    max_tokens: int | None = None
+    auto: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("batch_size", self.batch_size), ("max_tokens_per_batch", self.max_tokens)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}.")
+
+    def groups(self, numbers: Sequence[int], lengths: Callable[[Sequence[int]], Sequence[int]]) -> Iterator[list[int]]:
+        """Row numbers in groups that go through the model together, each once.
+
+        Args:
+            numbers (`Sequence[int]`): the rows.
+            lengths (`Callable`): tokens of each; asked for only where tokens are counted.
+        """
+        if self.max_tokens is None:
+            for start in range(0, len(numbers), self.batch_size):
+                yield list(numbers[start : start + self.batch_size])
+            return
+        # The longest first: what does not fit into memory shows at once.
+        by_length = sorted(zip(lengths(numbers), numbers, strict=True), key=lambda pair: (-pair[0], pair[1]))
+        group: list[int] = []
+        longest = 0
+        for length, number in by_length:
+            if group and (len(group) + 1) * longest > self.max_tokens:
+                yield sorted(group)
+                group = []
+            longest = longest if group else max(1, length)
+            group.append(number)
+        yield sorted(group)
+
+
+class RecordingPass:
+    """Takes rows through the model, group by group.
+
+    Args:
+        rows (`TrainingRows`): the training set.
+        batching (`Batching`): which rows go together.
+    """
+
+    def __init__(self, rows: TrainingRows, batching: Batching):
+        self.rows, self.batching = rows, batching
+        self._pieces = 1  # into which each group is cut, since larger ones did not fit into memory
+
+    def run(
+        self, recorder: GradientRecorder, numbers: Sequence[int]
+    ) -> Iterator[tuple[list[int], dict[str, Any], Recording]]:
+        """Record rows. Yields (row numbers, batch, recording), in an order of its own.
+
+        Raises:
+            [`~lorif_hf.errors.DatasetError`], [`~lorif_hf.errors.RecordingError`]: name the rows.
+        """
+        for group in self.batching.groups(numbers, self.rows.lengths):
+            waiting: list[tuple[list[int], frozenset[str]]] = [(part, frozenset()) for part in self._cut(group)]
+            while waiting:
+                part, counted = waiting.pop(0)
+                recorded = self._record(recorder, part, counted)
+                if recorded is not None:
+                    yield part, *recorded
+                    del recorded
+                    continue
+                self._pieces *= 2
+                logger.warning("Out of memory with %d rows at once: going on with half as many.", len(part))
+                waiting.insert(0, (part, frozenset(recorder.counted)))  # its moments may be in, up to some layer
+                waiting = [(half, counted) for one, counted in waiting for half in _halves(one)]
+
+    def _cut(self, group: list[int]) -> list[list[int]]:
+        size = max(1, -(-len(group) // self._pieces))
+        return [group[start : start + size] for start in range(0, len(group), size)]
+
+    def _record(
+        self, recorder: GradientRecorder, part: list[int], counted: frozenset[str]
+    ) -> tuple[dict[str, Any], Recording] | None:
+        """One batch and its recording; `None` where it did not fit into memory and a smaller one may."""
+        recorder.counted = set(counted)
+        try:
+            batch = self.rows.batch(part)
+            recording = recorder.record(batch, part)
+        except IndexError as error:
+            raise DatasetError(
+                f"The model cannot take {_named(part)} ({error}): a row is longer than its positions, or a token is "
+                "outside its vocabulary. Truncate the rows; use the model's own tokenizer."
+            ) from error
+        except (MemoryError, RuntimeError) as error:
+            text = str(error).lower()
+            if not isinstance(error, MemoryError) and "out of memory" not in text and "allocate memory" not in text:
+                raise
+            if not self.batching.auto or len(part) == 1:
+                smaller = "with a smaller batch_size" if len(part) > 1 else "on a device with more memory"
+                raise RecordingError(
+                    f"Out of memory at {_named(part)}, {len(part)} at once. The finished shards are kept: build again "
+                    f"{smaller} to go on (auto_find_batch_size=True finds the size)."
+                ) from error
+        else:
+            if len(recording.losses) != len(part):
+                raise DatasetError(
+                    f"The collator made {len(recording.losses)} examples of {_named(part)}: it packs or flattens them "
+                    "(padding_free?). Pass a data_collator that keeps one example per row."
+                )
+            return batch, recording
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+
+class ShardContents:
+    """What is recorded of a range of rows: allocated once, filled in whatever order the rows come.
+
+    Args:
+        start, stop (`int`): the rows.
+        codec (`Codec`): how gradients are stored.
+        entries (`Sequence[ModuleEntry]`): of what.
+    """
+
+    def __init__(self, start: int, stop: int, codec: Codec, entries: Sequence[ModuleEntry]):
+        self.start, self.codec = start, codec
+        count = stop - start
+        self.parts = {
+            entry.name: {
+                part: torch.empty(count, *shape, dtype=dtype)
+                for part, (dtype, shape) in codec.layout(entry.d1, entry.d2).items()
+            }
+            for entry in entries
+        }
+        self.table = {
+            "losses": torch.zeros(count, dtype=torch.float64),
+            "num_tokens": torch.zeros(count, dtype=torch.int64),
+            "weights": torch.ones(count),
+            "self_influence": torch.zeros(count, dtype=torch.float64),
+        }
+
+    @torch.inference_mode()
+    def put(
+        self, rows: Sequence[int], batch: Mapping[str, Any], recording: Recording, encoded: Mapping[str, Matrices]
+    ) -> None:
+        """Take in one batch.
+
+        Raises:
+            [`~lorif_hf.errors.RecordingError`]: a gradient is too large for the dtype that it is stored in.
+        """
+        places = self._places(rows)
+        for names in _alike(encoded):
+            together = _cat([encoded[name] for name in names])
+            for part, tensor in self.codec.encode(together).items():
+                pieces = tensor.split(len(rows))
+                finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor.float().sum()))
+                for name, piece in zip(names, pieces, strict=True):
+                    if not finite and not bool(torch.isfinite(piece).all()):
+                        raise RecordingError(
+                            f"A gradient of module '{name}' is too large for {str(piece.dtype)[6:]}: build with "
+                            "dtype='bfloat16'."
+                        )
+                    self.parts[name][part][places] = piece
+        influence = torch.stack([squared_norms(gradients).cpu() for gradients in encoded.values()]).sum(dim=0)
+        self.table["self_influence"][places] = influence
+        self.table["losses"][places] = recording.losses
+        self.table["num_tokens"][places] = tokens_per_example(dict(batch), len(rows))
+        if recording.weights is not None:
+            self.table["weights"][places] = recording.weights
+
+    def _places(self, rows: Sequence[int]) -> slice | Tensor:
+        """Where rows stand in the shard; neighbours are copied in one run."""
+        first = rows[0] - self.start
+        if list(rows) == list(range(rows[0], rows[0] + len(rows))):
+            return slice(first, first + len(rows))
+        return torch.tensor(rows) - self.start
+
+
+def _alike(encoded: Mapping[str, Matrices]) -> list[list[str]]:
+    """Names of layers whose gradients have one shape, as many as fit the cache: each call of an encoder has its cost,
+    so they are encoded together."""
+    groups: dict[tuple[Any, ...], list[list[str]]] = {}
+    for name, one in encoded.items():
+        count, d1, d2 = one.shape
+        width = one.left.shape[2] if isinstance(one, LowRankMatrices) else None
+        numbers = count * (d1 * d2 if width is None else width * (d1 + d2))
+        alike = groups.setdefault((d1, d2, width), [[]])
+        if len(alike[-1]) * numbers >= _TOGETHER:
+            alike.append([])
+        alike[-1].append(name)
+    return [names for alike in groups.values() for names in alike]
+
+
+def _cat(batches: list[Any]) -> Matrices:
+    if len(batches) == 1:
+        return batches[0]
+    return LowRankMatrices.cat(batches) if isinstance(batches[0], LowRankMatrices) else torch.cat(batches)
+
+
+def _halves(rows: list[int]) -> list[list[int]]:
+    middle = -(-len(rows) // 2)
+    return [half for half in (rows[:middle], rows[middle:]) if half]
+
+
+def _named(rows: Sequence[int]) -> str:
+    """How an error names rows."""
+    if len(rows) == 1:
+        return f"row {rows[0]}"
+    if list(rows) == list(range(rows[0], rows[-1] + 1)):
+        return f"rows {rows[0]} to {rows[-1]}"
+    return f"rows {', '.join(map(str, rows[:8]))}{', ...' if len(rows) > 8 else ''}"

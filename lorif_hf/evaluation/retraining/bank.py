@@ -1,0 +1,272 @@
+"""`RetrainBank`: what retraining on subsets measured, in memory, in a folder and as a dataset repo of the Hub."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from huggingface_hub import CommitInfo
+from torch import Tensor
+
+from ...errors import EvaluationError, IndexCorruptedError
+from ...hub.cards import bank_card
+from ...hub.publish import push_files
+from ...hub.store import download
+from ...storage.files import write_bytes, write_text
+from ...storage.layout import CARD, inside
+from ..lds import lds_of_predictions
+from .bank_files import (
+    BANK,
+    QUERIES,
+    RUNS,
+    bad_file,
+    parse_info,
+    read_queries,
+    read_runs,
+    runs_columns,
+    write_queries,
+    write_runs,
+)
+from .runs import Feature, plain_features
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ...index import InfluenceIndex
+
+
+_LARGEST_INFO = 1 << 25  # bytes of JSON that are read at all
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RetrainBank:
+    """Losses of the queries under models that were trained on random subsets of the data.
+
+    Made by [`~lorif_hf.evaluation.retraining.retrain.retrain`], loaded by [`~RetrainBank.from_pretrained`].
+
+    Args:
+        membership (`Tensor`): (M, N) booleans, whether training row n is in subset m.
+        losses_by_seed (`Tensor`): float64 (k, M, Q), nats per query, summed over its tokens.
+        queries (`list[dict[str, Tensor]]`): the Q queries as the model takes them.
+        info (`dict`): how it was made: `bank.json` without its table of files.
+        repo_id (`str`, *optional*): the Hub repo it came from.
+        commit (`str`, *optional*): the commit of that repo.
+    """
+
+    membership: Tensor
+    losses_by_seed: Tensor
+    queries: list[Feature]
+    info: dict[str, Any]
+    repo_id: str | None = None
+    commit: str | None = None
+
+    @property
+    def losses(self) -> Tensor:
+        """(M, Q) nats: mean over the training seeds."""
+        return self.losses_by_seed.mean(dim=0)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The k training seeds."""
+        return self.info["seeds"]
+
+    def __repr__(self) -> str:
+        subsets, rows = self.membership.shape
+        return (
+            f"RetrainBank(subsets={subsets}, seeds={len(self.seeds)}, queries={len(self.queries)}, "
+            f"num_examples={rows}, model={self.info['model']['model_class']!r})"
+        )
+
+    def seed_agreement(self) -> float:
+        """How exact the ground truth is, between -1 and 1: what the losses of one seed would score as predictions.
+
+        Mean over queries of the Spearman correlation, over subsets, between the losses of two training seeds; mean
+        over all pairs of seeds. No attribution can be expected to score above it by much.
+
+        Raises:
+            [`~lorif_hf.errors.EvaluationError`]: there is one seed only.
+        """
+        if len(self.seeds) < 2:
+            raise EvaluationError("Seeds can be compared from two on, this bank has one: retrain with seeds=2.")
+        pairs = combinations(self.losses_by_seed, 2)
+        return float(np.mean([lds_of_predictions(-one.T, other, resamples=1).mean for one, other in pairs]))
+
+    def check(self, index: "InfluenceIndex") -> None:
+        """See that an index is of the training set and the architecture that were retrained.
+
+        Raises:
+            [`~lorif_hf.errors.EvaluationError`]: says what was expected, what was found, and the way out.
+        """
+        manifest, model = index.manifest, self.info["model"]
+        if len(index) != self.membership.shape[1]:
+            raise EvaluationError(
+                f"The bank is of {self.membership.shape[1]} training rows, the index of {len(index)}: evaluate the "
+                "whole index (no selection) of the training set that the bank was made with."
+            )
+        expected, found = self.info["dataset"].get("fingerprint"), manifest.dataset.get("fingerprint")
+        if found is not None and found != expected:
+            raise EvaluationError(
+                f"The index is of other training rows than the bank, or of the same ones in another order: expected "
+                f"the fingerprint {str(expected)[:12]}..., found {str(found)[:12]}... Build the index of the dataset "
+                "that was passed to retrain(), or retrain on the dataset of the index."
+            )
+        if manifest.model.get("model_class") != model["model_class"]:
+            raise EvaluationError(
+                f"The bank retrained a {model['model_class']}, the index is of a {manifest.model.get('model_class')}: "
+                "index a model that make_trainer trains."
+            )
+        for module in manifest.modules:
+            shape = (module.in_features, module.out_features)
+            wanted = list(shape if module.kind == "conv1d" else shape[::-1])  # transformers' Conv1D keeps it I x O
+            weight = model["parameters"].get(f"{module.name}.weight")
+            if weight != wanted:
+                raise EvaluationError(
+                    f"The index has a layer '{module.name}' with weights of shape {wanted}, the bank's models have "
+                    f"{weight or 'no such layer'}: index a model that make_trainer trains, with the same adapters."
+                )
+
+    def to_dataset(self) -> "Dataset":
+        """One row per run: subset, seed, num_examples, membership (packed bits, the first row highest), losses (Q)."""
+        from datasets import Dataset
+
+        return Dataset.from_dict(runs_columns(self.membership, self.losses_by_seed, self.seeds))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the bank to a folder, `bank.json` last: it makes a bank.
+
+        Raises:
+            [`~lorif_hf.errors.EvaluationError`]: the folder holds another bank.
+        """
+        folder = Path(path)
+        files = self._files()
+        if (folder / BANK).exists() and (folder / BANK).read_bytes() != files[BANK]:
+            raise EvaluationError(f"{folder} already holds another bank. Choose another folder or delete this one.")
+        if not (folder / CARD).exists():
+            write_text(folder / CARD, bank_card(self.info, self._agreement(), self.repo_id or "user/my-bank", None))
+        for name, content in files.items():
+            write_bytes(folder / name, content)
+
+    save_to_disk = save_pretrained = save
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | os.PathLike[str], *, token: str | bool | None = None, revision: str | None = None
+    ) -> "RetrainBank":
+        """Load a bank from a folder or from the Hub; everything in it is checked.
+
+        Args:
+            path (`str` or `os.PathLike`): a folder, or the id of a dataset repo, "user/my-bank".
+            token (`str` or `bool`, *optional*): Hub token; by default the one you logged in with.
+            revision (`str`, *optional*): branch, tag or commit.
+
+        Raises:
+            [`~lorif_hf.errors.EvaluationError`]: it is no bank, or a file is not what it should be; names the file.
+            [`~lorif_hf.errors.HubError`]: the repo or the Hub cannot be reached.
+        """
+        folder, name = Path(path), os.fspath(path)
+        repo_id = commit = None
+        if not (folder / BANK).is_file():
+            if folder.is_dir() or not isinstance(path, str) or folder.is_absolute() or name.startswith("."):
+                what = "holds no bank" if folder.is_dir() else "does not exist"
+                raise EvaluationError(
+                    f"{folder} {what}: expected a folder with {BANK}, or a repo id of the Hub. An unfinished bank is "
+                    "finished by calling retrain() again."
+                )
+            repo_id = name
+            folder = _downloaded(repo_id, revision, token)
+            commit = folder.name
+        if inside(folder, BANK).stat().st_size > _LARGEST_INFO:
+            raise bad_file(BANK, f"it has over {_LARGEST_INFO:,} bytes")
+        info, entries = parse_info((folder / BANK).read_text(encoding="utf-8", errors="replace"))
+        membership, losses = read_runs(_checked(folder, RUNS, entries), info)
+        queries = read_queries(_checked(folder, QUERIES, entries), info["num_queries"])
+        if queries_fingerprint(queries) != info["queries"]:
+            raise bad_file(QUERIES, f"these are not the queries whose fingerprint is in {BANK}")
+        return cls(membership, losses, queries, info, repo_id, commit)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+    ) -> CommitInfo:
+        """Push the bank to a dataset repo, in one commit; `load_dataset(repo_id, "runs")` reads it there.
+
+        The arguments are those of [`InfluenceIndex.push_to_hub`].
+
+        Raises:
+            [`~lorif_hf.errors.PublishError`]: found before the first byte leaves.
+            [`~lorif_hf.errors.HubError`]: says what to do.
+        """
+        _, commit = push_files(
+            self._files(),
+            repo_id,
+            lambda name, existing: bank_card(self.info, self._agreement(), name, existing),
+            ours=("data/",),
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message or "Upload bank of retrained models with lorif-hf",
+            commit_description=commit_description,
+        )
+        return commit
+
+    def _agreement(self) -> float | None:
+        return self.seed_agreement() if len(self.seeds) > 1 else None
+
+    def _files(self) -> dict[str, bytes]:
+        """Every file but the card; equal banks give equal bytes."""
+        contents = {
+            RUNS: write_runs(runs_columns(self.membership, self.losses_by_seed, self.seeds)),
+            QUERIES: write_queries(plain_features(self.queries)),
+        }
+        table = {
+            name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            for name, content in contents.items()
+        }
+        text = json.dumps(self.info | {"files": table}, indent=2, sort_keys=True) + "\n"
+        return contents | {BANK: text.encode()}
+
+
+def queries_fingerprint(features: Sequence[Feature]) -> str:
+    """Hash over the queries as the model takes them, in their order."""
+    return hashlib.sha256(json.dumps(plain_features(features)).encode()).hexdigest()
+
+
+def _downloaded(repo_id: str, revision: str | None, token: str | bool | None) -> Path:
+    """The snapshot folder of a bank, all of one commit."""
+    try:
+        folder = download(repo_id, BANK, revision, token=token).parent
+    except IndexCorruptedError:
+        raise EvaluationError(
+            f"The dataset repo '{repo_id}' is no bank of retrained models: it has no {BANK}. Check the name, or the "
+            "revision."
+        ) from None
+    for name in (RUNS, QUERIES):
+        download(repo_id, name, folder.name, token=token)
+    return folder
+
+
+def _checked(folder: Path, name: str, entries: dict[str, dict[str, Any]]) -> bytes:
+    """The content of a file, which is what `bank.json` says."""
+    path = inside(folder, name)
+    size = path.stat().st_size if path.is_file() else None
+    if size != entries[name]["bytes"]:
+        found = "it is missing" if size is None else f"it has {size} bytes"
+        raise bad_file(name, f"{found}, {BANK} says {entries[name]['bytes']}")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != entries[name]["sha256"]:
+        raise bad_file(name, f"its SHA-256 is not the one in {BANK}")
+    return content

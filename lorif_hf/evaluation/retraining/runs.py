@@ -1,0 +1,189 @@
+"""One run of the ground truth: train on a subset, measure every query, write the losses."""
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import Subset
+
+from ...errors import EvaluationError
+from ...layers.modules import unwrap
+from ...storage.files import is_intact, write_tensors
+from ...tasks.collation import padding_collator
+from ...tasks.objectives import CausalLMObjective, Objective, UserObjective, find_objective
+from ...tasks.query_forms import query_features
+
+
+Feature = dict[str, Tensor]
+MakeTrainer = Callable[[Any, int], Any]
+
+
+@dataclass(frozen=True)
+class RetrainJob:
+    """All that the runs need; goes to worker processes as it is.
+
+    Run r trains on subset r // k with seed r % k, where k is the number of seeds.
+
+    Args:
+        make_trainer (`Callable`): `(train_dataset, seed) -> transformers.Trainer`.
+        dataset: the training set.
+        membership (`np.ndarray`): (M, N) booleans.
+        seeds (`list[int]`): the k training seeds.
+        features (`list[dict[str, Tensor]]`): the queries, as [`complete_features`] gives them.
+        objective (`UserObjective` or `None`): what is measured; by default the loss of the model's task.
+        processing_class: the tokenizer, for its padding.
+        batch_size (`int`): queries per forward pass.
+        folder (`Path`): where the finished runs go.
+    """
+
+    make_trainer: MakeTrainer
+    dataset: Any
+    membership: np.ndarray
+    seeds: list[int]
+    features: list[Feature]
+    objective: UserObjective | None
+    processing_class: Any
+    batch_size: int
+    folder: Path
+
+    @property
+    def count(self) -> int:
+        return len(self.membership) * len(self.seeds)
+
+    def name(self, run: int) -> str:
+        """A run as errors call it."""
+        subset, seed = divmod(run, len(self.seeds))
+        return f"Run {run + 1} of {self.count} (subset {subset}, seed {self.seeds[seed]})"
+
+    def path(self, run: int) -> Path:
+        return self.folder / f"run-{run + 1:05d}-of-{self.count:05d}.safetensors"
+
+    def finished(self, run: int) -> bool:
+        """Whether the losses of a run are there, whole and undamaged."""
+        return is_intact(self.path(run)) and self.losses(run).shape == (len(self.features),)
+
+    def losses(self, run: int) -> Tensor:
+        """The losses of a finished run, float64 (Q,), nats."""
+        return load_file(self.path(run))["losses"]
+
+    def trainer(self, run: int) -> Any:
+        """The user's trainer for a run."""
+        subset, seed = divmod(run, len(self.seeds))
+        return make_trainer(self.make_trainer, self.dataset, np.flatnonzero(self.membership[subset]), self.seeds[seed])
+
+    def run(self, run: int) -> None:
+        """Train, measure, write.
+
+        Raises:
+            [`~lorif_hf.errors.EvaluationError`]: names the run; nothing is written.
+        """
+        try:
+            trainer = self.trainer(run)
+            trainer.train()
+            losses = self._measured(unwrap(trainer.model))
+        except EvaluationError as error:
+            raise EvaluationError(f"{self.name(run)}: {error}") from error
+        except Exception as error:  # whatever the user's training raises
+            raise EvaluationError(
+                f"{self.name(run)} failed with {type(error).__name__}: {error}. The finished runs are kept: call "
+                "retrain() again with the same arguments to go on."
+            ) from error
+        bad = (~torch.isfinite(losses)).nonzero()[:, 0].tolist()
+        if bad:
+            raise EvaluationError(
+                f"{self.name(run)}: the loss of query {bad[0]} is {losses[bad[0]].item()}, expected a finite number: "
+                "the training diverged. Lower the learning rate or clip the gradients, and start in a new folder."
+            )
+        write_tensors(self.path(run), {"losses": losses})
+        # A Trainer and its callbacks hold one another, and the model with them.
+        del trainer
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _measured(self, model: nn.Module) -> Tensor:
+        objective = find_objective(model, self.objective)
+        causal = isinstance(objective, CausalLMObjective)
+        collator = padding_collator(model, self.processing_class, make_labels=causal)
+        device = next(model.parameters()).device
+        model.eval()
+        losses = []
+        with torch.no_grad():
+            for start in range(0, len(self.features), self.batch_size):
+                batch = collator(self.features[start : start + self.batch_size])
+                moved = {key: value.to(device) for key, value in batch.items()}
+                losses.append(objective(model, moved).to("cpu", torch.float64))
+        return torch.cat(losses)
+
+
+def make_trainer(make: MakeTrainer, dataset: Any, rows: np.ndarray, seed: int) -> Any:
+    """Call the user's function on some rows of the dataset, with all random numbers seeded before.
+
+    Raises:
+        [`~lorif_hf.errors.EvaluationError`]: what it returns is no trainer, or does not train on these rows.
+    """
+    from transformers import set_seed
+
+    chosen = rows.tolist()
+    subset = dataset.select(chosen) if hasattr(dataset, "select") else Subset(dataset, chosen)
+    set_seed(seed)  # a model that make_trainer initialises or an adapter that it adds is the same every time
+    trainer = make(subset, seed)
+    if not callable(getattr(trainer, "train", None)) or not isinstance(getattr(trainer, "model", None), nn.Module):
+        raise EvaluationError(
+            f"make_trainer must return a transformers.Trainer with a model, got {type(trainer).__name__}."
+        )
+    given: Any = getattr(trainer, "train_dataset", None)
+    if hasattr(given, "__len__") and len(given) == len(dataset) != len(chosen):
+        raise EvaluationError(
+            f"The trainer of make_trainer has all {len(dataset)} rows as its train_dataset, expected the "
+            f"{len(chosen)} it was given: pass the first argument of make_trainer on to the Trainer."
+        )
+    return trainer
+
+
+def complete_features(queries: Any, model: nn.Module, objective: Objective, processing_class: Any) -> list[Feature]:
+    """The queries as tensors that need no tokenizer and no default any more.
+
+    Args:
+        queries: in any form that `InfluenceIndex.attribute` takes.
+        model (`nn.Module`): the unwrapped model.
+        objective (`Objective`): decides what is measured.
+        processing_class: the tokenizer, needed for text.
+
+    Raises:
+        [`~lorif_hf.errors.QueryError`]: a query cannot be read.
+        [`~lorif_hf.errors.EvaluationError`]: a query has no fixed target, or other entries than the first one.
+    """
+    collator = padding_collator(model, processing_class, make_labels=isinstance(objective, CausalLMObjective))
+    features: list[Feature] = []
+    for number, feature in enumerate(query_features(queries, model, objective, processing_class)):
+        whole = {key: _canonical(value[0]) for key, value in collator([feature]).items()}
+        if objective.needs_labels and "labels" not in whole:
+            raise EvaluationError(
+                f"Query {number} has no label, and each retrained model may predict another: pass (text, label)."
+            )
+        if features and set(whole) != set(features[0]):
+            raise EvaluationError(
+                f"Query {number} has the entries {', '.join(sorted(whole))}, query 0 has "
+                f"{', '.join(sorted(features[0]))}: give all queries the same ones."
+            )
+        features.append(whole)
+    return features
+
+
+def plain_features(features: Sequence[Feature]) -> list[dict[str, Any]]:
+    """The queries as JSON values, which is what their fingerprint is made of."""
+    return [{key: feature[key].tolist() for key in sorted(feature)} for feature in features]
+
+
+def _canonical(value: Tensor) -> Tensor:
+    """One dtype for each kind of number, as a query read back from a file has it."""
+    if value.is_floating_point():
+        return value.float()
+    return value if value.dtype == torch.bool else value.long()

@@ -1,0 +1,217 @@
+"""The cards of an index: its own, and the section that a model's card gains.
+
+What lorif-hf writes stands between two marks; whatever else a card says is its owner's and survives every later push.
+So does a section that the owner changed.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import DatasetCard, DatasetCardData
+from huggingface_hub.repocard_data import CardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ..config import InfluenceConfig
+from ..storage.layout import Manifest
+from ..storage.measured_lds import LDSRecord
+
+
+TAGS = ("lorif", "influence-functions", "training-data-attribution")
+BANK_TAGS = ("lorif", "linear-datamodeling-score", "training-data-attribution")
+
+_BEGIN, _END = "<!-- lorif-hf: begin {} -->", "<!-- lorif-hf: end -->"
+_SECTION = re.compile(r"<!-- lorif-hf: begin ([0-9a-f]{16}) -->\r?\n(.*?)<!-- lorif-hf: end -->", re.DOTALL)
+_REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_BOUNDS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+_SIZES = [(10 ** (3 + i), f"{_BOUNDS[i - 1]}<n<{bound}" if i else f"n<{bound}") for i, bound in enumerate(_BOUNDS)]
+_DATASET = ("name", "config", "split", "revision")
+_AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSequenceClassification")
+_QUERIES = {
+    "causal-lm": '("The capital of France is", " Paris")',
+    "sequence-classification": '"A text to classify"',
+}
+# No HTML: Markdown is shown as it is, so what comes from outside is cut down to harmless characters instead.
+_TEMPLATES = Environment(
+    loader=PackageLoader("lorif_hf.model_cards", "."),
+    autoescape=False,
+    undefined=StrictUndefined,
+    keep_trailing_newline=True,
+)
+
+
+def index_card(
+    manifest: Manifest,
+    config: InfluenceConfig,
+    repo_id: str,
+    existing: str | None,
+    tags: Sequence[str] = (),
+    model_id: str | None = None,
+    lds: LDSRecord | None = None,
+) -> str:
+    """The card of an index's repo.
+
+    Args:
+        manifest (`Manifest`): what the index is.
+        config (`InfluenceConfig`): what it was built with.
+        repo_id (`str`): where it lives.
+        existing (`str` or `None`): the card there is; its own words and its own YAML stay.
+        tags (`Sequence[str]`): more tags for the YAML.
+        model_id (`str` or `None`): the repo of the model that was indexed, where the owner says it.
+        lds (`LDSRecord` or `None`): how good it was measured to be.
+
+    Returns:
+        `str`: YAML and Markdown.
+    """
+    section = _render("index_card.md", manifest, config, repo_id, model_id, _score(lds))
+    return _card(existing, _metadata(manifest), section, tags)
+
+
+def bank_card(info: Mapping[str, Any], agreement: float | None, repo_id: str, existing: str | None) -> str:
+    """The card of a bank of retrained models.
+
+    Args:
+        info (`Mapping`): its `bank.json`, checked.
+        agreement (`float` or `None`): of its seeds with one another.
+        repo_id, existing: as in [`index_card`].
+    """
+    configs: list[dict[str, Any]] = [
+        {"config_name": name, "data_files": [{"split": "train", "path": f"data/{name}.parquet"}]}
+        for name in ("runs", "queries")
+    ]
+    configs[0]["default"] = True
+    dataset = [_plain(value) for value in map(info["dataset"].get, _DATASET) if value]
+    section = _TEMPLATES.get_template("bank_card.md").render(
+        info=info,
+        runs=info["num_subsets"] * len(info["seeds"]),
+        title=_plain(repo_id.rsplit("/", 1)[-1]),
+        repo_id=_code(repo_id),
+        model=_plain(info["model"]["model_class"]),
+        began_with=_plain(info["model"].get("name") or "not recorded"),
+        dataset=", ".join(dataset) or "not recorded",
+        fingerprint=_plain(info["dataset"]["fingerprint"])[:16],
+        objective=_plain(info["objective"].get("name")),
+        agreement="not measured: one seed" if agreement is None else f"{agreement:.2f}",
+        training={_cell(name): _cell(value) for name, value in sorted(info["training"].items())},
+    )
+    return _card(existing, CardData(tags=list(BANK_TAGS), configs=configs).to_dict(), section)
+
+
+def repo_in_card(card: str) -> str | None:
+    """The repo that our section of an index's card says to load."""
+    section = _SECTION.search(card)
+    found = re.search(r'InfluenceIndex\.from_pretrained\("([\w./-]+)"\)', section[2]) if section else None
+    return found[1] if found else None
+
+
+def _card(existing: str | None, ours: dict[str, Any], section: str, tags: Sequence[str] = ()) -> str:
+    """YAML and Markdown: what is there, with ours in it."""
+    old = DatasetCard(existing) if existing else None
+    data: dict[str, Any] = old.data.to_dict() if old else {}
+    ours["tags"] = list(dict.fromkeys([*(data.get("tags") or []), *ours["tags"], *tags]))
+    for name, value in ours.items():
+        # Tags add up, and the tables are where they are; the rest is the owner's once it is there.
+        if name in ("tags", "configs", "size_categories") or data.get(name) is None:
+            data[name] = value
+    body = _with_section(old.text if old else "", section)
+    return f"---\n{DatasetCardData(**data).to_yaml()}\n---\n{body}"
+
+
+def model_card_section(manifest: Manifest, config: InfluenceConfig, repo_id: str, existing: str, model_id: str) -> str:
+    """A model's card with the section "This model's training data can be queried" in it, everything else as it was."""
+    return _with_section(existing, _render("model_section.md", manifest, config, repo_id, model_id))
+
+
+def _metadata(manifest: Manifest) -> dict[str, Any]:
+    """The YAML that the Hub reads."""
+    size = next((name for limit, name in _SIZES if manifest.num_examples < limit), "n>1T")
+    values: dict[str, Any] = {
+        "tags": list(TAGS),
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
+        "size_categories": [size],
+    }
+    name = manifest.model.get("name")
+    # Only a model from the Hub has a commit; "output/checkpoint-500" looks like a repo and is none.
+    if isinstance(name, str) and _REPO_ID.fullmatch(name) and manifest.model.get("commit"):
+        values["base_model"] = name
+    license_id = str(manifest.dataset.get("license") or "").lower()
+    if re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license_id):  # an identifier; datasets may hold free text instead
+        values["license"] = license_id
+    return CardData(**values).to_dict()
+
+
+def _score(lds: LDSRecord | None) -> str:
+    """A score as the card's table shows it."""
+    if lds is None:
+        return ""
+    intervals = (("queries", lds.query_low, lds.query_high), ("subsets", lds.subset_low, lds.subset_high))
+    known = [f"{low:.2f} to {high:.2f} over {of}" for of, low, high in intervals if low is not None]
+    how = [f"{100 * lds.confidence:g}% interval {' and '.join(known)}"] if known else []
+    how.append(f"{lds.num_queries} queries; {lds.num_subsets} subsets x {lds.num_seeds} seeds")
+    bank = f", bank {_plain(lds.bank)}" if lds.bank else ""
+    return f"{lds.mean:.2f} ({'; '.join(how)}{bank})"
+
+
+def _render(
+    template: str,
+    manifest: Manifest,
+    config: InfluenceConfig,
+    repo_id: str,
+    model_id: str | None,
+    lds: str = "",
+) -> str:
+    began = manifest.model
+    source = [_plain(dataset_value) for dataset_value in map(manifest.dataset.get, _DATASET) if dataset_value]
+    auto_class = next((known for known in _AUTO_CLASSES if known == began.get("auto_class")), "AutoModel")
+    library = "transformers"
+    if began.get("adapter"):
+        library, auto_class = "peft", auto_class.replace("AutoModel", "AutoPeftModel")
+    return _TEMPLATES.get_template(template).render(
+        manifest=manifest,
+        config={key: _cell(value) for key, value in config.to_dict().items()},
+        objective=_plain(manifest.objective),
+        repo_id=_code(repo_id),
+        title=_plain(repo_id.rsplit("/", 1)[-1]),
+        model=_plain(model_id or began.get("model_class")),
+        began_with=_plain(began.get("name") or "not recorded"),
+        began_at=_plain(began.get("commit") or "not recorded"),
+        weights=_plain(began.get("weights_sha256", ""))[:16],
+        model_name=_code(model_id) if model_id else "path/to/the/indexed/model",
+        library=library,
+        auto_class=auto_class,
+        dataset=", ".join(source) or "not recorded",
+        bytes_per_example=sum(shard.bytes for shard in manifest.shards) / manifest.num_examples,
+        query=_QUERIES.get(manifest.objective, "batch"),
+        lds=lds,
+    )
+
+
+def _with_section(text: str, section: str) -> str:
+    """`text` with our section replaced, or added at its end; a section that its owner changed is left alone."""
+    marked = f"{_BEGIN.format(_digest(section))}\n{section}{_END}"
+    found = _SECTION.search(text)
+    if found is None:
+        return f"{text.rstrip()}\n\n{marked}\n" if text.strip() else f"\n{marked}\n"
+    if found[1] != _digest(found[2]):
+        return text
+    return text[: found.start()] + marked + text[found.end() :]
+
+
+def _digest(section: str) -> str:
+    return hashlib.sha256(section.replace("\r\n", "\n").encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> str:
+    """One line in which Markdown, HTML and a table find nothing to act on."""
+    return re.sub(r"[^\w .,:;/@+=-]", "", str(value).replace("\n", " ")).replace("://", ":")[:200]
+
+
+def _cell(value: Any) -> str:
+    """A setting that stands between backticks in a table: shown as it is, but for the two marks that would end it."""
+    return " ".join(str(value).replace("`", "").split()).replace("|", "\\|")[:400]
+
+
+def _code(value: str) -> str:
+    """A name that can stand between quotes in the card's code."""
+    return re.sub(r"[^\w./-]", "", value)[:200]

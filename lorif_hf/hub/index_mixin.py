@@ -1,0 +1,254 @@
+"""Loading, saving and pushing an index: the part of `InfluenceIndex` that deals with folders and the Hub."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import CommitInfo, constants
+from torch import Tensor
+
+from ..building.builder import check_folder
+from ..config import InfluenceConfig
+from ..errors import BuildFolderError, ConfigError, IndexFormatError, PublishError
+from ..storage.files import write_atomically, write_text
+from ..storage.layout import CARD, LDS, MANIFEST, Manifest, inside
+from ..storage.measured_lds import LDSRecord, read_lds, write_lds
+from ..storage.store import LocalStore
+from .cards import index_card, model_card_section, repo_in_card
+from .publish import publish, update_file
+from .store import HubStore, StreamingStore
+
+
+_LARGEST_MANIFEST = 1 << 25  # bytes of JSON that are read at all
+
+Index = TypeVar("Index", bound="StoredIndex")
+
+
+class StoredIndex:
+    """An index where it is stored: in a folder or in a dataset repo of the Hub.
+
+    Attributes:
+        path (`Path`): the index's folder; of an index from the Hub, its snapshot in the local cache.
+        config (`InfluenceConfig`): what it was built with.
+        manifest (`Manifest`): every file of it, the layers and the model's identity.
+        repo_id (`str` or `None`): the Hub repo it came from.
+        commit (`str` or `None`): the commit that its revision was resolved to.
+    """
+
+    def __init__(self, store: LocalStore, rows: Tensor | None = None):
+        self.path = store.folder
+        if (self.path / MANIFEST).stat().st_size > _LARGEST_MANIFEST:
+            raise IndexFormatError(f"{MANIFEST} of {self.path} has over {_LARGEST_MANIFEST:,} bytes: no index has.")
+        text = (self.path / MANIFEST).read_text(encoding="utf-8", errors="replace")
+        self.manifest = Manifest.from_json(text)
+        try:
+            self.config = InfluenceConfig.from_dict(self.manifest.config)
+        except ConfigError as error:
+            raise IndexFormatError(f"{MANIFEST} of {self.path} holds no valid config: {error}") from error
+        self.repo_id: str | None = getattr(store, "repo_id", None)
+        self.commit: str | None = getattr(store, "commit", None)
+        self._store = store
+        self._rows = rows
+        self._token: str | bool | None = None  # the one it was loaded with; a model loaded by name uses it too
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Index],
+        path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        streaming: bool = False,
+    ) -> Index:
+        """Load an index from a folder or from the Hub.
+
+        Args:
+            path (`str` or `os.PathLike`): a folder, or the id of a dataset repo, "user/my-index".
+            revision (`str`, *optional*): branch, tag or commit; what it was resolved to is in `index.commit`.
+            token (`str` or `bool`, *optional*): Hub token; by default the one you logged in with.
+            cache_dir (`str` or `os.PathLike`, *optional*): the Hub cache to use. With `streaming=True` the tensors
+                read are kept in it too; without one nothing is kept.
+            force_download (`bool`, *optional*, defaults to `False`): download again what is in the cache.
+            local_files_only (`bool`, *optional*, defaults to `False`): use the cache alone.
+            streaming (`bool`, *optional*, defaults to `False`): download the manifest and the curvature only; read the
+                factors by HTTP range when a query needs them, two shards of the wanted modules in memory at most.
+
+        Raises:
+            [`~lorif_hf.errors.IndexFormatError`]: the folder or repo is no index that this version can read.
+            [`~lorif_hf.errors.IndexCorruptedError`]: a file is not what the manifest says; names it.
+            [`~lorif_hf.errors.HubError`]: the repo, the revision or the Hub cannot be reached; says what to do.
+        """
+        folder = Path(path)
+        if (folder / MANIFEST).is_file():
+            return cls(LocalStore(folder))
+        name = os.fspath(path)
+        if folder.is_dir() or not isinstance(path, str) or folder.is_absolute() or name.startswith("."):
+            what = "holds no index" if folder.is_dir() else "does not exist"
+            raise IndexFormatError(f"{folder} {what}: expected a folder with {MANIFEST}, or a repo id of the Hub.")
+        options = {
+            "token": token,
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "local_files_only": local_files_only,
+        }
+        if streaming and not (local_files_only or constants.HF_HUB_OFFLINE):
+            pieces = Path(cache_dir) / "lorif_hf" if cache_dir is not None else None
+            store: HubStore = StreamingStore(name, revision, pieces, **options)
+        else:
+            store = HubStore(name, revision, **options)
+        index = cls(store)
+        store.fetch(index.manifest)
+        index._token = token
+        return index
+
+    def save_pretrained(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Copy the index, every file checked, to another folder.
+
+        Args:
+            path (`str` or `os.PathLike`): the folder.
+            push_to_hub (`bool`, *optional*, defaults to `False`): push it as well.
+            repo_id (`str`, *optional*): where to; by default the folder's name.
+            options: those of [`~InfluenceIndex.push_to_hub`].
+        """
+        self._refuse_selection()
+        target = Path(path)
+        if target.resolve() != self.path.resolve():
+            check_folder(target)
+            if (target / MANIFEST).exists():
+                raise BuildFolderError(f"{target} already holds an index. Choose another folder or delete this one.")
+            sources = {entry.file: self._store.path(entry) for entry in self.manifest.files}
+            if self.lds is not None:
+                sources[LDS] = inside(self.path, LDS)
+            sources |= {
+                name: inside(self.path, name) for name in (CARD, MANIFEST)
+            }  # the manifest last: it makes an index
+            for name, source in sources.items():
+                if source.is_file():
+                    write_atomically(target / name, partial(shutil.copyfile, source))
+        if push_to_hub:
+            self.push_to_hub(repo_id or target.name, **options)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        tags: Sequence[str] | None = None,
+        model_id: str | None = None,
+    ) -> CommitInfo:
+        """Push the index to a dataset repo, in one commit; what the Hub has already is not sent again.
+
+        The repo gets a card, whose own words you may change: they survive a later push. A push of an unchanged index
+        makes no commit.
+
+        Args:
+            repo_id (`str`): "user/my-index", or a name of your own namespace; made where it does not exist.
+            private (`bool`, *optional*): whether a new repo is private; by default as your account has it.
+            token (`str` or `bool`, *optional*): Hub token; by default the one you logged in with.
+            revision (`str`, *optional*): branch to push to, made where it does not exist; by default `main`.
+            create_pr (`bool`, *optional*, defaults to `False`): open a pull request instead.
+            commit_message, commit_description (`str`, *optional*): of the commit.
+            tags (`Sequence[str]`, *optional*): more tags for the card.
+            model_id (`str`, *optional*): the repo of the model that was indexed, for the card; the index itself only
+                knows which model the training began with.
+
+        Returns:
+            `CommitInfo`: the new commit, or the repo's present one where nothing changed.
+
+        Raises:
+            [`~lorif_hf.errors.PublishError`], [`~lorif_hf.errors.IndexCorruptedError`]: found before the first byte
+            leaves.
+            [`~lorif_hf.errors.HubError`]: says what to do; pushing again goes on where it stopped.
+        """
+        self._refuse_selection()
+        return publish(
+            self._store,
+            self.manifest,
+            repo_id,
+            lambda name, existing: index_card(
+                self.manifest, self.config, name, existing, tags or (), model_id, self.lds
+            ),
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            commit_description=commit_description,
+        )
+
+    @property
+    def lds(self) -> LDSRecord | None:
+        """The linear datamodeling score that was measured of this index, where one was."""
+        return read_lds(self._store, self.manifest)
+
+    def save_lds(self, record: LDSRecord) -> None:
+        """Keep a linear datamodeling score with the index: in `evaluation/lds.json`, and as a line of its card.
+
+        Raises:
+            [`~lorif_hf.errors.PublishError`]: the index lies in the cache of the Hub, which must stay as it is.
+        """
+        self._refuse_selection()
+        if self.repo_id is not None:
+            raise PublishError(
+                f"The score was not kept: {self.repo_id} lies in the Hub's cache. Copy it with save_pretrained() to a "
+                "folder, evaluate it there and push it."
+            )
+        write_lds(self._store, record)
+        path = inside(self.path, CARD)
+        card = path.read_text(encoding="utf-8") if path.is_file() else None
+        name = repo_in_card(card or "") or "user/my-index"
+        write_text(path, index_card(self.manifest, self.config, name, card, lds=record))
+
+    def push_model_card_section(
+        self,
+        model_id: str,
+        *,
+        index_id: str | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> CommitInfo:
+        """Add the section "This model's training data can be queried" to the card of a model repo.
+
+        Args:
+            model_id (`str`): the model repo.
+            index_id (`str`, *optional*): the repo of this index; by default where it was loaded from.
+            token, revision, create_pr: as in [`~InfluenceIndex.push_to_hub`].
+        """
+        repo_id = index_id or self.repo_id
+        if repo_id is None:
+            raise PublishError(
+                "This index was not loaded from the Hub: pass index_id=, the repo that people can load."
+            )
+        return update_file(
+            model_id,
+            "model",
+            CARD,
+            lambda card: model_card_section(self.manifest, self.config, repo_id, card, model_id),
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message="Say that the training data can be queried",
+        )
+
+    def _refuse_selection(self) -> None:
+        if self._rows is not None:
+            raise PublishError("A selection of rows is a view: save or push the index that it was selected from.")

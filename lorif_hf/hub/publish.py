@@ -1,0 +1,364 @@
+"""Pushing an index: everything checked here first, then one atomic commit."""
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetCard, get_token
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from ..errors import LorifError, PublishError
+from ..storage.layout import CARD, FORMAT_VERSION, LDS, MANIFEST, FileEntry, Manifest, inside
+from ..storage.store import LocalStore
+from .store import REPO_TYPE, hub_api, retried, translated_errors
+
+
+logger = logging.getLogger(__name__)
+
+FORMAT_TAG = f"lorif-format-{FORMAT_VERSION.partition('.')[0]}"
+_OURS = (
+    "factors/",
+    "curvature/",
+    "data/",
+    "tokenizer/",
+    "evaluation/",
+)  # folders in which a file of no manifest is an old one
+_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+
+
+def publish(
+    store: LocalStore,
+    manifest: Manifest,
+    repo_id: str,
+    render_card: Callable[[str, str | None], str],
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+) -> CommitInfo:
+    """Push an index in one commit, so that a reader sees the old one or the new one and nothing between.
+
+    Files that the Hub has already are not sent again: an interrupted push goes on where it stopped, and a push of an
+    unchanged index makes no commit. Files of an older index that are no longer part of it are deleted.
+
+    Args:
+        store (`LocalStore`): where the files are.
+        manifest (`Manifest`): every file of the index.
+        repo_id (`str`): the dataset repo; made where it does not exist.
+        render_card (`Callable`): from the repo's full id and the card it has (or `None`) to the one it shall have.
+        private, token, revision, create_pr, commit_message, commit_description: as in `HfApi.create_commit`.
+
+    Raises:
+        [`~lorif_hf.errors.PublishError`], [`~lorif_hf.errors.IndexCorruptedError`]: before the first byte leaves.
+        [`~lorif_hf.errors.HubError`]: something went wrong on the way.
+    """
+    check_repo_id(repo_id)
+    paths = {entry.file: store.path(entry) for entry in manifest.files}
+    paths[MANIFEST] = inside(store.folder, MANIFEST)
+    measured = store.optional(LDS)
+    if measured is not None:
+        paths[LDS] = measured
+    own_card = _local_card(store)
+    if own_card is not None:
+        _rendered(render_card, repo_id, own_card)  # a card that cannot be read shows before a repo is made
+
+    def checked_card(name: str, existing: str | None) -> str:
+        card = render_card(name, own_card if existing is None else existing)
+        check_card(card, manifest)
+        return card
+
+    repo_id, commit = push_files(
+        paths,
+        repo_id,
+        checked_card,
+        ours=_OURS,
+        private=private,
+        token=token,
+        revision=revision,
+        create_pr=create_pr,
+        commit_message=commit_message or "Upload influence index with lorif-hf",
+        commit_description=commit_description,
+    )
+    if not create_pr and revision in (None, "main"):
+        with translated_errors(repo_id, revision, token=token):
+            _move_format_tag(hub_api(token), repo_id, commit.oid)
+    return commit
+
+
+def push_files(
+    files: Mapping[str, Path | bytes],
+    repo_id: str,
+    render_card: Callable[[str, str | None], str],
+    *,
+    ours: Sequence[str],
+    commit_message: str,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_description: str | None = None,
+) -> tuple[str, CommitInfo]:
+    """Push files and their card to a dataset repo, in one commit, after a look at what they hold.
+
+    Args:
+        files (`Mapping`): path in the repo -> file here, or content.
+        ours (`Sequence[str]`): folders of the repo in which a file that is not among `files` is an old one, and goes.
+        repo_id, render_card, private, token, revision, create_pr, commit_message, commit_description: as in
+            [`publish`].
+
+    Returns:
+        The repo's full id, and the commit.
+    """
+    check_repo_id(repo_id)
+    check_contents(files, token)
+    api = hub_api(token)
+    repo_id, head = prepare_repo(repo_id, private=private, token=token, revision=revision)
+    with translated_errors(repo_id, revision, token=token):
+        card = _rendered(render_card, repo_id, _existing_card(repo_id, head.sha, token))
+        check_contents({CARD: card.encode()}, token)
+        contents = {**files, CARD: card.encode()}
+        operations: list[Any] = [
+            CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+            for name, content in contents.items()
+        ]
+        present = [sibling.rfilename for sibling in head.siblings or []]
+        stale = [file for file in present if file.startswith(tuple(ours)) and file not in files]
+        operations += [CommitOperationDelete(file) for file in stale]
+        try:
+            commit = api.create_commit(
+                repo_id,
+                operations,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                repo_type=REPO_TYPE,
+                revision=revision,
+                create_pr=create_pr,
+                parent_commit=None if create_pr else head.sha,
+            )
+        except ValueError as error:
+            if isinstance(error, HTTPError):
+                raise
+            raise PublishError(f"The Hub does not take the YAML of {CARD} ({error}): mend it by hand.") from error
+    return repo_id, commit
+
+
+def prepare_repo(
+    repo_id: str, *, private: bool | None = None, token: str | bool | None = None, revision: str | None = None
+) -> tuple[str, Any]:
+    """The repo's full id and its info at the revision to push to; repo and branch are made where they do not exist.
+
+    A name without a namespace is one of the token's user, as everywhere on the Hub.
+    """
+    check_repo_id(repo_id)
+    api = hub_api(token)
+    with translated_errors(repo_id, revision, token=token):
+        if "/" not in repo_id:
+            repo_id = f"{api.whoami()['name']}/{repo_id}"
+        try:
+            api.repo_info(repo_id, repo_type=REPO_TYPE)
+        except RepositoryNotFoundError:
+            api.create_repo(repo_id, repo_type=REPO_TYPE, private=private, exist_ok=True)
+        if revision is not None and not revision.startswith("refs/"):
+            branches = api.list_repo_refs(repo_id, repo_type=REPO_TYPE).branches
+            if revision not in [branch.name for branch in branches]:
+                api.create_branch(repo_id, branch=revision, repo_type=REPO_TYPE, exist_ok=True)
+        return repo_id, retried(lambda: api.repo_info(repo_id, repo_type=REPO_TYPE, revision=revision), repo_id)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises [`~lorif_hf.errors.PublishError`] where the Hub would not take the name."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise PublishError(f"{repo_id!r} is no repo id ({error}): it must look like 'user/my-index'.") from None
+
+
+def check_contents(files: Mapping[str, Any], token: str | bool | None) -> None:
+    """See that no access token and no path of this machine is in any file (paths, or contents as bytes).
+
+    Raises:
+        [`~lorif_hf.errors.PublishError`]: names the file.
+    """
+    secrets = [secret.encode() for secret in {token, get_token()} if isinstance(secret, str) and len(secret) > 8]
+    here = [str(place) for place in (Path.home(), Path.cwd()) if place != Path("/")]
+    spellings = {os.fsencode(place) for place in here} | {json.dumps(place)[1:-1].encode() for place in here}
+    places = [re.compile(rb"(?<![\w.-])" + re.escape(place) + rb"(?![\w.-])") for place in spellings]
+    for name, content in files.items():
+        # The owner's data may speak of any path, and a vocabulary holds all kinds of strings.
+        exempt = name.endswith(".parquet") or Path(name).name.startswith(("tokenizer.json", "vocab", "merges"))
+        for piece in _texts(name, content):
+            if any(secret in piece for secret in secrets) or _TOKEN.search(piece):
+                raise PublishError(
+                    f"{name} holds an access token of Hugging Face. Take it out of the data (or build with "
+                    "store_text=False), and revoke it."
+                )
+            if not exempt and any(place.search(piece) for place in places):
+                raise PublishError(f"{name} holds a path of this machine. Take it out before you push.")
+
+
+def _texts(name: str, content: Any) -> Iterable[bytes]:
+    """What a file says, piece by piece. Numbers are left out."""
+    if isinstance(content, bytes):
+        yield content
+    elif name.endswith(".safetensors"):
+        with open(content, "rb") as file:
+            yield file.read(min(int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size))
+    elif name.endswith(".parquet"):
+        with pq.ParquetFile(content) as table:
+            for batch in table.iter_batches(columns=["example_id", "text"]):
+                for column in batch.columns:
+                    yield "\n".join(value for value in column.to_pylist() if value is not None).encode()
+    else:
+        yield Path(content).read_bytes()
+
+
+def check_card(card: str, manifest: Manifest) -> None:
+    """See that the card's YAML is a mapping whose `configs` point to the example tables.
+
+    Raises:
+        [`~lorif_hf.errors.PublishError`]: says what is wrong with it.
+    """
+    try:
+        data = DatasetCard(card).data.to_dict()
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise PublishError(f"The YAML of {CARD} cannot be read ({error}): mend it by hand.") from error
+    configs = data.get("configs")
+    found = [file for config in configs or [] for file in _config_files(config)]
+    if not any(file.startswith("data/") for file in found) and manifest.examples:
+        raise PublishError(f"The YAML of {CARD} must name the example tables under `configs`, found {configs!r}.")
+
+
+def _config_files(config: Any) -> list[str]:
+    files = config.get("data_files", []) if isinstance(config, dict) else []
+    files = [files] if isinstance(files, (str, dict)) else files
+    return [str(file.get("path")) if isinstance(file, dict) else str(file) for file in files]
+
+
+def _rendered(render_card: Callable[[str, str | None], str], repo_id: str, existing: str | None) -> str:
+    try:
+        return render_card(repo_id, existing)
+    except LorifError:
+        raise
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise PublishError(f"The YAML of {CARD} cannot be read ({error}): mend it by hand.") from error
+
+
+def _local_card(store: LocalStore) -> str | None:
+    """The card beside the index."""
+    path = inside(store.folder, CARD)
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+def _existing_card(repo_id: str, commit: str, token: str | bool | None) -> str | None:
+    """The card that the repo has at its head."""
+    try:
+        api = hub_api(token)
+        path = Path(retried(lambda: api.hf_hub_download(repo_id, CARD, repo_type=REPO_TYPE, revision=commit), CARD))
+        return path.read_bytes().decode()  # with the line endings that its owner chose
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise  # the Hub did not answer: that is no word on whether there is a card
+        return None
+
+
+def _move_format_tag(api: Any, repo_id: str, commit: str) -> None:
+    """Let the tag of this format version point to the newest index of that version."""
+    tags = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id, repo_type=REPO_TYPE).tags}
+    if tags.get(FORMAT_TAG) == commit:
+        return
+    if FORMAT_TAG in tags:
+        api.delete_tag(repo_id, tag=FORMAT_TAG, repo_type=REPO_TYPE)
+    api.create_tag(repo_id, tag=FORMAT_TAG, revision=commit, repo_type=REPO_TYPE)
+
+
+class EarlyUploader:
+    """Uploads finished files while a build goes on. They become visible only with the commit of the final push.
+
+    Args:
+        folder (`Path`): the index being built.
+        repo_id, private, token, revision: as in [`publish`]. The repo is made at once: a wrong name or token shows
+            before the work begins.
+    """
+
+    def __init__(
+        self, folder: Path, repo_id: str, *, private: bool | None, token: str | bool | None, revision: str | None
+    ):
+        self.repo_id, _ = prepare_repo(repo_id, private=private, token=token, revision=revision)
+        self.folder, self.token, self.revision = folder, token, revision
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="lorif-upload")
+        self._uploads: list[Future[None]] = []
+
+    def add(self, entry: FileEntry) -> None:
+        """Upload a finished file in the background."""
+        self._uploads.append(self._pool.submit(self._upload, entry))
+
+    def _upload(self, entry: FileEntry) -> None:
+        check_contents({entry.file: self.folder / entry.file}, self.token)
+        operation = CommitOperationAdd(entry.file, str(self.folder / entry.file))
+        with translated_errors(self.repo_id, self.revision, entry.file, self.token):
+            hub_api(self.token).preupload_lfs_files(
+                self.repo_id, [operation], repo_type=REPO_TYPE, revision=self.revision
+            )
+
+    def close(self) -> None:
+        """Wait for the uploads. One that failed is tried again by the push, so it is only told."""
+        self._pool.shutdown(wait=True, cancel_futures=isinstance(sys.exc_info()[1], KeyboardInterrupt))
+        for upload in self._uploads:
+            error = None if upload.cancelled() else upload.exception()
+            if isinstance(error, LorifError):
+                logger.warning("A file could not be uploaded early: %s", error)
+            elif error is not None:
+                raise error
+
+
+def update_file(
+    repo_id: str,
+    repo_type: str,
+    file: str,
+    change: Callable[[str], str],
+    *,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str,
+) -> CommitInfo:
+    """Change one text file of a repo in a commit of its own; none where the change changes nothing."""
+    with translated_errors(repo_id, revision, file, token, repo_type):
+        api = hub_api(token)
+        head = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
+        try:
+            path = api.hf_hub_download(repo_id, file, repo_type=repo_type, revision=head.sha)
+            text = Path(path).read_bytes().decode()
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError):
+                raise
+            text = ""
+        content = change(text).encode()
+        check_contents({file: content}, token)
+        return api.create_commit(
+            repo_id,
+            [CommitOperationAdd(file, content)],
+            commit_message=commit_message,
+            repo_type=repo_type,
+            revision=revision,
+            create_pr=create_pr,
+            parent_commit=None if create_pr else head.sha,
+        )

@@ -1,0 +1,325 @@
+"""Indices on the Hub: resolve a revision, download and check files, read ranges of them.
+
+An index is a dataset repo. Everything is read at one commit, so that two versions can never mix.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from huggingface_hub import HfApi, HfFileSystem, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from ..errors import HubAccessError, HubConnectionError, IndexCorruptedError, IndexFormatError, IndexNotFoundError
+from ..storage.files import TensorReader, header_length, parse_header, write_bytes
+from ..storage.layout import CARD, LDS, MANIFEST, FactorShard, FileEntry, Manifest, check_relative
+from ..storage.store import LocalStore
+
+
+logger = logging.getLogger(__name__)
+
+REPO_TYPE = "dataset"
+LIBRARY: dict[str, Any] = {"library_name": "lorif_hf", "library_version": version("lorif-hf")}
+DOWNLOADS = 4  # files downloaded at once
+_WAITS = (0.5, 1, 2, 4)  # seconds before each new try of a request that failed on the way
+
+T = TypeVar("T")
+
+
+class HubStore(LocalStore):
+    """An index in a dataset repo, at one commit, downloaded to the local Hub cache file by file.
+
+    Args:
+        repo_id (`str`): "user/name".
+        revision (`str` or `None`): branch, tag or commit.
+        options: `token`, `cache_dir`, `force_download`, `local_files_only` of `huggingface_hub.hf_hub_download`.
+
+    Attributes:
+        commit (`str`): what the revision was resolved to.
+
+    Raises:
+        [`~lorif_hf.errors.IndexNotFoundError`], [`~lorif_hf.errors.HubAccessError`],
+        [`~lorif_hf.errors.HubConnectionError`], [`~lorif_hf.errors.IndexFormatError`].
+    """
+
+    def __init__(self, repo_id: str, revision: str | None, **options: Any):
+        try:
+            validate_repo_id(repo_id)
+        except HFValidationError as error:
+            raise IndexNotFoundError(f"{repo_id!r} is neither a folder nor a repo id ({error}).") from None
+        self.repo_id = repo_id
+        self._options = options
+        manifest = download(repo_id, MANIFEST, revision, **options)
+        self.commit = manifest.parent.name
+        super().__init__(manifest.parent)
+
+    def path(self, entry: FileEntry) -> Path:
+        check_relative(entry.file)
+        if not (self.folder / entry.file).exists() or self._options.get("force_download"):
+            download(self.repo_id, entry.file, self.commit, **self._options)
+        return super().path(entry)
+
+    def optional(self, file: str) -> Path | None:
+        try:
+            if not (self.folder / file).exists() or self._options.get("force_download"):
+                download(self.repo_id, file, self.commit, **self._options)
+        except (IndexCorruptedError, HubConnectionError):
+            logger.debug("%s has no %s.", self.repo_id, file)
+        return super().optional(file)
+
+    def fetch(self, manifest: Manifest) -> None:
+        """Download the index: the curvature first, then the shards, then what people read."""
+        self.path(manifest.curvature)
+        with ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="lorif-download") as pool:
+            list(pool.map(self.path, [*manifest.shards, *manifest.examples, *manifest.tokenizer]))
+        for file in (CARD, LDS):  # the owner's words and the index's score, for a later push elsewhere
+            self.optional(file)
+        self._options["force_download"] = False  # once is enough
+
+
+class StreamingStore(HubStore):
+    """Like `HubStore`, but factors and examples are read by HTTP range and not kept.
+
+    Args:
+        pieces (`Path` or `None`): folder that keeps the tensors read, by their hash; `None` keeps nothing.
+    """
+
+    def __init__(self, repo_id: str, revision: str | None, pieces: Path | None, **options: Any):
+        super().__init__(repo_id, revision, **options)
+        self._pieces = pieces
+        self._filesystem = HfFileSystem(token=options.get("token"))
+        self._heads: dict[FileEntry, bytes] = {}
+
+    def fetch(self, manifest: Manifest) -> None:
+        """Download the curvature alone."""
+        self.path(manifest.curvature)
+        self._options["force_download"] = False
+
+    def tensors(self, entry: FileEntry) -> TensorReader:
+        if not isinstance(entry, FactorShard):
+            return super().tensors(entry)
+        if entry not in self._heads:
+            start = self._range(entry, 0, 8)
+            length = header_length(entry.file, entry.bytes, start)
+            self._heads[entry] = start + self._range(entry, 8, 8 + length)
+        return RemoteTensors(
+            entry, self._heads[entry], lambda begin, end: self._range(entry, begin, end), self._pieces
+        )
+
+    def parquet(self, entry: FileEntry) -> Any:
+        with translated_errors(self.repo_id, self.commit, entry.file):
+            return _RemoteFile(self._open(entry), lambda: translated_errors(self.repo_id, self.commit, entry.file))
+
+    def _range(self, entry: FileEntry, begin: int, end: int) -> bytes:
+        """Bytes `begin` to `end` of a file, and no others."""
+        with translated_errors(self.repo_id, self.commit, entry.file), self._open(entry) as file:
+            file.seek(begin)
+            content = file.read(end - begin)
+        if len(content) != end - begin:
+            raise IndexCorruptedError(entry.file, f"the Hub gave {len(content)} bytes of {end - begin} asked for")
+        return content
+
+    def _open(self, entry: FileEntry) -> Any:
+        check_relative(entry.file)
+        name = f"datasets/{self.repo_id}@{self.commit}/{entry.file}"
+        file = self._filesystem.open(name, "rb", cache_type="none")
+        if file.size != entry.bytes:
+            raise IndexCorruptedError(entry.file, f"it has {file.size} bytes, the manifest says {entry.bytes}")
+        return file
+
+
+class _RemoteFile:
+    """An open file of the Hub whose reads raise our own errors."""
+
+    def __init__(self, file: Any, translated: Callable[[], AbstractContextManager[None]]):
+        self._file = file
+        self._translated = translated
+
+    def read(self, size: int = -1) -> bytes:
+        with self._translated():
+            return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+class RemoteTensors(TensorReader):
+    """A safetensors file read by range. Its header is checked against the manifest, whole tensors against the header.
+
+    Args:
+        entry (`FactorShard`): the file.
+        head (`bytes`): its first 8 bytes and its header.
+        fetch (`Callable[[int, int], bytes]`): gives bytes `begin` to `end` of it.
+        pieces (`Path` or `None`): folder of tensors already read, by hash.
+    """
+
+    def __init__(self, entry: FactorShard, head: bytes, fetch: Callable[[int, int], bytes], pieces: Path | None):
+        if hashlib.sha256(head).hexdigest() != entry.header_sha256:
+            raise IndexCorruptedError(entry.file, "its header is not the one that the manifest vouches for")
+        super().__init__(entry.file, parse_header(entry.file, entry.bytes, head))
+        self._fetch = fetch
+        self._pieces = pieces
+        self._whole: dict[str, bytes] = {}
+
+    def prefetch(self, names: Sequence[str]) -> None:
+        """Fetch whole tensors, neighbours in one request, and check each."""
+        runs: list[list[str]] = []
+        for name in sorted(names, key=lambda name: self.span(name).begin):
+            kept = self._kept(name)
+            if kept is not None:
+                self._whole[name] = kept
+            elif runs and self.span(runs[-1][-1]).end == self.span(name).begin:
+                runs[-1].append(name)
+            else:
+                runs.append([name])
+        for run in runs:
+            begin = self.span(run[0]).begin
+            content = memoryview(self._fetch(begin, self.span(run[-1]).end))
+            for name in run:
+                span = self.span(name)
+                piece = bytes(content[span.begin - begin : span.end - begin])
+                if hashlib.sha256(piece).hexdigest() != span.sha256:
+                    raise IndexCorruptedError(self.file, f"tensor '{name}' did not arrive as it was written")
+                self._whole[name] = piece
+                if self._pieces is not None:
+                    write_bytes(self._pieces / str(span.sha256), piece)
+
+    def _kept(self, name: str) -> bytes | None:
+        span = self.span(name)
+        path = self._pieces / span.sha256 if self._pieces is not None and span.sha256 else None
+        if path is None or not path.is_file() or path.stat().st_size != span.end - span.begin:
+            return None
+        content = path.read_bytes()
+        return content if hashlib.sha256(content).hexdigest() == span.sha256 else None
+
+    def _piece(self, name: str, begin: int, end: int) -> np.ndarray:
+        if name in self._whole:
+            offset = self.span(name).begin
+            content = self._whole[name][begin - offset : end - offset]
+        else:
+            content = self._fetch(begin, end)
+        return np.frombuffer(bytearray(content), dtype=np.uint8)  # a copy that may be written to, as torch wants
+
+
+def hub_api(token: str | bool | None) -> HfApi:
+    """The one client for everything, named to the Hub."""
+    return HfApi(token=token, **LIBRARY)
+
+
+def download(repo_id: str, file: str, revision: str | None, **options: Any) -> Path:
+    """`hf_hub_download` of a dataset repo's file that survives lost connections and raises our own errors."""
+    with translated_errors(repo_id, revision, file, options.get("token")):
+        return Path(
+            retried(
+                lambda: hf_hub_download(repo_id, file, repo_type=REPO_TYPE, revision=revision, **LIBRARY, **options),
+                file,
+            )
+        )
+
+
+def retried(request: Callable[[], T], what: str) -> T:
+    """The result of a request, tried again after a lost connection or a server error (5xx)."""
+    for wait in (*_WAITS, None):
+        try:
+            return request()
+        except HTTPError as error:
+            response = getattr(error, "response", None)
+            if wait is None or (response is not None and response.status_code < 500):
+                raise
+            logger.warning("%s: %s; trying again in %g s.", what, error, wait)
+            time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+@contextmanager
+def translated_errors(
+    repo_id: str,
+    revision: str | None,
+    file: str | None = None,
+    token: str | bool | None = None,
+    repo_type: str = REPO_TYPE,
+) -> Iterator[None]:
+    """Turn the errors of huggingface_hub into ours, each with the next step in it."""
+    try:
+        yield
+    except (HTTPError, FileNotFoundError, OfflineModeIsEnabled, RuntimeError) as raised:
+        cause = raised.__cause__
+        # HfFileSystem and uploads wrap what happened.
+        error = cause if isinstance(cause, HTTPError) and not isinstance(raised, HTTPError) else raised
+        if isinstance(error, RuntimeError) and "uploading" not in str(error):
+            raise
+        raise _translated(error, repo_id, revision, file, token, repo_type) from raised
+
+
+def _translated(
+    error: Exception,
+    repo_id: str,
+    revision: str | None,
+    file: str | None,
+    token: str | bool | None,
+    repo_type: str,
+) -> Exception:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, GatedRepoError):
+        return HubAccessError(f"'{repo_id}' is gated: ask for access on its page, then log in (hf auth login).")
+    if isinstance(error, RepositoryNotFoundError):
+        hint = _model_hint(repo_id, token) if repo_type == REPO_TYPE else ""
+        return IndexNotFoundError(
+            f"No {repo_type} repo '{repo_id}' that this {'token' if token else 'machine'} can see: it does not exist, "
+            f"or it is private. Check the name, log in (hf auth login) or pass token=.{hint}"
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return IndexNotFoundError(
+            f"'{repo_id}' has no revision '{revision}': pass a branch, a tag or a commit that it has, or leave it out."
+        )
+    if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
+        return HubConnectionError(
+            f"{file or repo_id} of '{repo_id}' is not in the local cache and the Hub cannot be reached (offline, or "
+            "local_files_only=True). Connect, or download the index once while you are connected."
+        )
+    if isinstance(error, (EntryNotFoundError, FileNotFoundError)):
+        if file == MANIFEST:
+            return IndexFormatError(
+                f"The dataset repo '{repo_id}' is no lorif-hf index: it has no {MANIFEST}. Check the name, or the "
+                "revision."
+            )
+        return IndexCorruptedError(str(file), f"it is missing in '{repo_id}'")
+    if status == 401:
+        return HubAccessError(f"The Hub does not accept this token for '{repo_id}': log in again (hf auth login).")
+    if status == 403:
+        return HubAccessError(
+            f"This token may not do that with '{repo_id}': it needs the write role, and the repo must be yours or "
+            "your organisation's."
+        )
+    if status == 412:
+        return HubConnectionError(f"'{repo_id}' was changed by someone else meanwhile: push again.")
+    # Not the client's own words: they may hold the signed address of an upload.
+    what = f"status {status}" if status else type(error).__name__
+    return HubConnectionError(f"The Hub failed at {file or repo_id} ({what}). Try again: what is done is kept.")
+
+
+def _model_hint(repo_id: str, token: str | bool | None) -> str:
+    """What to say where a model of that name exists."""
+    try:
+        if not HfApi(token=token, **LIBRARY).repo_exists(repo_id, repo_type="model"):
+            return ""
+    except Exception:  # a hint must not hide the error it is for
+        return ""
+    return " There is a model repo of that name; an index is a dataset repo: ask the model's owner where it is."

@@ -1,0 +1,68 @@
+"""Features to batches, for datasets that come without a data collator."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DatasetError
+from ..layers.modules import base_model
+
+
+class PaddingCollator:
+    """Pads every list-like column on the right to the longest row and stacks the rest.
+
+    `labels` are padded with -100 and `attention_mask` with 0; a row without a mask gets ones. Where `make_labels` is
+    set, a row without labels is measured on its own tokens, as a causal language model is trained.
+
+    Args:
+        pad_token_id (`int`, *optional*, defaults to 0): what pads `input_ids`.
+        make_labels (`bool`, *optional*, defaults to `False`): copy `input_ids` to absent `labels`.
+    """
+
+    def __init__(self, pad_token_id: int | None = None, make_labels: bool = False):
+        self.padding = {"input_ids": pad_token_id or 0, "labels": -100}
+        self.make_labels = make_labels
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        rows = [self._complete(feature) for feature in features]
+        keys = [key for key in rows[0] if all(key in row for row in rows)]
+        return {key: self._stack(key, [row[key] for row in rows]) for key in keys}
+
+    def _complete(self, feature: Mapping[str, Any]) -> dict[str, Tensor]:
+        row = {}
+        for key, value in feature.items():
+            # As transformers' own collators do; names of people and texts cannot be tensors and are left behind.
+            if value is not None and not isinstance(value, (str, bytes, Mapping)):
+                try:
+                    row["labels" if key in ("label", "label_ids") else key] = torch.as_tensor(value)
+                except (TypeError, ValueError, RuntimeError):
+                    continue
+        for key in row.keys() & {"input_ids", "labels", "attention_mask"}:
+            if not row[key].numel():
+                row[key] = row[key].long()  # an empty list has no type; torch takes it for floats
+        if "input_ids" in row:
+            row.setdefault("attention_mask", torch.ones_like(row["input_ids"]))
+            if self.make_labels:
+                row.setdefault("labels", row["input_ids"].masked_fill(row["attention_mask"] == 0, -100))
+        return row
+
+    def _stack(self, key: str, values: list[Tensor]) -> Tensor:
+        if values[0].dim() == 0 or len({tuple(value.shape) for value in values}) == 1:
+            return torch.stack(values)
+        if any(value.dim() != 1 for value in values):
+            raise DatasetError(
+                f"Column '{key}' has rows of different shapes ({', '.join(str(tuple(v.shape)) for v in values[:3])}); "
+                "pass a data_collator that knows how to pad it."
+            )
+        return torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=self.padding.get(key, 0))
+
+
+def padding_collator(model: Any, processing_class: Any, make_labels: bool) -> PaddingCollator:
+    """The collator of rows and queries that come without one: pads with the tokenizer's token, else the model's."""
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    pad = getattr(tokenizer, "pad_token_id", None)
+    if pad is None:
+        pad = getattr(getattr(base_model(model), "config", None), "pad_token_id", None)
+    return PaddingCollator(pad, make_labels)

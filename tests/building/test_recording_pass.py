@@ -1,0 +1,161 @@
+"""Which rows go through the model together, and that nothing of it shows in what is stored."""
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny import make_gpt2, make_rows, plain_config
+
+from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf.algebra.projection import TwoSidedProjection
+from lorif_hf.algebra.whitening import SecondMoments
+from lorif_hf.building.recording_pass import Batching, RecordingPass
+from lorif_hf.errors import ConfigError, DatasetError, RecordingError
+from lorif_hf.layers.modules import tracked_modules
+from lorif_hf.recording.recorder import GradientRecorder
+from lorif_hf.recording.rows import TrainingRows
+from lorif_hf.tasks.objectives import find_objective
+
+
+CONFIG = plain_config(projection_factor=2, dtype="float32", shard_size=8)
+
+
+def groups(batching, lengths):
+    return list(batching.groups(range(len(lengths)), lambda numbers: [lengths[i] for i in numbers]))
+
+
+def factors(index):
+    """Every stored tensor of an index, by shard and name."""
+    return [
+        part
+        for shard in index.manifest.shards
+        for parts in index._reader.load(shard, index.manifest.modules).values()
+        for part in parts.values()
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("budget", [1, 7, 20, 64, 10_000])
+def test_a_token_budget_is_kept_and_every_row_goes_once(seed, budget):
+    lengths = torch.randint(0, 30, (50,), generator=torch.Generator().manual_seed(seed)).tolist()
+    found = groups(Batching(8, max_tokens=budget), lengths)
+    assert sorted(row for group in found for row in group) == list(range(50))
+    for group in found:
+        assert group == sorted(group)
+        assert len(group) == 1 or len(group) * max(lengths[row] for row in group) <= budget
+    longest = [max(lengths[row] for row in group) for group in found]
+    assert longest == sorted(longest, reverse=True)
+
+
+def test_a_token_budget_wastes_no_room():
+    """Of equal rows as many go together as fit."""
+    assert [len(group) for group in groups(Batching(8, max_tokens=20), [5] * 10)] == [4, 4, 2]
+
+
+def test_without_a_budget_rows_go_in_order_and_no_length_is_asked_for():
+    assert list(Batching(3).groups(range(2, 9), None)) == [[2, 3, 4], [5, 6, 7], [8]]
+
+
+def test_row_order_is_restored(tmp_path):
+    model, rows = make_gpt2(), make_rows(20)
+    assert len({len(ids) for ids in rows["input_ids"]}) > 5
+    one = InfluenceIndex.build(model, rows, tmp_path / "one", config=CONFIG, batch_size=1)
+    other = InfluenceIndex.build(model, rows, tmp_path / "other", config=CONFIG, max_tokens_per_batch=40)
+    for left, right in zip(factors(one), factors(other), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-5)
+    for alone, together in zip(one.examples(range(20)), other.examples(range(20)), strict=True):
+        assert alone["num_tokens"] == together["num_tokens"] and alone["example_id"] == together["example_id"]
+        assert alone["loss"] == pytest.approx(together["loss"], rel=1e-5)
+        assert alone["self_influence"] == pytest.approx(together["self_influence"], rel=1e-3)
+
+
+def test_a_budget_bounds_the_tokens_of_every_forward_pass(tmp_path, monkeypatch):
+    record, seen = GradientRecorder.record, []
+
+    def watched(self, batch, rows=None):
+        seen.append(batch["input_ids"].numel())
+        return record(self, batch, rows)
+
+    monkeypatch.setattr(GradientRecorder, "record", watched)
+    InfluenceIndex.build(make_gpt2(), make_rows(20), tmp_path / "index", config=CONFIG, max_tokens_per_batch=40)
+    assert max(seen) <= 40 and len(seen) < 20
+
+
+def small_machine(monkeypatch, most):
+    """A machine on which only so many rows fit; gives the sizes that were tried."""
+    record, tried = GradientRecorder.record, []
+
+    def limited(self, batch, rows=None):
+        tried.append(len(rows))
+        if len(rows) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return record(self, batch, rows)
+
+    monkeypatch.setattr(GradientRecorder, "record", limited)
+    return tried
+
+
+@pytest.mark.parametrize("config", [CONFIG, InfluenceConfig(shard_size=8, factor_rank=2)], ids=["paper", "default"])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path, monkeypatch, caplog, config):
+    model, rows = make_gpt2(), make_rows(20)
+    whole = InfluenceIndex.build(model, rows, tmp_path / "whole", config=config, batch_size=2)
+    tried = small_machine(monkeypatch, 2)
+    found = InfluenceIndex.build(
+        model, rows, tmp_path / "found", config=config, batch_size=8, auto_find_batch_size=True
+    )
+    assert tried[:3] == [8, 4, 2] and tried.count(8) == tried.count(4) == 1  # what did not fit is not tried again
+    assert "Out of memory with 8 rows at once: going on with half as many" in caplog.text
+    losses = [[example["loss"] for example in index.examples(range(20))] for index in (whole, found)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("where", [0, 3, 7])
+def test_memory_that_ends_halfway_through_a_backward_pass_counts_no_token_twice(monkeypatch, where):
+    """The layers before the `where`-th have the batch in their moments already when it is halved."""
+    model, rows = make_gpt2(), make_rows(20)
+    expected = moments_of(model, rows, Batching(5))
+    of, calls = SecondMoments.of, []
+
+    def limited(inputs, output_gradients):
+        calls.append(len(inputs))
+        if len(inputs) > 3 and calls.count(len(inputs)) > where:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return of(inputs, output_gradients)
+
+    monkeypatch.setattr(SecondMoments, "of", limited)
+    found = moments_of(model, rows, Batching(10, auto=True))
+    assert calls.count(10) == where + 1 and 5 in calls and 3 in calls
+    for name, one in expected.items():
+        assert found[name].tokens == one.tokens > 0
+        torch.testing.assert_close(found[name].inputs, one.inputs, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(found[name].outputs, one.outputs, rtol=1e-4, atol=1e-7)
+
+
+def moments_of(model, rows, batching):
+    modules = tracked_modules(model)
+    moments = {one.name: SecondMoments.zeros(one.in_features, one.out_features) for one in modules}
+    whole = {one.name: TwoSidedProjection(None, None) for one in modules}
+    training = TrainingRows(rows, model, find_objective(model))
+    with GradientRecorder(model, modules, whole, find_objective(model), moments) as recorder:
+        for _ in RecordingPass(training, batching).run(recorder, range(len(rows))):
+            assert not recorder.counted
+    return moments
+
+
+def test_where_not_even_one_row_fits_the_row_is_named(tmp_path, monkeypatch):
+    small_machine(monkeypatch, 0)
+    with pytest.raises(RecordingError, match="Out of memory at row 0, 1 at once.* on a device with more memory"):
+        InfluenceIndex.build(
+            make_gpt2(), make_rows(4), tmp_path / "index", config=CONFIG, batch_size=4, auto_find_batch_size=True
+        )
+
+
+def test_rows_without_tokens_have_no_budget(tmp_path):
+    rows = Dataset.from_dict({"inputs_embeds": [[[0.0] * 12] * 3] * 4, "labels": [[1, 2, 3]] * 4})
+    with pytest.raises(DatasetError, match="counts the tokens in column 'input_ids'; the dataset has inputs_embeds"):
+        InfluenceIndex.build(make_gpt2(), rows, tmp_path / "index", config=CONFIG, max_tokens_per_batch=40)
+
+
+@pytest.mark.parametrize("budget", [0, -1, 2.5, "8", True])
+def test_an_impossible_budget_is_refused(tmp_path, budget):
+    with pytest.raises(ConfigError, match="max_tokens_per_batch must be an integer of at least 1"):
+        InfluenceIndex.build(make_gpt2(), make_rows(4), tmp_path / "index", max_tokens_per_batch=budget)
