@@ -4,7 +4,8 @@
     python -m benchmarks.query --max-examples 1000000     # 4.6 GB on disk while it runs, and the memory that it takes
 
 Synthetic factors in real shards, 24 layers of 48 x 48; random queries. Every time is that of the whole search for the
-ten best rows by `lorif_hf.querying.scan`, files in the page cache, medians of five (of one where that takes over 20 s).
+ten best rows by `lorif_hf.querying.scan`, files in the page cache, medians of five (of one run where that takes over
+20 s).
 """
 
 import json

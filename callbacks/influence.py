@@ -4,18 +4,19 @@ import logging
 import os
 import uuid
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
-from lorif_hf.building.builder import check_folder, plan_build
+from lorif_hf.building.builder import IndexBuilder, check_folder, plan_build
+from lorif_hf.building.options import BuildOptions
 from lorif_hf.errors import BuildFolderError, DatasetError, RecordingError
+from lorif_hf.hub.destination import Destination
 from lorif_hf.hub.publish import prepare_repo
 from lorif_hf.storage.layout import MANIFEST
+from lorif_hf.tasks import Task, UserObjective
 
 
 logger = logging.getLogger(__name__)
@@ -36,8 +37,8 @@ class InfluenceCallback(TrainerCallback):
         objective (`Callable`, *optional*): `(model, batch) -> (B,)` per-example losses; by default that of the task.
         data_collator (`Callable`, *optional*): by default the Trainer's own.
         examples (*optional*): the training rows with the columns that the Trainer removes (texts, ids), in the same
-            order, for people to read.
-        text_column, example_id, store_text: as in [`InfluenceIndex.build`].
+            order, for people to read; which columns are shown, [`InfluenceIndex.build`] says.
+        store_text (*optional*): as in [`InfluenceIndex.build`].
         push_to_hub (`bool`, *optional*, defaults to `False`): push the index when it is whole; its shards are uploaded
             while it is recorded.
         repo_id, private, token (*optional*): as in [`InfluenceIndex.push_to_hub`]; `repo_id` is by default the
@@ -60,11 +61,9 @@ class InfluenceCallback(TrainerCallback):
         max_tokens_per_batch: int | None = None,
         auto_find_batch_size: bool | None = None,
         max_memory: int | str | None = None,
-        objective: Callable[[nn.Module, dict[str, Any]], Any] | None = None,
+        objective: UserObjective | Task | str | None = None,
         data_collator: Callable[[list[Any]], Any] | None = None,
         examples: Any = None,
-        text_column: str | None = None,
-        example_id: str | None = None,
         store_text: bool | int = True,
         push_to_hub: bool = False,
         repo_id: str | None = None,
@@ -78,16 +77,9 @@ class InfluenceCallback(TrainerCallback):
         self.auto_find_batch_size = auto_find_batch_size
         self.max_memory = max_memory
         self.data_collator = data_collator
-        self.push_to_hub = push_to_hub
-        self.repo_id = repo_id
-        self.private, self.token = private, token
+        self.destination = Destination(repo_id or self.path.name, private, token) if push_to_hub else None
         self.objective = objective
-        self.shown = {
-            "examples": examples,
-            "text_column": text_column,
-            "example_id": example_id,
-            "store_text": store_text,
-        }
+        self.examples, self.store_text = examples, store_text
         self.index: InfluenceIndex | None = None
 
     def on_train_begin(
@@ -108,45 +100,37 @@ class InfluenceCallback(TrainerCallback):
                 f"The final pass runs on one process, this training has {args.world_size}. Train without the callback "
                 "and call InfluenceIndex.build(model, dataset, path) on one process afterwards."
             )
-        plan_build(folder=self.path, **self._arguments(args, kwargs), **self.shown).check_first_batch()
-        if self.push_to_hub:
-            prepare_repo(self.repo_id or self.path.name, private=self.private, token=self.token)
+        self._planned(self.path, args, kwargs).check_first_batch()
+        if self.destination is not None:
+            prepare_repo(self.destination)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Record the index. The model is left as it was."""
-        build = partial(
-            InfluenceIndex.build,
-            **self._arguments(args, kwargs),
-            **self.shown,
-            push_to_hub=self.push_to_hub,
-            repo_id=self.repo_id,
-            private=self.private,
-            token=self.token,
-        )
         try:
-            self.index = build(path=self.path)
+            builder = self._planned(self.path, args, kwargs)
+            self.index = InfluenceIndex.from_builder(builder, self.destination)
         except BuildFolderError as error:
             # An unfinished build of an earlier training is in the way: this training's index must not be lost for it.
             beside = self.path.with_name(f"{self.path.name}-{state.global_step}-{uuid.uuid4().hex[:8]}")
             logger.warning("%s The index goes to %s.", error, beside)
-            self.index = build(path=beside)
+            self.index = InfluenceIndex.from_builder(self._planned(beside, args, kwargs), self.destination)
 
-    def _arguments(self, args: TrainingArguments, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What the Trainer knows and a build needs."""
+    def _planned(self, folder: Path, args: TrainingArguments, kwargs: dict[str, Any]) -> IndexBuilder:
+        """The build, with what the Trainer knows and it needs."""
         loader = kwargs["train_dataloader"]
-        return {
-            "model": kwargs["model"],
-            "dataset": loader.dataset,
-            "config": self.config,
-            "processing_class": kwargs.get("processing_class"),
-            "data_collator": self.data_collator or loader.collate_fn,
-            "batch_size": self.batch_size or args.per_device_train_batch_size,
-            "max_tokens_per_batch": self.max_tokens_per_batch,
-            "max_memory": self.max_memory,
-            "auto_find_batch_size": args.auto_find_batch_size
-            if self.auto_find_batch_size is None
-            else self.auto_find_batch_size,
-            "objective": self.objective,
-        }
+        auto = args.auto_find_batch_size if self.auto_find_batch_size is None else self.auto_find_batch_size
+        batch_size = self.batch_size or args.per_device_train_batch_size
+        return plan_build(
+            kwargs["model"],
+            loader.dataset,
+            folder,
+            self.config,
+            BuildOptions.of(batch_size, self.max_tokens_per_batch, auto, self.max_memory),
+            objective=self.objective,
+            processing_class=kwargs.get("processing_class"),
+            data_collator=self.data_collator or loader.collate_fn,
+            examples=self.examples,
+            store_text=self.store_text,
+        )

@@ -1,5 +1,6 @@
 """What arguments are checked for before anything is done with them."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -17,3 +18,23 @@ def whole_number(value: Any, name: str, least: int, error: type[Exception]) -> i
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < least:
         raise error(f"{name} must be an integer of at least {least}, got {value!r}.")
     return int(value)
+
+
+def whole_bytes(size: int | str | None, name: str, error: type[Exception]) -> int | None:
+    """A size like 2_000_000_000, "2GB" or "512MiB" in bytes; `None` stays.
+
+    Args:
+        size: what the caller got.
+        name (`str`): what the error calls it.
+        error (`type[Exception]`): what is raised where it is no size.
+    """
+    if size is None:
+        return None
+    if isinstance(size, str):
+        parts = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]?)(i?)B?\s*", size, re.IGNORECASE)
+        if parts:
+            power = " KMGT".index(parts[2].upper() or " ")
+            size = int(float(parts[1]) * (1024 if parts[3] else 1000) ** power)
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise error(f'{name} must be a number of bytes or a size like "2GB", got {size!r}.')
+    return size

@@ -6,10 +6,9 @@ import sys
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import torch
-
-from .codecs.codecs import Codec, DenseCodec, FactorCodec, PackedCodec
+from .checks import whole_number
 from .errors import ConfigError
+from .registry import CODECS, CURVATURES
 
 
 STORAGE_DTYPES = ("float32", "bfloat16", "float16")
@@ -17,7 +16,6 @@ CHOICES = {
     "dtype": STORAGE_DTYPES,
     "bits": (16, 8, 4, 2, 1),
     "whitening": ("none", "kronecker"),
-    "curvature": ("low-rank", "kronecker", "none"),
     "output": ("loss", "margin"),
 }
 
@@ -46,7 +44,7 @@ class InfluenceConfig:
         curvature (`str`, *optional*, defaults to `"kronecker"`):
             How a query is preconditioned. `"low-rank"`: the damped Hessian's top eigenpairs, by the Woodbury
             identity. `"kronecker"`: the second moments that whitened the index; nothing more is stored. `"none"`: the
-            plain inner product of gradients.
+            plain inner product of gradients. Or the name of a curvature of your own (`lorif_hf.curvature.register`).
         curvature_rank (`int` or `None`, *optional*, defaults to 512):
             r, the number of Hessian eigenpairs kept per layer; capped at min(N, d1 d2) where that is smaller. `None`
             keeps all: the exact inverse.
@@ -74,6 +72,9 @@ class InfluenceConfig:
             out the output head (the language-model head or the classification head).
         dtype (`str`, *optional*, defaults to `"bfloat16"`):
             Storage type of the factors: `"float32"`, `"bfloat16"` or `"float16"`.
+        codec (`str`, *optional*):
+            How gradients are stored, by the name of a codec of your own (`lorif_hf.codecs.register`); by default
+            `"dense"` without a rank, `"factored"` at 16 bits, else `"packed"`.
         shard_size (`int`, *optional*, defaults to 10000):
             Rows per shard: what a killed build loses at most.
         factorize_query (`bool`, *optional*, defaults to `False`):
@@ -82,6 +83,7 @@ class InfluenceConfig:
 
     Raises:
         [`~lorif_hf.errors.ConfigError`]: a value with which no index can be built.
+        [`~lorif_hf.errors.UnknownKindError`]: a curvature or codec that is not registered.
 
     Source: LoRIF (Li, Le, Xu, Salzmann 2026, arXiv:2601.21929); the names follow it and PEFT.
     """
@@ -103,6 +105,7 @@ class InfluenceConfig:
     target_modules: str | list[str] = "all-linear"
     exclude_modules: str | list[str] | None = None
     dtype: str = "bfloat16"
+    codec: str | None = None
     shard_size: int = 10_000
     factorize_query: bool = False
 
@@ -127,27 +130,11 @@ class InfluenceConfig:
         for name in ("factorize_query", "normalize"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}.")
-        self._check_together()
         self._check_pattern("target_modules")
         if self.exclude_modules is not None:
             self._check_pattern("exclude_modules")
-
-    def _check_together(self) -> None:
-        """Values that are good alone but not side by side."""
-        if self.factor_rank is None and self.bits != 16:
-            raise ConfigError(
-                f"bits={self.bits} needs factors: a dense index (factor_rank=None) is stored as dtype. Set a rank."
-            )
-        if self.factor_rank is None and self.factorize_query:
+        if self.factorize_query and self.factor_rank is None:
             raise ConfigError("factorize_query=True needs a rank to truncate to: set factor_rank.")
-        if self.bits != 16 and self.dtype != "bfloat16":
-            raise ConfigError(
-                f"bits={self.bits} says how factors are stored, and so does dtype={self.dtype!r}: set one."
-            )
-        if self.curvature == "kronecker" and self.whitening != "kronecker":
-            raise ConfigError("curvature='kronecker' is what whitening='kronecker' estimates: set both.")
-        if self.curvature == "none" and self.whitening != "none":
-            raise ConfigError("curvature='none' is the product of gradients as they are: set whitening='none'.")
         if self.projection_dim is not None and (
             self.projection_factor != 1 or self.factor_rank is not None or self.whitening != "none"
         ):
@@ -155,11 +142,12 @@ class InfluenceConfig:
                 "projection_dim projects all layers together: set projection_factor=1, factor_rank=None and "
                 "whitening='none' beside it."
             )
+        # Each kind says which values go with it.
+        CODECS.get(self.codec_name).from_config(self)
+        CURVATURES.get(self.curvature).from_config(self)
 
     def _check_integer(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}.")
+        object.__setattr__(self, name, whole_number(getattr(self, name), name, least, ConfigError))
 
     def _check_pattern(self, name: str) -> None:
         value = getattr(self, name)
@@ -242,12 +230,19 @@ class InfluenceConfig:
         """The good end of the frontier: no projection, eight pairs of vectors at four bits."""
         return cls(**{"factor_rank": 8, "bits": 4, **changes})
 
-    def codec(self) -> Codec:
-        """How gradients are stored."""
-        dtype: torch.dtype = getattr(torch, self.dtype)
+    @property
+    def codec_name(self) -> str:
+        """The codec that stores the gradients, by name."""
+        if self.codec is not None:
+            return self.codec
         if self.factor_rank is None:
-            return DenseCodec(dtype)
-        return FactorCodec(self.factor_rank, dtype) if self.bits == 16 else PackedCodec(self.factor_rank, self.bits)
+            return "dense"
+        return "factored" if self.bits == 16 else "packed"
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the factor files hold what each example counts for: 1 - p, where margins are recorded."""
+        return self.output == "margin"
 
     def projected_shape(self, in_features: int, out_features: int) -> tuple[int, int]:
         """(d1, d2) of a layer with `in_features` inputs and `out_features` outputs."""

@@ -42,6 +42,27 @@ class IndexFormatError(LorifError, ValueError):
     """The folder or repo is not an index that this version can read."""
 
 
+class UnknownKindError(ConfigError, IndexFormatError):
+    """A config or an index names a kind (of layer, task, curvature or codec) that nobody has registered here.
+
+    Args:
+        what (`str`): what sort of kind.
+        name: the name that was asked for.
+        known (`Sequence[str]`): the names that are registered.
+        folder (`str`): the package whose `register` takes new kinds.
+        module (`str`, *optional*): the module that registered it where the index was made.
+    """
+
+    def __init__(self, what: str, name: object, known: Sequence[str], folder: str, module: str | None = None):
+        self.name = name
+        shown = repr(name)[:80]
+        missing = f"import {''.join(c for c in module if c.isprintable())[:80]}" if module else "import its module"
+        super().__init__(
+            f"The {what} {shown} is not registered: known are {', '.join(known)}. If it is an extension, your own or "
+            f"that of the index's author, {missing} first, which must call {folder}.register."
+        )
+
+
 class IndexCorruptedError(LorifError):
     """A file of the index is not what its manifest says.
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .algebra.factors import factor_products
-from .algebra.quantization import PAIR_PRODUCTS
+from .building.fitting import shape_of
+from .codecs import Codec, codec_of
 from .config import InfluenceConfig
+from .curvature import curvature_of
 from .curvature.encoding import bytes_per_example, module_entry, reduced_width, stored_entries
-from .curvature.fitting import plan_curvature
 from .errors import LorifError, ModelMismatchError
 from .layers.modules import TrackedModule, tracked_modules
 from .storage.layout import ModuleEntry
@@ -59,8 +59,8 @@ def empty_model(name: str, token: str | bool | None = None) -> nn.Module:
         config = transformers.AutoConfig.from_pretrained(name, token=token)
     except (ValueError, OSError) as error:
         raise ModelMismatchError(f"No model config is found at {name} ({error}).") from error
-    found = (getattr(transformers, one, None) for one in config.architectures or ["AutoModelForCausalLM"])
-    model_class = next((one for one in found if one is not None), None)
+    named = (getattr(transformers, name, None) for name in config.architectures or ["AutoModelForCausalLM"])
+    model_class = next((known for known in named if known is not None), None)
     if model_class is None:
         raise ModelMismatchError(
             f"transformers has no {', '.join(config.architectures)}, which the config of {name} names: its layers "
@@ -84,14 +84,14 @@ def estimates(
         configs (`Mapping[str, InfluenceConfig]`): by the name to show.
         flops_per_second (`float`): what the machine does in float32 matrix products.
     """
-    found = {}
+    by_name = {}
     for name, config in configs.items():
         try:
             modules = tracked_modules(model, config.target_modules, config.exclude_modules)
-            found[name] = _estimate(model, modules, num_examples, length, config, flops_per_second)
+            by_name[name] = _estimate(model, modules, num_examples, length, config, flops_per_second)
         except LorifError as error:
-            found[name] = Estimate(problem=str(error))
-    return found
+            by_name[name] = Estimate(problem=str(error))
+    return by_name
 
 
 def measured_speed(size: int = 1024) -> float:
@@ -113,43 +113,40 @@ def _estimate(
     config: InfluenceConfig,
     speed: float,
 ) -> Estimate:
-    entries = [module_entry(one, config) for one in modules]
+    entries = [module_entry(tracked, config) for tracked in modules]
     stored = stored_entries(config, entries)
+    codec, curvature = codec_of(config), curvature_of(config)
+    first_pass = curvature.first_pass
+    first = [first_pass.cost(entry) for entry in entries] if first_pass else []
+    fits = [curvature.cost(shape_of(entry, count, codec), None) for entry in stored]
     per_example = bytes_per_example(config, entries)
-    fitted, memory, fit_flops = 0, 0, 0.0
-    if config.whitening != "none":
-        sides = sum(entry.d1**2 + entry.d2**2 for entry in entries)
-        fitted += 4 * sides
-        memory = 8 * sides
-    if config.curvature == "low-rank":
-        for entry, plan in zip(stored, plan_curvature(stored, count, config), strict=True):
-            fitted += 4 * entry.d1 * entry.d2 * plan.rank
-            memory = max(memory, plan.memory)
-            fit_flops += plan.flops
+    size = count * per_example + sum(cost.stored for cost in (*first, *fits))
+    memory = max([sum(cost.memory for cost in first), *(cost.memory for cost in fits)])
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    sampled = min(config.whitening_samples, count) if config.whitening != "none" else 0
+    sampled = min(first_pass.samples, count) if first_pass else 0
     pass_flops = 4.0 * parameters * length  # forward, and backward to the activations alone
-    flops = (count + sampled) * pass_flops + count * sum(_encoding_flops(one, length, config) for one in entries)
-    return Estimate(per_example, count * per_example + fitted, memory, (flops + fit_flops) / speed)
+    encoding = sum(
+        _encoding_flops(entry, length, config, codec, first[i].flops if first else 0.0)
+        for i, entry in enumerate(entries)
+    )
+    flops = (count + sampled) * pass_flops + count * encoding + sum(cost.flops for cost in fits)
+    return Estimate(per_example, size, memory, flops / speed)
 
 
-def _encoding_flops(entry: ModuleEntry, length: int, config: InfluenceConfig) -> float:
-    """Of one example in one layer: projecting its tokens, its gradient, whitening it, factorising it."""
+def _encoding_flops(
+    entry: ModuleEntry, length: int, config: InfluenceConfig, codec: Codec, whitening_flops: float
+) -> float:
+    """Of an example in a layer: projecting its tokens, its gradient, whitening it, factorising it."""
     dim = entry.d1 * entry.d2
-    flops = 2.0 * length * dim
+    flops = 0.0
     if config.projection_factor > 1:
         flops += 2.0 * length * (entry.in_features * entry.d1 + entry.out_features * entry.d2)
-    width = reduced_width(config, entry.d1, entry.d2)
-    if width is not None:
-        sides, pairs = entry.d1 + entry.d2, config.factor_rank or 1
+    width = reduced_width(codec, config, entry.d1, entry.d2)
+    if whitening_flops and width is not None:
+        sides, pairs = entry.d1 + entry.d2, codec.pairs or 1
         short, long = sorted((entry.d1, entry.d2))
-        found = 4.0 * width * length * sides + 2.0 * width * (2 * short**2 + long**2)
+        search = 4.0 * width * length * sides + 2.0 * width * (2 * short**2 + long**2)
         # Inner products of all vectors, the pairs among them, and for each pair four products with either side.
-        fitted = 2.0 * sides * (width + pairs) ** 2 + 8.0 * pairs * (width + pairs) * sides
-        return flops - 2.0 * length * dim + found + fitted
-    if config.whitening != "none":
-        flops += 2.0 * dim * (entry.d1 + entry.d2)
-    if config.factor_rank is not None:
-        products = factor_products(config.factor_rank) if config.bits == 16 else config.factor_rank * PAIR_PRODUCTS
-        flops += 2.0 * dim * products
-    return flops
+        fitting = 2.0 * sides * (width + pairs) ** 2 + 8.0 * pairs * (width + pairs) * sides
+        return flops + search + fitting
+    return flops + 2.0 * length * dim + whitening_flops + 2.0 * dim * codec.products

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .algebra.projection import TwoSidedProjection
-from .building.block_norms import check_norms
-from .building.builder import plan_build
+from .building.builder import IndexBuilder, plan_build
+from .building.options import BuildOptions
+from .checks import whole_number
+from .codecs import codec_of
 from .config import InfluenceConfig
 from .curvature.encoding import stored_entries
 from .errors import IndexCorruptedError, IndexFormatError, QueryError
 from .hub.cards import index_card
+from .hub.destination import Destination
 from .hub.index_mixin import StoredIndex
 from .hub.publish import EarlyUploader
-from .querying.measure import MeasuredQueries, load_model, measure, select_modules
+from .querying.measure import MeasuredQueries, QueriedIndex, QueryOptions, load_model, measure
 from .querying.scan import Scan, best_scores, every_score
 from .reports.attribution import Attribution
 from .storage.examples import read_column, read_examples
@@ -29,7 +32,7 @@ from .storage.files import write_text
 from .storage.layout import CARD, TOKENIZER, ModuleEntry
 from .storage.shards import ShardReader
 from .storage.store import LocalStore
-from .tasks.objectives import UserObjective
+from .tasks import Task, UserObjective
 
 
 class InfluenceIndex(StoredIndex):
@@ -44,9 +47,10 @@ class InfluenceIndex(StoredIndex):
 
     def __init__(self, store: LocalStore, rows: Tensor | None = None):
         super().__init__(store, rows)
-        self._reader = ShardReader(store, self.manifest.shards, self.manifest.curvature, self.config.codec().layout)
+        layout = codec_of(self.config).layout
+        reader = ShardReader(store, self.manifest.shards, self.manifest.curvature, layout)
+        self._queried = QueriedIndex(self.manifest, self.config, reader, rows)
         self._processing_class: Any = None
-        self._projections: dict[str, TwoSidedProjection] = {}  # drawn at the first query
 
     @classmethod
     def build(
@@ -62,10 +66,8 @@ class InfluenceIndex(StoredIndex):
         max_tokens_per_batch: int | None = None,
         auto_find_batch_size: bool = False,
         max_memory: int | str | None = None,
-        objective: UserObjective | None = None,
+        objective: UserObjective | Task | str | None = None,
         examples: Any = None,
-        text_column: str | None = None,
-        example_id: str | None = None,
         store_text: bool | int = True,
         push_to_hub: bool = False,
         repo_id: str | None = None,
@@ -91,11 +93,12 @@ class InfluenceIndex(StoredIndex):
                 memory, and those after it, and go on.
             max_memory (`int` or `str`, *optional*): what fitting one layer's curvature may take, in bytes or like
                 "4GB"; by default 2 GiB, or the least that works where that is more.
-            objective (`Callable`, *optional*): `(model, batch) -> (B,)` per-example losses in nats; by default that of
-                the model's task: token-summed cross-entropy, or the classifier's loss.
-            examples (*optional*): the same rows with columns for people, where `dataset` has lost them.
-            text_column (`str`, *optional*): column shown as text; "text" if there is one, else decoded `input_ids`.
-            example_id (`str`, *optional*): column with your own name for each row.
+            objective (`Callable`, [`~lorif_hf.tasks.Task`] or `str`, *optional*): `(model, batch) -> (B,)` per-example
+                losses in nats, or a task or the name of a registered one; by default the task of the model's class:
+                token-summed cross-entropy, or the classifier's loss.
+            examples (*optional*): the same rows with the columns that people are shown: "text", else all columns that
+                hold text; "example_id" or "id", your own names for the rows. By default those columns of `dataset`;
+                where there is no text, `input_ids` are decoded.
             store_text (`bool` or `int`, *optional*, defaults to `True`): whole text, so many characters, or none.
             push_to_hub (`bool`, *optional*, defaults to `False`): push the index when it is whole; its shards are
                 uploaded while the build goes on.
@@ -113,34 +116,39 @@ class InfluenceIndex(StoredIndex):
             model,
             dataset,
             folder,
-            config=config,
+            config,
+            BuildOptions.of(batch_size, max_tokens_per_batch, auto_find_batch_size, max_memory),
+            objective=objective,
             processing_class=processing_class,
             data_collator=data_collator,
-            batch_size=batch_size,
-            max_tokens_per_batch=max_tokens_per_batch,
-            auto_find_batch_size=auto_find_batch_size,
-            max_memory=max_memory,
-            objective=objective,
             examples=examples,
-            text_column=text_column,
-            example_id=example_id,
             store_text=store_text,
         )
-        if push_to_hub:
-            uploader = EarlyUploader(folder, repo_id or folder.name, private=private, token=token, revision=None)
-            builder.on_shard = uploader.add
-            try:
-                builder.run()
-            finally:
-                uploader.close()
-        else:
+        destination = Destination(repo_id or folder.name, private, token) if push_to_hub else None
+        return cls.from_builder(builder, destination)
+
+    @classmethod
+    def from_builder(cls, builder: IndexBuilder, destination: Destination | None = None) -> "InfluenceIndex":
+        """Run a build that was planned ([`~lorif_hf.building.builder.plan_build`]), and push its index.
+
+        Args:
+            builder (`IndexBuilder`): the build.
+            destination (`Destination`, *optional*): where the index is pushed; its shards are uploaded while the build
+                goes on.
+        """
+        folder = builder.folder
+        if destination is None:
             builder.run()
+        else:
+            with EarlyUploader(folder, destination) as uploader:
+                builder.run(uploader.add)
         index = cls(LocalStore(folder))
-        index._processing_class = processing_class
+        index._processing_class = builder.processing_class
         if not (folder / CARD).exists():
-            write_text(folder / CARD, index_card(index.manifest, index.config, repo_id or "user/my-index", None))
-        if push_to_hub:
-            index.push_to_hub(repo_id or folder.name, private=private, token=token)
+            repo_id = destination.repo_id if destination else "user/my-index"
+            write_text(folder / CARD, index_card(index.manifest, index.config, repo_id, None))
+        if destination is not None:
+            index._push(destination)
         return index
 
     def select(self, rows: Sequence[int]) -> "InfluenceIndex":
@@ -149,21 +157,21 @@ class InfluenceIndex(StoredIndex):
         Args:
             rows (`Sequence[int]`): row numbers; sorted, each counted once.
         """
-        numbers = torch.as_tensor(rows if isinstance(rows, (Tensor, np.ndarray)) else list(rows))
-        if numbers.dtype == torch.bool or (numbers.is_floating_point() and numbers.numel()):
-            raise QueryError(f"select() takes row numbers, got {numbers.dtype}; of a mask take mask.nonzero()[:, 0].")
-        chosen = numbers.long().flatten().unique()
+        given = torch.as_tensor(rows if isinstance(rows, (Tensor, np.ndarray)) else list(rows))
+        if given.dtype == torch.bool or (given.is_floating_point() and given.numel()):
+            raise QueryError(f"select() takes row numbers, got {given.dtype}; of a mask take mask.nonzero()[:, 0].")
+        chosen = given.long().flatten().unique()
         if not len(chosen):
             raise QueryError("select() needs at least one row.")
         self._check_rows([int(chosen[0]), int(chosen[-1])])
         view = InfluenceIndex(self._store, chosen)
         view._token = self._token
         view._processing_class = self._processing_class
-        view._projections = self._projections
+        view._queried = replace(view._queried, projections=self._queried.projections)
         return view
 
     def __len__(self) -> int:
-        return self.manifest.num_examples if self._rows is None else len(self._rows)
+        return self._queried.count
 
     def __repr__(self) -> str:
         model = self.manifest.model
@@ -210,10 +218,9 @@ class InfluenceIndex(StoredIndex):
         largest: bool = True,
         modules: str | Sequence[str] | None = None,
         processing_class: Any = None,
-        objective: UserObjective | None = None,
+        objective: UserObjective | Task | str | None = None,
         batch_size: int = 8,
         strict: bool = True,
-        query_rank: int | None = None,
     ) -> Attribution:
         """The training examples that made the model say this, ranked.
 
@@ -228,12 +235,10 @@ class InfluenceIndex(StoredIndex):
             modules (`str` or `Sequence[str]`, *optional*): score only the layers whose names match (a regular
                 expression, or a list of names and suffixes); only their factors are read.
             processing_class (*optional*): tokenizer for text queries; by default the one in the index.
-            objective (`Callable`, *optional*): what to measure, `(model, batch) -> (Q,)`; by default the loss.
+            objective (`Callable`, [`~lorif_hf.tasks.Task`] or `str`, *optional*): what to measure, as in
+                [`~InfluenceIndex.build`]; by default what the index was built with.
             batch_size (`int`, *optional*, defaults to 8): queries per forward pass.
             strict (`bool`, *optional*, defaults to `True`): refuse a model with other weights; `False` warns.
-            query_rank (`int`, *optional*): look at every example with the queries cut to this rank first, and score
-                in full only what the bound on the difference leaves in the race. The result is the same; for wide
-                layers and long queries it comes sooner.
 
         Returns:
             [`Attribution`]: scores and rows of shape (Q, k), joined to the examples. Scores are in nats per unit of
@@ -243,16 +248,11 @@ class InfluenceIndex(StoredIndex):
             [`~lorif_hf.errors.QueryError`], [`~lorif_hf.errors.ModelMismatchError`],
             [`~lorif_hf.errors.IndexCorruptedError`].
         """
-        if not isinstance(top_k, int) or top_k < 1:
-            raise QueryError(f"top_k must be an integer of at least 1, got {top_k!r}.")
-        if query_rank is not None:
-            if isinstance(query_rank, bool) or not isinstance(query_rank, int) or query_rank < 1:
-                raise QueryError(f"query_rank must be an integer of at least 1, got {query_rank!r}.")
-            if self.config.factor_rank is None:
-                raise QueryError("This index stores gradients whole, which query_rank cannot speed up: leave it out.")
-        scored = select_modules(self.manifest, self.config, modules)
-        measured = self._measure(model, query, scored, processing_class, objective, batch_size, strict)
-        best = best_scores(self._scan(measured, scored), top_k, largest, query_rank)
+        whole_number(top_k, "top_k", 1, QueryError)
+        options = QueryOptions(modules, processing_class, objective, batch_size, strict)
+        scored = self._queried.scored(modules)
+        measured = self._measure(model, query, scored, options)
+        best = best_scores(self._scan(measured, scored), top_k, largest)
         rows = best.indices.unique().tolist()
         examples = dict(zip(rows, read_examples(self._store, self.manifest, rows), strict=True))
         return Attribution(
@@ -268,7 +268,7 @@ class InfluenceIndex(StoredIndex):
         weighted: bool = True,
         modules: str | Sequence[str] | None = None,
         processing_class: Any = None,
-        objective: UserObjective | None = None,
+        objective: UserObjective | Task | str | None = None,
         batch_size: int = 8,
         strict: bool = True,
     ) -> Any:
@@ -283,8 +283,9 @@ class InfluenceIndex(StoredIndex):
             a proponent. The columns of a selection are its rows in ascending order. A tensor that would take over half
             of the free memory is a memory map of a temporary file.
         """
-        scored = select_modules(self.manifest, self.config, modules)
-        measured = self._measure(model, queries, scored, processing_class, objective, batch_size, strict)
+        options = QueryOptions(modules, processing_class, objective, batch_size, strict)
+        scored = self._queried.scored(modules)
+        measured = self._measure(model, queries, scored, options)
         shape = (len(measured.texts), len(self))
         names = [module.name for module in scored]
         dense = _allocate((len(names), *shape) if per_module else shape)
@@ -293,9 +294,9 @@ class InfluenceIndex(StoredIndex):
 
     def example_weights(self) -> Tensor:
         """What each example counts for, float32 (N,): 1 - p where margins are recorded (TRAK), else 1."""
-        if self.config.output != "margin":
+        if not self.config.weighted:
             return torch.ones(len(self))
-        weights = torch.cat([self._reader.weights(shard) for shard in self.manifest.shards])
+        weights = torch.cat([self._queried.reader.weights(shard) for shard in self.manifest.shards])
         return weights if self._rows is None else weights[self._rows]
 
     def self_influence(self) -> Tensor:
@@ -322,19 +323,19 @@ class InfluenceIndex(StoredIndex):
         """
         for entry in self.manifest.files:
             self._store.path(entry)
+        reader, curvature = self._queried.reader, self._queried.curvature
         stored = stored_entries(self.config, self.manifest.modules)
         for module in stored:
-            if self.config.curvature == "low-rank":
-                self._reader.eigenpairs(module)
-            if self.config.whitening != "none":
-                self._reader.whiteners(module)
+            tensors = reader.curvature(module)
+            curvature.load(tensors, module)
+            if curvature.first_pass is not None:
+                curvature.first_pass.load(tensors, module)
         for shard in self.manifest.shards:
-            if self.config.output == "margin":
-                self._reader.weights(shard)
-            for name, parts in self._reader.load(shard, stored).items():
+            if self.config.weighted:
+                reader.weights(shard)
+            for name, parts in reader.load(shard, stored).items():
                 if not all(bool(torch.isfinite(part.float().sum())) for part in parts.values()):
                     raise IndexCorruptedError(shard.file, f"the factors of '{name}' are not all finite numbers")
-            check_norms(self._reader, shard, stored, self.config)
         read_column(self._store, self.manifest, "row")
 
     def _check_rows(self, rows: Sequence[int]) -> None:
@@ -344,48 +345,28 @@ class InfluenceIndex(StoredIndex):
             raise QueryError(f"Row {outside[0]} is outside the index, which has rows 0 to {count - 1}.")
 
     def _scan(self, measured: MeasuredQueries, scored: Sequence[ModuleEntry], weighted: bool = True) -> Scan:
-        stored = stored_entries(self.config, self.manifest.modules)
-        groups, queries = measured.preconditioned, len(measured.texts)
-        return Scan(queries, groups, self._reader, scored, stored, self.config, self._rows, weighted)
+        index, queries = self._queried, len(measured.texts)
+        weighted = weighted and self.config.weighted
+        return Scan(queries, measured.preconditioned, index.reader, scored, index.codec, index.rows, weighted)
 
     def _measure(
-        self,
-        model: Any,
-        query: Any,
-        scored: list[ModuleEntry],
-        processing_class: Any,
-        objective: Any,
-        batch_size: int,
-        strict: bool,
+        self, model: Any, query: Any, scored: Sequence[ModuleEntry], options: QueryOptions
     ) -> MeasuredQueries:
         if isinstance(model, (str, os.PathLike)):
             model = load_model(os.fspath(model), self.manifest.model, self._token)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise QueryError(f"batch_size must be an integer of at least 1, got {batch_size!r}.")
-        return measure(
-            model,
-            query,
-            manifest=self.manifest,
-            config=self.config,
-            reader=self._reader,
-            projections=self._projections,
-            processing_class=processing_class or self.processing_class,
-            objective=objective,
-            batch_size=batch_size,
-            strict=strict,
-            scored=scored,
-            rows=self._rows,
-        )
+        if options.processing_class is None:
+            options = replace(options, processing_class=self.processing_class)
+        return measure(model, query, self._queried, scored, options)
 
 
 def _allocate(shape: tuple[int, ...]) -> Tensor:
     """A float32 tensor, in a temporary file where it would take over half of the free memory."""
-    numbers = math.prod(shape)
+    size = math.prod(shape)
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         free = 1 << 32  # a system that does not tell: take 4 GiB
-    if numbers * 4 <= free // 2:
+    if size * 4 <= free // 2:
         return torch.empty(shape)
     try:
         with tempfile.TemporaryFile() as file:  # the map keeps the file alive until the tensor is gone

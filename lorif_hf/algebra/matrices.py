@@ -1,5 +1,6 @@
 """A batch of gradient matrices: dense, or known as a product of two thin ones."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,9 @@ class LowRankMatrices:
 
 Matrices = Tensor | LowRankMatrices
 """Gradient matrices of a batch: dense (n, d1, d2), or known by their products."""
+
+Reduction = Callable[[Tensor, Tensor], Matrices]
+"""Makes a layer's gradients of its tokens: float32 (n, T, d1) and (n, T, d2), projected, to n matrices d1 x d2."""
 
 
 def dense(matrices: Matrices) -> Tensor:

@@ -180,39 +180,3 @@ def _over_pairs(sums: Tensor, scales: Tensor | None, count: int, workspace: Work
     else:
         np.einsum("qnc,nc->qn", products, scales.numpy(), out=found.numpy())
     return found
-
-
-def bilinear_scores(preconditioned: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """s(q, i) = sum_j u_ij^T Q~_q v_ij, the inner product of Q~_q with left_i @ right_i^T.
-
-    The training side is only read, never transformed: everything that depends on the curvature is in Q~ = H^-1 G~_q.
-
-    Args:
-        preconditioned (`Tensor`): (Q, d1, d2), the preconditioned query gradients.
-        left (`Tensor`): (n, d1, c).
-        right (`Tensor`): (n, d2, c).
-
-    Returns:
-        `Tensor`: (Q, n) in the dtype of `preconditioned`, float32 or float64. Positive: a proponent (training on it
-            lowers the loss).
-
-    Source: LoRIF (arXiv:2601.21929), section 3; the order of the products is ours (DESIGN, fact 1).
-    """
-    return _blocked(preconditioned, left.mT, right.mT, left.shape[2])
-
-
-def dense_scores(preconditioned: Tensor, matrices: Tensor) -> Tensor:
-    """Inner products of queries (Q, d1, d2) with gradients stored whole (n, d1, d2): (Q, n)."""
-    return _blocked(preconditioned, matrices, None, None)
-
-
-def _blocked(preconditioned: Tensor, left: Tensor, right: Tensor | None, pairs: int | None) -> Tensor:
-    queries, d1, d2 = preconditioned.shape
-    scores = preconditioned.new_zeros(queries, len(left))
-    group, workspace, dtype = QueryGroup(torch.arange(queries), preconditioned), Workspace(), preconditioned.dtype
-    step = rows_per_block(pairs, d1, d2)
-    for start in range(0, len(left) if queries else 0, step):
-        rows = slice(start, start + step)
-        wide = left[rows].to(dtype), None if right is None else right[rows].to(dtype)
-        add_scores(scores[:, rows], group, *wide, None, workspace)
-    return scores

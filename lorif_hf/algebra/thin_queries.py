@@ -1,4 +1,4 @@
-"""Queries at low rank: exactly where they have one, else cut, with a bound on what every score can lose by it."""
+"""Queries held as products of two thin matrices, where their rank lets us."""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +15,6 @@ _LEAST_RANK = 8  # and the step of ranks: narrower products take as long
 _FINDING = 24  # operations that finding a query's factors takes, for each number of it and rank
 _CALLS = 2e7  # and what the calls take, in operations
 _OVERSAMPLING = 4  # vectors beyond the rank, without which the start may miss a direction
-_SQUARINGS = 3
-_LARGEST_GRAM = 256  # side of a matrix up to which its spectral norm is bounded by powers of its Gram matrix
-_UNIT = 2.0**-24  # rounding of float32
 
 
 def widest_rank(pairs: int, d1: int, d2: int, queries: int, examples: float = math.inf) -> int:
@@ -98,96 +95,10 @@ def joined(groups: Sequence[QueryGroup]) -> list[QueryGroup]:
     return found
 
 
-def truncate(groups: Sequence[QueryGroup], rank: int, queries: int) -> tuple[list[QueryGroup], Tensor]:
-    """Cut queries to a lower rank, and bound what that leaves out.
-
-    Args:
-        groups (`Sequence[QueryGroup]`): of one layer.
-        rank (`int`): k, at least 1.
-        queries (`int`): Q, in all groups together.
-
-    Returns:
-        `tuple[list[QueryGroup], Tensor]`: the cut groups, and float64 (Q,) b_q: for every pair of vectors,
-        |u^T (Q~_q - cut) v| <= b_q |u| |v|, with the rounding of both products in float32 counted in.
-    """
-    cut, bounds = [], torch.zeros(queries, dtype=torch.float64)
-    for group in groups:
-        if group.right is None:
-            left, right = range_factors(group.left, min(rank, *group.left.shape[1:]), power_rounds=2)
-            rest = spectral_bounds(group.left - left.mT @ right)
-        else:
-            left, right = group.left[:, :rank].contiguous(), group.right[:, :rank].contiguous()
-            rest = spectral_bounds(group.left[:, rank:]) * spectral_bounds(group.right[:, rank:])
-        short = QueryGroup(group.numbers, left, right)
-        cut.append(short)
-        bounds[group.numbers] = (rest + rounding_bounds(group) + rounding_bounds(short)) * (1 + 2.0**-10)
-    return joined(cut), bounds
-
-
-def rounding_bounds(group: QueryGroup) -> Tensor:
-    """(g,) b_q: float32 gets u^T Q~_q v to within b_q |u| |v|, in whichever of the orders of [`add_scores`].
-
-    The longest sums: over the rows and columns, over a rebuilt gradient (the product adds up runs of 256 or more),
-    over the pairs and the layers.
-    """
-    _, rows, columns = group.left.shape
-    width = 0 if group.right is None else group.right.shape[2]
-    terms = rows + columns + width + rows * max(columns, width) / 256 + 512
-    return terms * _UNIT * frobenius_bounds(group)
-
-
-def frobenius_bounds(group: QueryGroup) -> Tensor:
-    """(g,) the Frobenius norm of Q~, float64; of a product the product of both norms, which is not below it."""
-    left = group.left.double().flatten(1).norm(dim=1)
-    return left if group.right is None else left * group.right.double().flatten(1).norm(dim=1)
-
-
-def gradient_bounds(groups: Sequence[QueryGroup], pairs: int | None, queries: int) -> Tensor:
-    """(Q,) b_q: a score is at most b_q times the Frobenius norm of the stored gradient, float64.
-
-    The smaller of |Q~|_F (Cauchy-Schwarz) and, at rank c, sqrt(c) |Q~|_2, with some room for rounding.
-    """
-    bounds = torch.zeros(queries, dtype=torch.float64)
-    for group in groups:
-        if group.right is None:
-            found = frobenius_bounds(group)
-            if pairs is not None and min(group.left.shape[1:]) <= _LARGEST_GRAM:
-                found = torch.minimum(found, math.sqrt(pairs) * spectral_bounds(group.left))
-        else:
-            found = spectral_bounds(group.left) * group.right.double().flatten(1).norm(dim=1)
-            if pairs is not None:
-                spectral = spectral_bounds(group.left) * spectral_bounds(group.right)
-                found = torch.minimum(found, math.sqrt(pairs) * spectral)
-        bounds[group.numbers] = found * (1 + 2.0**-10)
-    return bounds
-
-
-def spectral_bounds(matrices: Tensor) -> Tensor:
-    """Upper bounds of the spectral norms of (g, a, b): float64 (g,), at most min(a, b)^(1/32) times the norm.
-
-    The Schatten norm of order 32: the Frobenius norm of M M^T after three squarings.
-    """
-    if not matrices.numel():
-        return torch.zeros(len(matrices), dtype=torch.float64)
-    sizes = matrix_sizes(matrices).double()
-    scaled = matrices.double() / sizes
-    power = scaled @ scaled.mT if matrices.shape[1] <= matrices.shape[2] else scaled.mT @ scaled
-    exponents = torch.zeros(len(matrices), dtype=torch.float64)
-    for squaring in range(_SQUARINGS + 1):
-        if squaring:
-            power = power @ power
-        norms = power.flatten(1).norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
-        power = power / norms.view(-1, 1, 1)
-        exponents = 2 * exponents + norms.log()
-    return (exponents / 2.0 ** (_SQUARINGS + 1)).exp() * sizes.flatten() * (1 + 1e-9)
-
-
-def range_factors(matrices: Tensor, rank: int, power_rounds: int = 0) -> tuple[Tensor, Tensor]:
+def range_factors(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """left (g, k, d1), orthonormal rows, and right (g, k, d2): left^T right comes near to (g, d1, d2)."""
     generator = torch.Generator(device="cpu").manual_seed(0)
     start = torch.randn(matrices.shape[2], rank, generator=generator).to(matrices)
     sizes = matrix_sizes(matrices)
     basis = torch.linalg.qr((matrices / sizes) @ start).Q
-    for _ in range(power_rounds):
-        basis = torch.linalg.qr((matrices / sizes) @ torch.linalg.qr((matrices / sizes).mT @ basis).Q).Q
     return basis.mT.contiguous(), basis.mT @ matrices

@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .statistic import Statistic
+
 
 _NOISE = 1e-4  # a gradient this much smaller than its example's largest is none: rounding of 5e-5 has been seen
 
 
 @dataclass
-class SecondMoments:
+class SecondMoments(Statistic):
     """Sums over tokens of x x^T and dy dy^T of one layer, in the projected space.
 
     Positions at which no gradient comes back (padding, a token after which nothing is predicted) do not count.
@@ -47,7 +49,7 @@ class SecondMoments:
         self.tokens += other.tokens
 
 
-def whiteners(moments: SecondMoments, *, damping: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+def inverse_roots(moments: SecondMoments, *, damping: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """The two whiteners of a layer: W = in_whitener G~ out_whitener is what is stored instead of G~.
 
     With A' = A / T and S' = `scale` S the sum over examples of vec(G~) vec(G~)^T is about A' (x) S', so that inner
@@ -66,16 +68,16 @@ def whiteners(moments: SecondMoments, *, damping: float, scale: float = 1.0) -> 
         `ValueError`: a moment is not finite.
 
     Source: K-FAC (Martens and Grosse 2015, arXiv:1503.05671) for the factored curvature; the truncation in its metric
-    is ours (DESIGN, section 1, fact 3).
+    is ours.
     """
     tokens = max(1, moments.tokens)
     return (
-        _inverse_root(moments.inputs / tokens, damping),
-        _inverse_root(moments.outputs * scale, damping),
+        _damped_inverse_root(moments.inputs / tokens, damping),
+        _damped_inverse_root(moments.outputs * scale, damping),
     )
 
 
-def _inverse_root(moment: Tensor, damping: float) -> Tensor:
+def _damped_inverse_root(moment: Tensor, damping: float) -> Tensor:
     if not bool(torch.isfinite(moment).all()):
         raise ValueError("a second moment is not finite")
     eigenvalues, eigenvectors = torch.linalg.eigh(moment.double())

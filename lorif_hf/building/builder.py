@@ -22,18 +22,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..algebra.projection import TwoSidedProjection
-from ..algebra.whitening import SecondMoments, whiteners
+from ..codecs import codec_of
 from ..config import InfluenceConfig
+from ..curvature import Tensors, curvature_of
 from ..curvature.encoding import Encoder, draw_projection, module_entry, stored_entries
-from ..curvature.fitting import fit_curvature, in_bytes, plan_curvature
-from ..errors import BuildFolderError, DatasetError, RecordingError
+from ..errors import BuildFolderError, DatasetError
 from ..layers.modules import TrackedModule, tracked_modules, unwrap
 from ..progress import progress
 from ..recording.identity import identify
 from ..recording.recorder import GradientRecorder, without_gradient
-from ..recording.rows import TrainingRows, code_identity
+from ..recording.rows import TrainingRows, task_code
+from ..registry import outside_module
 from ..storage.examples import write_examples
-from ..storage.files import file_entry, is_intact, write_tensors, write_text
+from ..storage.files import file_entry, header_sha256, is_intact, write_tensors, write_text
 from ..storage.layout import (
     CURVATURE,
     MANIFEST,
@@ -48,29 +49,31 @@ from ..storage.layout import (
 )
 from ..storage.shards import ShardReader, write_shard
 from ..storage.store import LocalStore
-from ..tasks.objectives import MarginObjective, Objective, UserObjective, find_objective
-from .block_norms import shard_entry
-from .recording_pass import Batching, RecordingPass, ShardContents
+from ..tasks import Task, UserObjective, task_of
+from ..tasks.objectives import OUTPUTS
+from .fitting import check_memory, fit_curvature
+from .options import BuildOptions
+from .recording_pass import RecordingPass, ShardContents
 
 
 logger = logging.getLogger(__name__)
 
 _PATIENCE = 1000  # first rows, none with a target, before the pass is called off
 
+OnShard = Callable[[FactorShard], None]
+"""Told of every finished factor file, also of those found finished."""
+
 
 class IndexBuilder:
-    """Builds one index in one folder.
+    """Builds an index in a folder.
 
     Args:
         model (`nn.Module`): the unwrapped model.
-        rows (`TrainingRows`): the training set.
+        rows (`TrainingRows`): the training set, and the task.
         folder (`Path`): where the index goes; empty, absent, or holding this very build.
         config (`InfluenceConfig`): every choice that shapes the index.
-        objective (`Objective`): the per-example loss.
         processing_class: the tokenizer that goes into the index, if any.
-        batching (`Batching`): which rows go through the model together.
-        max_memory (`int`, *optional*): bytes that fitting one layer's curvature may take.
-        on_shard (`Callable`, *optional*): told of every finished factor file, also of those found finished.
+        options (`BuildOptions`): how it runs.
     """
 
     def __init__(
@@ -79,19 +82,15 @@ class IndexBuilder:
         rows: TrainingRows,
         folder: Path,
         config: InfluenceConfig,
-        objective: Objective,
         processing_class: Any,
-        batching: Batching,
-        max_memory: int | None = None,
-        on_shard: Callable[[FactorShard], None] | None = None,
+        options: BuildOptions,
     ):
         self.model, self.rows, self.folder, self.config = model, rows, folder, config
-        self.objective, self.processing_class = objective, processing_class
-        self.passing = RecordingPass(rows, batching)
-        self.max_memory = max_memory
-        self.on_shard = on_shard or (lambda shard: None)
-        self._shards: dict[int, FactorShard] = {}
-        self.codec = config.codec()
+        self.processing_class, self.options = processing_class, options
+        self.task = rows.task
+        self.objective = OUTPUTS[config.output](rows.task)
+        self.codec, self.curvature = codec_of(config), curvature_of(config)
+        self.passing = RecordingPass(rows, options.batching)
         self.staging = folder / STAGING
         self.modules = tracked_modules(model, config.target_modules, config.exclude_modules)
         self.projections: dict[str, TwoSidedProjection] = {}
@@ -99,9 +98,10 @@ class IndexBuilder:
         self.stored = stored_entries(config, self.entries)
         starts = range(0, rows.count, config.shard_size)
         self.ranges = [(start, min(start + config.shard_size, rows.count)) for start in starts]
+        self._shards: dict[int, FactorShard] = {}
         self._seen = self._empty = 0
-        if config.curvature == "low-rank":
-            plan_curvature(self.stored, rows.count, config, max_memory)  # too little memory shows before the pass
+        # Too little memory shows before the pass.
+        check_memory(self.curvature, self.codec, self.stored, rows.count, options.max_memory)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class IndexBuilder:
             "config": self.config.to_dict(),
             "model": self.identity,
             "modules": [(entry.name, entry.projection_sha256) for entry in self.entries],
-            "objective": [self.objective.name, code_identity(self.objective.function)],
+            "objective": [self.task.name, task_code(self.task)],
             "rows": self.rows.fingerprint(),
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -124,7 +124,7 @@ class IndexBuilder:
         """Collate the first rows, so that a dataset that cannot be recorded shows before the pass begins."""
         self.rows.batch(range(min(self.passing.batching.batch_size, self.rows.count)))
 
-    def run(self) -> None:
+    def run(self, on_shard: OnShard = lambda shard: None) -> None:
         """Build what is missing. Returns at once where the folder holds this build's finished index."""
         check_folder(self.folder)
         if (self.folder / MANIFEST).exists():
@@ -137,8 +137,8 @@ class IndexBuilder:
             shutil.rmtree(self.staging, ignore_errors=True)
             return
         with self._claimed():
-            self.estimate_moments()
-            self.record()
+            self.gather()
+            self.record(on_shard)
             self._finish(self._fit_all())
         shutil.rmtree(self.staging)
 
@@ -168,35 +168,32 @@ class IndexBuilder:
         except Timeout:
             raise BuildFolderError(f"Another process is building the index in {self.folder}.") from None
 
-    def estimate_moments(self) -> None:
-        """Estimate the second moments on a sample of rows: what is stored is whitened, so they come first."""
-        if self.config.whitening == "none" or is_intact(self._whitening_path):
+    def gather(self) -> None:
+        """The curvature's first pass, over a sample of rows: what must be known before anything is stored."""
+        first_pass = self.curvature.first_pass
+        if first_pass is None or is_intact(self._first_path):
             return
-        moments = {entry.name: SecondMoments.zeros(entry.d1, entry.d2) for entry in self.entries}
-        reductions = dict.fromkeys(moments, without_gradient)
-        recorder = GradientRecorder(self.model, self.modules, self.projections, self.objective, moments, reductions)
-        sample = self.rows.spaced(self.config.whitening_samples)
+        # Of what is stored, layer by layer; a projection of all layers together has no first pass.
+        statistics = {entry.name: first_pass.statistic(entry) for entry in self.entries}
+        reductions = dict.fromkeys(statistics, without_gradient)
+        recorder = GradientRecorder(self.model, self.modules, self.projections, self.objective, statistics, reductions)
+        sample = self.rows.spaced(first_pass.samples)
         with recorder, progress(len(sample), "Estimating second moments", "examples") as bar:
             for rows, _, _ in self.passing.run(recorder, sample):
                 bar.update(len(rows))
-        tensors = {}
-        for name, moment in moments.items():
-            try:
-                sides = whiteners(moment, damping=self.config.whitening_damping, scale=self.rows.count / len(sample))
-            except ValueError as error:
-                raise RecordingError(
-                    f"Module '{name}' cannot be whitened ({error}): its inputs or gradients are too large. Leave it "
-                    "out with exclude_modules, or set whitening='none'."
-                ) from None
-            tensors[f"{name}.in_whitener"], tensors[f"{name}.out_whitener"] = sides
-        write_tensors(self._whitening_path, tensors)
+        scale = self.rows.count / len(sample)
+        tensors = {entry.name: first_pass.tensors(entry, statistics[entry.name], scale) for entry in self.entries}
+        write_tensors(
+            self._first_path,
+            {f"{name}.{part}": tensor for name, parts in tensors.items() for part, tensor in parts.items()},
+        )
 
-    def record(self) -> None:
+    def record(self, on_shard: OnShard) -> None:
         """Record the shards that are missing; each is written while the next is recorded."""
         missing = [shard for shard in range(len(self.ranges)) if not self._recorded(shard)]
         for shard in range(len(self.ranges)):
             if shard not in missing:
-                self._finished(shard)
+                self._finished(shard, on_shard)
         done = self.rows.count - sum(self.ranges[shard][1] - self.ranges[shard][0] for shard in missing)
         if not missing:
             return
@@ -213,7 +210,7 @@ class IndexBuilder:
                 contents = self._record_shard(recorder, encoder, shard, bar)
                 if writing is not None:
                     writing.result()  # a shard in the making and one being written: no more are held
-                writing = writer.submit(self._write_shard, shard, contents)
+                writing = writer.submit(self._write_shard, shard, contents, on_shard)
             if writing is not None:
                 writing.result()
         if self._empty:
@@ -221,7 +218,7 @@ class IndexBuilder:
 
     @cached_property
     def _recording(self) -> tuple[GradientRecorder, Encoder]:
-        encoder = Encoder(self.config, self.entries, self._whiteners())
+        encoder = Encoder(self.config, self.entries, self._first_tensors())
         reductions = encoder.reductions()
         return (
             GradientRecorder(self.model, self.modules, self.projections, self.objective, reductions=reductions),
@@ -232,11 +229,12 @@ class IndexBuilder:
         """Whether a shard is there, whole and undamaged."""
         return is_intact(self._factor_path(shard)) and is_intact(self._rows_path(shard))
 
-    def _finished(self, shard: int) -> None:
+    def _finished(self, shard: int, on_shard: OnShard) -> None:
         start, stop = self.ranges[shard]
-        file = factor_file(shard, len(self.ranges))
-        self._shards[shard] = shard_entry(self.folder, file, start, stop - start, self.stored, self.config)
-        self.on_shard(self._shards[shard])
+        entry = file_entry(self.folder, factor_file(shard))
+        header = header_sha256(self.folder / entry.file)
+        self._shards[shard] = FactorShard(entry.file, entry.bytes, entry.sha256, start, stop - start, header)
+        on_shard(self._shards[shard])
 
     def _record_shard(self, recorder: GradientRecorder, encoder: Encoder, shard: int, bar: Any) -> ShardContents:
         start, stop = self.ranges[shard]
@@ -247,11 +245,11 @@ class IndexBuilder:
             bar.update(len(rows))
         return contents
 
-    def _write_shard(self, shard: int, contents: ShardContents) -> None:
+    def _write_shard(self, shard: int, contents: ShardContents, on_shard: OnShard) -> None:
         write_tensors(self._rows_path(shard), contents.table)
-        weights = contents.table["weights"] if self.config.output == "margin" else None
+        weights = contents.table["weights"] if self.config.weighted else None
         write_shard(self._factor_path(shard), contents.parts, weights)
-        self._finished(shard)
+        self._finished(shard, on_shard)
 
     def _count_targets(self, targets: Tensor | None, count: int) -> None:
         """Count the rows without a target. Where no row has one, something is wrong with the labels."""
@@ -263,30 +261,38 @@ class IndexBuilder:
                 "token). Check the collator and the truncation."
             )
 
-    def _whiteners(self) -> dict[str, tuple[Tensor, Tensor]] | None:
-        if self.config.whitening == "none":
-            return None
-        tensors = load_file(self._whitening_path)
-        return {
-            entry.name: (tensors[f"{entry.name}.in_whitener"], tensors[f"{entry.name}.out_whitener"])
-            for entry in self.entries
-        }
+    def _first_tensors(self) -> dict[str, Tensors]:
+        """What the first pass made of each layer; empty where there is none."""
+        if self.curvature.first_pass is None:
+            return {}
+        tensors: dict[str, Tensors] = {entry.name: {} for entry in self.entries}
+        for name, tensor in load_file(self._first_path).items():
+            module, _, part = name.rpartition(".")
+            tensors[module][part] = tensor
+        return tensors
 
     def _fit_all(self) -> Tensor:
         """Write the curvature file. Returns each example's self-influence, float64 (N,).
 
         It is that of the whole gradients where their metric is known while they are recorded, else of what is stored.
         """
-        tensors = load_file(self._whitening_path) if self.config.whitening != "none" else {}
-        influence = torch.cat([table["self_influence"] for table in self._row_tables()])
-        if self.config.curvature == "low-rank":
-            reader = ShardReader(LocalStore(self.folder), self._table, None, self.codec.layout)
-            eigenpairs, influence = fit_curvature(
-                reader, self.stored, self.rows.count, self.config, self._curvature_path, self.max_memory
-            )
-            tensors |= eigenpairs
+        reader = ShardReader(LocalStore(self.folder), self._table, None, self.codec.layout)
+        tensors, influence = fit_curvature(
+            self.curvature,
+            self.codec,
+            reader,
+            self.stored,
+            self.rows.count,
+            self._curvature_path,
+            self.options.max_memory,
+        )
+        if self.curvature.first_pass is not None:
+            tensors = load_file(self._first_path) | tensors
         write_tensors(self.folder / CURVATURE, tensors)
-        return influence * torch.cat([table["weights"] for table in self._row_tables()])
+        tables = self._row_tables()
+        if influence is None:
+            influence = torch.cat([table["self_influence"] for table in tables])
+        return influence * torch.cat([table["weights"] for table in tables])
 
     def _row_tables(self) -> list[dict[str, Tensor]]:
         """What was recorded of each row, shard by shard: losses, num_tokens, weights, self_influence; (n,) each."""
@@ -298,7 +304,7 @@ class IndexBuilder:
         tables = self._row_tables()
         for shard, (start, stop) in enumerate(self.ranges):
             recorded = tables[shard]
-            file = example_file(shard, len(self.ranges))
+            file = example_file(shard)
             columns = {
                 "row": range(start, stop),
                 "example_id": self.rows.example_ids(start, stop),
@@ -315,7 +321,7 @@ class IndexBuilder:
         tokenizer = sorted(path for path in (self.folder / TOKENIZER).rglob("*") if path.is_file())
         manifest = Manifest(
             config=self.config.to_dict(),
-            objective=self.objective.name,
+            objective=self.task.name,
             model=self.identity,
             dataset=self.rows.source(),
             num_examples=self.rows.count,
@@ -324,9 +330,16 @@ class IndexBuilder:
             examples=examples,
             curvature=file_entry(self.folder, CURVATURE),
             build=self.fingerprint,
+            extensions=self._extensions(),
             tokenizer=[file_entry(self.folder, path.relative_to(self.folder).as_posix()) for path in tokenizer],
         )
         write_text(self.folder / MANIFEST, manifest.to_json())
+
+    def _extensions(self) -> dict[str, str]:
+        """The kinds that are none of this library's, and the modules that define them."""
+        kinds: list[Any] = [*(tracked.kind for tracked in self.modules), self.task, self.curvature, self.codec]
+        modules = {kind.name: outside_module(kind) for kind in kinds}
+        return {name: module for name, module in sorted(modules.items()) if module is not None}
 
     @property
     def _table(self) -> list[FactorShard]:
@@ -334,11 +347,11 @@ class IndexBuilder:
         return [self._shards[shard] for shard in range(len(self.ranges))]
 
     def _factor_path(self, shard: int) -> Path:
-        return self.folder / factor_file(shard, len(self.ranges))
+        return self.folder / factor_file(shard)
 
     @property
-    def _whitening_path(self) -> Path:
-        return self.staging / "whitening.safetensors"
+    def _first_path(self) -> Path:
+        return self.staging / "first-pass.safetensors"
 
     def _rows_path(self, shard: int) -> Path:
         return self.staging / f"rows-{shard + 1:05d}.safetensors"
@@ -351,28 +364,25 @@ def plan_build(
     model: Any,
     dataset: Any,
     folder: Path,
-    *,
     config: InfluenceConfig | None,
-    processing_class: Any,
-    data_collator: Callable[[list[Any]], Any] | None,
-    batch_size: int,
-    max_tokens_per_batch: int | None,
-    auto_find_batch_size: bool,
-    max_memory: int | str | None,
-    objective: UserObjective | None,
-    **shown: Any,
+    options: BuildOptions,
+    *,
+    objective: UserObjective | Task | str | None = None,
+    processing_class: Any = None,
+    data_collator: Callable[[list[Any]], Any] | None = None,
+    examples: Any = None,
+    store_text: bool | int = True,
 ) -> IndexBuilder:
     """A build that is ready to run: everything that can be checked without a forward pass is.
 
-    The arguments are those of `InfluenceIndex.build`; `shown` are the ones that decide what people see of a row.
+    The arguments are those of `InfluenceIndex.build`.
     """
     check_folder(folder)
-    batching = Batching(batch_size, max_tokens_per_batch, auto_find_batch_size)
     model, config = unwrap(model), config or InfluenceConfig()
-    found = find_objective(model, objective)
-    rows = TrainingRows(dataset, model, found, processing_class, data_collator, **shown)
-    measured = MarginObjective(found) if config.output == "margin" else found
-    return IndexBuilder(model, rows, folder, config, measured, processing_class, batching, in_bytes(max_memory))
+    rows = TrainingRows(
+        dataset, model, task_of(model, objective), processing_class, data_collator, examples, store_text
+    )
+    return IndexBuilder(model, rows, folder, config, processing_class, options)
 
 
 def check_folder(folder: Path) -> None:

@@ -1,68 +1,24 @@
 """The pass over the training rows: which rows go through the model together, and what of it goes into a shard."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..algebra.matrices import LowRankMatrices, Matrices, squared_norms
-from ..codecs.codecs import Codec
-from ..errors import ConfigError, DatasetError, RecordingError
+from ..codecs import Codec
+from ..errors import DatasetError, RecordingError
 from ..recording.recorder import GradientRecorder, Recording
 from ..recording.rows import TrainingRows, tokens_per_example
 from ..storage.layout import ModuleEntry
+from .options import Batching
 
 
 logger = logging.getLogger(__name__)
 
 _TOGETHER = 1 << 20  # numbers of several layers' gradients that are encoded at once: 4 MiB of float32
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How many rows go through the model at once. Changes the result by rounding only.
-
-    Args:
-        batch_size (`int`): rows, where `max_tokens` is not given.
-        max_tokens (`int`, *optional*): tokens, padding included: rows of like length go together, as many as fit. A
-            row that is longer goes alone.
-        auto (`bool`): halve what did not fit into memory and go on.
-    """
-
-    batch_size: int
-    max_tokens: int | None = None
-    auto: bool = False
-
-    def __post_init__(self) -> None:
-        for name, value in (("batch_size", self.batch_size), ("max_tokens_per_batch", self.max_tokens)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ConfigError(f"{name} must be an integer of at least 1, got {value!r}.")
-
-    def groups(self, numbers: Sequence[int], lengths: Callable[[Sequence[int]], Sequence[int]]) -> Iterator[list[int]]:
-        """Row numbers in groups that go through the model together, each once.
-
-        Args:
-            numbers (`Sequence[int]`): the rows.
-            lengths (`Callable`): tokens of each; asked for only where tokens are counted.
-        """
-        if self.max_tokens is None:
-            for start in range(0, len(numbers), self.batch_size):
-                yield list(numbers[start : start + self.batch_size])
-            return
-        # The longest first: what does not fit into memory shows at once.
-        by_length = sorted(zip(lengths(numbers), numbers, strict=True), key=lambda pair: (-pair[0], pair[1]))
-        group: list[int] = []
-        longest = 0
-        for length, number in by_length:
-            if group and (len(group) + 1) * longest > self.max_tokens:
-                yield sorted(group)
-                group = []
-            longest = longest if group else max(1, length)
-            group.append(number)
-        yield sorted(group)
 
 
 class RecordingPass:
@@ -88,7 +44,8 @@ class RecordingPass:
         for group in self.batching.groups(numbers, self.rows.lengths):
             waiting: list[tuple[list[int], frozenset[str]]] = [(part, frozenset()) for part in self._cut(group)]
             while waiting:
-                part, counted = waiting.pop(0)
+                part, before = waiting.pop(0)
+                counted = set(before)  # modules whose statistics have these rows already
                 recorded = self._record(recorder, part, counted)
                 if recorded is not None:
                     yield part, *recorded
@@ -96,21 +53,20 @@ class RecordingPass:
                     continue
                 self._pieces *= 2
                 logger.warning("Out of memory with %d rows at once: going on with half as many.", len(part))
-                waiting.insert(0, (part, frozenset(recorder.counted)))  # its moments may be in, up to some layer
-                waiting = [(half, counted) for one, counted in waiting for half in _halves(one)]
+                waiting.insert(0, (part, frozenset(counted)))
+                waiting = [(half, done) for rows, done in waiting for half in _halves(rows)]
 
     def _cut(self, group: list[int]) -> list[list[int]]:
         size = max(1, -(-len(group) // self._pieces))
         return [group[start : start + size] for start in range(0, len(group), size)]
 
     def _record(
-        self, recorder: GradientRecorder, part: list[int], counted: frozenset[str]
+        self, recorder: GradientRecorder, part: list[int], counted: set[str]
     ) -> tuple[dict[str, Any], Recording] | None:
-        """One batch and its recording; `None` where it did not fit into memory and a smaller one may."""
-        recorder.counted = set(counted)
+        """A batch and its recording; `None` where it did not fit into memory and a smaller one may."""
         try:
             batch = self.rows.batch(part)
-            recording = recorder.record(batch, part)
+            recording = recorder.record(batch, part, counted)
         except IndexError as error:
             raise DatasetError(
                 f"The model cannot take {_named(part)} ({error}): a row is longer than its positions, or a token is "
@@ -205,12 +161,12 @@ def _alike(encoded: Mapping[str, Matrices]) -> list[list[str]]:
     """Names of layers whose gradients have one shape, as many as fit the cache: each call of an encoder has its cost,
     so they are encoded together."""
     groups: dict[tuple[Any, ...], list[list[str]]] = {}
-    for name, one in encoded.items():
-        count, d1, d2 = one.shape
-        width = one.left.shape[2] if isinstance(one, LowRankMatrices) else None
-        numbers = count * (d1 * d2 if width is None else width * (d1 + d2))
+    for name, gradients in encoded.items():
+        count, d1, d2 = gradients.shape
+        width = gradients.left.shape[2] if isinstance(gradients, LowRankMatrices) else None
+        size = count * (d1 * d2 if width is None else width * (d1 + d2))
         alike = groups.setdefault((d1, d2, width), [[]])
-        if len(alike[-1]) * numbers >= _TOGETHER:
+        if len(alike[-1]) * size >= _TOGETHER:
             alike.append([])
         alike[-1].append(name)
     return [names for alike in groups.values() for names in alike]

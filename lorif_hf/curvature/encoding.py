@@ -9,30 +9,28 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..algebra.matrices import LowRankMatrices, Matrices
+from ..algebra.matrices import LowRankMatrices, Matrices, Reduction
 from ..algebra.projection import SparseProjection, TwoSidedProjection
-from ..algebra.rangefinder import RangeFinder
+from ..codecs import Codec, codec_of
 from ..config import InfluenceConfig
 from ..errors import ConfigError, IndexCorruptedError, ModelMismatchError
 from ..layers.modules import TrackedModule
 from ..storage.layout import MANIFEST, ModuleEntry
+from .base import Tensors, Whitener, curvature_of
 
 
 GLOBAL = "all-layers"
 """Name of the one stored gradient where `projection_dim` projects all layers together."""
 
-Whiteners = Mapping[str, tuple[Tensor, Tensor]]
-"""By module: in_whitener (d1, d1) and out_whitener (d2, d2)."""
 
-
-def reduced_width(config: InfluenceConfig, d1: int, d2: int) -> int | None:
-    """Directions to which a layer's whitened gradient is reduced before it is fitted; `None` where it is formed whole.
+def reduced_width(codec: Codec, config: InfluenceConfig, d1: int, d2: int) -> int | None:
+    """Directions to which a layer's whitened gradient may be reduced before it is cut; `None`: it is formed whole.
 
     12 and more: pairs of coarse vectors are fitted to what the pairs before them left, so they need more than c.
     """
-    if config.whitening == "none" or config.factor_rank is None or config.normalize:
+    if codec.pairs is None or config.normalize:
         return None
-    width = max(12, 2 * config.factor_rank + 6)
+    width = max(12, 2 * codec.pairs + 6)
     return width if 2 * width <= min(d1, d2) else None
 
 
@@ -40,14 +38,14 @@ def stored_entries(config: InfluenceConfig, modules: Sequence[ModuleEntry]) -> l
     """What the factor files hold: the modules, or the one gradient that stands for all of them."""
     if config.projection_dim is None:
         return list(modules)
-    numbers = sum(module.in_features * module.out_features for module in modules)
-    return [ModuleEntry(GLOBAL, "global", numbers, 1, config.projection_dim, 1, "")]
+    size = sum(module.in_features * module.out_features for module in modules)
+    return [ModuleEntry(GLOBAL, "global", size, 1, config.projection_dim, 1, "")]
 
 
 def bytes_per_example(config: InfluenceConfig, modules: Sequence[ModuleEntry]) -> int:
-    """Bytes that one example takes in the factor files: tensors alone, without the files' headers."""
-    codec = config.codec()
-    weight = 4 if config.output == "margin" else 0
+    """Bytes that an example takes in the factor files: tensors alone, without the files' headers."""
+    codec = codec_of(config)
+    weight = torch.float32.itemsize if config.weighted else 0
     return weight + sum(codec.bytes_per_example(entry.d1, entry.d2) for entry in stored_entries(config, modules))
 
 
@@ -57,61 +55,67 @@ class Encoder:
     Args:
         config (`InfluenceConfig`): every choice that shapes the index.
         modules (`Sequence[ModuleEntry]`): the tracked layers.
-        whiteners (`Whiteners`, *optional*): where the config whitens.
+        first (`Mapping[str, Tensors]`): by module, what the curvature's first pass made; empty where it has none.
     """
 
-    def __init__(self, config: InfluenceConfig, modules: Sequence[ModuleEntry], whiteners: Whiteners | None = None):
+    def __init__(self, config: InfluenceConfig, modules: Sequence[ModuleEntry], first: Mapping[str, Tensors]):
         self.config = config
-        self.whiteners = whiteners
+        self._codec = codec_of(config)
+        self._whiteners = _whiteners(config, first)
         self._sketches: dict[str, SparseProjection] = {}
         if config.projection_dim is not None:
             for module in modules:
-                numbers = module.in_features * module.out_features
-                self._sketches[module.name] = draw_global(module.name, numbers, config)
+                size = module.in_features * module.out_features
+                self._sketches[module.name] = draw_global(module.name, size, config)
+        self._shapes = {module.name: (module.d1, module.d2) for module in modules}
 
-    def reductions(self) -> dict[str, RangeFinder]:
+    def reductions(self) -> dict[str, Reduction]:
         """For layers of whose whitened gradients only a few directions are stored: what finds them from the tokens.
 
         The other layers' gradients are formed. A query's always are: nothing of it is cut.
         """
-        found = {}
-        for name, sides in (self.whiteners or {}).items():
-            width = reduced_width(self.config, len(sides[0]), len(sides[1]))
-            if width is not None:
-                found[name] = RangeFinder(*sides, width)
-        return found
+        reductions = {}
+        for name, whitener in self._whiteners.items():
+            width = reduced_width(self._codec, self.config, *self._shapes[name])
+            reduction = None if width is None else whitener.reduction(width)
+            if reduction is not None:
+                reductions[name] = reduction
+        return reductions
 
     def encode(self, gradients: Mapping[str, Matrices]) -> dict[str, Matrices]:
         """Projected gradients (B, d1, d2) of the tracked layers to those of the stored entries, float32.
 
         Those that a reduction made are whitened already.
         """
-        reduced = {name: one for name, one in gradients.items() if isinstance(one, LowRankMatrices)}
-        encoded = {name: one.float() for name, one in gradients.items() if isinstance(one, Tensor)}
+        reduced = {name: low for name, low in gradients.items() if isinstance(low, LowRankMatrices)}
+        encoded = {name: formed.float() for name, formed in gradients.items() if isinstance(formed, Tensor)}
         if self._sketches:
             encoded = {GLOBAL: self._global(encoded)}
         if self.config.normalize:
-            squares = torch.stack([one.flatten(1).square().sum(dim=1) for one in encoded.values()]).sum(dim=0)
+            squares = torch.stack([formed.flatten(1).square().sum(dim=1) for formed in encoded.values()]).sum(dim=0)
             inverse = torch.where(squares > 0, squares.rsqrt(), 0).view(-1, 1, 1)
-            encoded = {name: one * inverse for name, one in encoded.items()}
-        if self.whiteners is not None:
-            encoded = {name: self._whiten(name, one) for name, one in encoded.items()}
+            encoded = {name: formed * inverse for name, formed in encoded.items()}
+        for name in encoded.keys() & self._whiteners.keys():
+            encoded[name] = self._whiteners[name].whiten(encoded[name])
         return {**encoded, **reduced}
 
     def _global(self, gradients: Mapping[str, Tensor]) -> Tensor:
         parts = [self._sketches[name].project(gradient.flatten(1)) for name, gradient in gradients.items()]
         return torch.stack(parts).sum(dim=0).unsqueeze(2)
 
-    def _whiten(self, name: str, gradient: Tensor) -> Tensor:
-        assert self.whiteners is not None
-        in_whitener, out_whitener = (whitener.to(gradient.device) for whitener in self.whiteners[name])
-        return in_whitener @ gradient @ out_whitener
+
+def _whiteners(config: InfluenceConfig, first: Mapping[str, Tensors]) -> dict[str, Whitener]:
+    first_pass = curvature_of(config).first_pass
+    if first_pass is None:
+        return {}
+    made = {name: first_pass.whitener(tensors) for name, tensors in first.items()}
+    return {name: whitener for name, whitener in made.items() if whitener is not None}
 
 
-def draw_global(name: str, numbers: int, config: InfluenceConfig) -> SparseProjection:
-    """The part of the global projection that takes in layer `name`."""
+def draw_global(name: str, size: int, config: InfluenceConfig) -> SparseProjection:
+    """The part of the global projection that takes in layer `name`, of I O = `size` weights."""
     assert config.projection_dim is not None
-    return SparseProjection.draw(numbers, config.projection_dim, seed=config.seed, name=f"{name}/global")
+    return SparseProjection.draw(size, config.projection_dim, seed=config.seed, name=f"{name}/global")
 
 
 def module_entry(tracked: TrackedModule, config: InfluenceConfig) -> ModuleEntry:
@@ -127,7 +131,7 @@ def module_entry(tracked: TrackedModule, config: InfluenceConfig) -> ModuleEntry
             f"gradient is {d1} x {d2}, so the rank is at most {min(d1, d2)}. Lower factor_rank or "
             "projection_factor, or leave the module out."
         )
-    return ModuleEntry(tracked.name, tracked.kind, tracked.in_features, tracked.out_features, d1, d2, "")
+    return ModuleEntry(tracked.name, tracked.kind.name, tracked.in_features, tracked.out_features, d1, d2, "")
 
 
 def draw_projection(entry: ModuleEntry, config: InfluenceConfig) -> tuple[TwoSidedProjection, str]:
@@ -144,7 +148,7 @@ def checked_projection(entry: ModuleEntry, config: InfluenceConfig) -> TwoSidedP
 
     Raises:
         [`~lorif_hf.errors.IndexCorruptedError`]: config and layer do not go together.
-        [`~lorif_hf.errors.ModelMismatchError`]: this machine draws another one than the index was made with.
+        [`~lorif_hf.errors.ModelMismatchError`]: the index was made with another projection.
     """
     shape = config.projected_shape(entry.in_features, entry.out_features)
     if (entry.d1, entry.d2) != shape or (config.factor_rank or 1) > min(shape):
@@ -156,7 +160,7 @@ def checked_projection(entry: ModuleEntry, config: InfluenceConfig) -> TwoSidedP
     drawn, sha256 = draw_projection(entry, config)
     if sha256 != entry.projection_sha256:
         raise ModelMismatchError(
-            f"This machine draws another projection for module '{entry.name}' than the one the index was made with "
-            f"(torch {torch.__version__}): its random numbers differ. Use the torch release that built the index."
+            f"The index was made with another projection of module '{entry.name}' than the one its config draws: its "
+            "manifest was edited, or a lorif-hf that draws otherwise made it. Build the index again."
         )
     return drawn

@@ -12,7 +12,7 @@ from ..errors import EvaluationError
 from ..layers.modules import unwrap
 from ..querying.measure import load_model
 from ..storage.measured_lds import LDSRecord
-from ..tasks.objectives import Objective, UserObjective, find_objective
+from ..tasks import Custom, Task, UserObjective, task_of
 from .lds import LDSResult, lds
 from .retraining.bank import RetrainBank
 from .retraining.runs import complete_features, plain_features
@@ -32,7 +32,7 @@ def evaluate_lds(
     resamples: int = 1000,
     seed: int = 0,
     processing_class: Any = None,
-    objective: UserObjective | None = None,
+    objective: UserObjective | Task | str | None = None,
     batch_size: int = 8,
     strict: bool = True,
 ) -> LDSResult:
@@ -55,7 +55,7 @@ def evaluate_lds(
         [`~lorif_hf.errors.ModelMismatchError`], [`~lorif_hf.errors.QueryError`]: as in [`InfluenceIndex.scores`].
     """
     bank.check(index)
-    if objective is None and bank.info["objective"].get("name") == Objective.name:
+    if objective is None and bank.info["objective"].get("name") == Custom.name:
         raise EvaluationError(
             "The bank's losses are those of an objective of your own: pass objective=, the function that retrain() "
             "got."
@@ -65,7 +65,7 @@ def evaluate_lds(
             model = load_model(os.fspath(model), index.manifest.model, index._token)
         base = unwrap(model)
         tokenizer = processing_class or index.processing_class
-        _check_queries(complete_features(queries, base, find_objective(base, objective), tokenizer), bank)
+        _check_queries(complete_features(queries, base, task_of(base, objective), tokenizer), bank)
     scores = index.scores(
         model,
         bank.queries,

@@ -16,15 +16,9 @@ from torch import Tensor, nn
 
 from ..errors import EvaluationError
 from ..layers.modules import unwrap
+from ..tasks import Task, UserObjective, task_of
+from ..tasks.base import forward_inputs, losses_of
 from ..tasks.collation import padding_collator
-from ..tasks.objectives import (
-    CausalLMObjective,
-    Objective,
-    SequenceClassificationObjective,
-    UserObjective,
-    find_objective,
-    forward_inputs,
-)
 from ..tasks.query_forms import query_features
 from .arrays import numbers
 from .bootstrap import Interval, check_bootstrap, mean_interval
@@ -57,7 +51,7 @@ def tail_patch(
     learning_rate: float,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
     processing_class: Any = None,
-    objective: UserObjective | None = None,
+    objective: UserObjective | Task | str | None = None,
     confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
@@ -96,9 +90,9 @@ def tail_patch(
     model = unwrap(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise EvaluationError("No parameter of the model requires a gradient, so no step can be taken: unfreeze some.")
-    measured = find_objective(model, objective)
-    features = query_features(queries, model, measured, processing_class)
-    collator = padding_collator(model, processing_class, make_labels=isinstance(measured, CausalLMObjective))
+    task = task_of(model, objective)
+    features = query_features(queries, model, task, processing_class)
+    collator = padding_collator(model, processing_class, task.makes_labels)
     before, after = [], []
     steps = iter(batches)
     for number, feature in enumerate(features):
@@ -108,10 +102,10 @@ def tail_patch(
         # Alone, and before and after in the same batch: padding must not show up as a change.
         query = _on_device(model, collator([feature]))
         with _restored(model):
-            query = _with_target(model, measured, query)
-            before.append(_log_probability(model, measured, query))
-            _step(model, measured, _on_device(model, batch), optimizer, learning_rate)
-            after.append(_log_probability(model, measured, query))
+            query = _with_target(model, task, query)
+            before.append(_log_probability(model, task, query))
+            _step(model, task, _on_device(model, batch), optimizer, learning_rate)
+            after.append(_log_probability(model, task, query))
         if not (math.isfinite(before[-1]) and math.isfinite(after[-1])):
             raise EvaluationError(
                 f"The log-probability of query {number} must be finite, found {before[-1]} before and {after[-1]} "
@@ -151,7 +145,7 @@ def proponent_batches(
     *,
     data_collator: Callable[[list[Any]], Any] | None = None,
     processing_class: Any = None,
-    objective: UserObjective | None = None,
+    objective: UserObjective | Task | str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The top-k rows of each query as a batch, one after the other.
 
@@ -172,8 +166,8 @@ def proponent_batches(
     outside = rows[(rows < 0) | (rows >= len(dataset))]
     if len(outside):
         raise EvaluationError(f"indices name row {outside[0]}, the dataset has {len(dataset)}: pass the one indexed.")
-    causal = isinstance(find_objective(unwrap(model), objective), CausalLMObjective)
-    collate = data_collator or padding_collator(model, processing_class, make_labels=causal)
+    makes_labels = task_of(unwrap(model), objective).makes_labels
+    collate = data_collator or padding_collator(model, processing_class, makes_labels)
     return (dict(collate([dataset[row] for row in of_query])) for of_query in rows.tolist())
 
 
@@ -182,23 +176,23 @@ def _on_device(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
-def _with_target(model: nn.Module, objective: Objective, batch: dict[str, Any]) -> dict[str, Any]:
+def _with_target(model: nn.Module, task: Task, batch: dict[str, Any]) -> dict[str, Any]:
     """Holds a classifier to the prediction it made before the step, where the query names no label."""
-    if "labels" in batch or not isinstance(objective, SequenceClassificationObjective):
+    if "labels" in batch or not task.needs_labels:
         return batch
     with torch.no_grad():
-        objective(model, batch)  # its errors: a regression, say, has no prediction to be held to
+        losses_of(task, model, batch)  # its errors: a regression, say, has no prediction to be held to
         return {**batch, "labels": model(**forward_inputs(model, batch)).logits.argmax(dim=-1)}
 
 
-def _log_probability(model: nn.Module, objective: Objective, batch: dict[str, Any]) -> float:
+def _log_probability(model: nn.Module, task: Task, batch: dict[str, Any]) -> float:
     with torch.no_grad():
-        return -float(objective(model, batch).double().sum())
+        return -float(losses_of(task, model, batch).double().sum())
 
 
 def _step(
     model: nn.Module,
-    objective: Objective,
+    task: Task,
     batch: dict[str, Any],
     optimizer: Callable[..., torch.optim.Optimizer],
     learning_rate: float,
@@ -206,7 +200,7 @@ def _step(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.enable_grad():
         stepper = optimizer(trained, lr=learning_rate)
-        objective(model, batch).mean().backward()
+        losses_of(task, model, batch).mean().backward()
         stepper.step()
 
 

@@ -14,6 +14,7 @@ from huggingface_hub.repocard_data import CardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..config import InfluenceConfig
+from ..registry import TASKS
 from ..storage.layout import Manifest
 from ..storage.measured_lds import LDSRecord
 
@@ -27,11 +28,6 @@ _REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _BOUNDS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 _SIZES = [(10 ** (3 + i), f"{_BOUNDS[i - 1]}<n<{bound}" if i else f"n<{bound}") for i, bound in enumerate(_BOUNDS)]
 _DATASET = ("name", "config", "split", "revision")
-_AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForSequenceClassification")
-_QUERIES = {
-    "causal-lm": '("The capital of France is", " Paris")',
-    "sequence-classification": '"A text to classify"',
-}
 # No HTML: Markdown is shown as it is, so what comes from outside is cut down to harmless characters instead.
 _TEMPLATES = Environment(
     loader=PackageLoader("lorif_hf.model_cards", "."),
@@ -163,7 +159,10 @@ def _render(
 ) -> str:
     began = manifest.model
     source = [_plain(dataset_value) for dataset_value in map(manifest.dataset.get, _DATASET) if dataset_value]
-    auto_class = next((known for known in _AUTO_CLASSES if known == began.get("auto_class")), "AutoModel")
+    auto_class = next(
+        (t.auto_class for t in TASKS if t.auto_class and t.auto_class == began.get("auto_class")), "AutoModel"
+    )
+    query = next((task.query_example for task in TASKS if task.name == manifest.objective), "batch")
     library = "transformers"
     if began.get("adapter"):
         library, auto_class = "peft", auto_class.replace("AutoModel", "AutoPeftModel")
@@ -182,7 +181,7 @@ def _render(
         auto_class=auto_class,
         dataset=", ".join(source) or "not recorded",
         bytes_per_example=sum(shard.bytes for shard in manifest.shards) / manifest.num_examples,
-        query=_QUERIES.get(manifest.objective, "batch"),
+        query=query,
         lds=lds,
     )
 

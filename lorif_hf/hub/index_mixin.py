@@ -18,6 +18,7 @@ from ..storage.layout import CARD, LDS, MANIFEST, Manifest, inside
 from ..storage.measured_lds import LDSRecord, read_lds, write_lds
 from ..storage.store import LocalStore
 from .cards import index_card, model_card_section, repo_in_card
+from .destination import Destination
 from .publish import publish, update_file
 from .store import HubStore, StreamingStore
 
@@ -179,20 +180,17 @@ class StoredIndex:
             [`~lorif_hf.errors.HubError`]: says what to do; pushing again goes on where it stopped.
         """
         self._refuse_selection()
-        return publish(
-            self._store,
-            self.manifest,
-            repo_id,
-            lambda name, existing: index_card(
-                self.manifest, self.config, name, existing, tags or (), model_id, self.lds
-            ),
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-            commit_message=commit_message,
-            commit_description=commit_description,
+        return self._push(
+            Destination(repo_id, private, token, revision, create_pr, commit_message, commit_description),
+            tags or (),
+            model_id,
         )
+
+    def _push(self, destination: Destination, tags: Sequence[str] = (), model_id: str | None = None) -> CommitInfo:
+        def card(name: str, existing: str | None) -> str:
+            return index_card(self.manifest, self.config, name, existing, tags, model_id, self.lds)
+
+        return publish(self._store, self.manifest, destination, card)
 
     @property
     def lds(self) -> LDSRecord | None:

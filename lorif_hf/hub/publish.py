@@ -4,9 +4,9 @@ import json
 import logging
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..errors import LorifError, PublishError
 from ..storage.layout import CARD, FORMAT_VERSION, LDS, MANIFEST, FileEntry, Manifest, inside
 from ..storage.store import LocalStore
+from .destination import Destination
 from .store import REPO_TYPE, hub_api, retried, translated_errors
 
 
@@ -44,15 +45,8 @@ _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 def publish(
     store: LocalStore,
     manifest: Manifest,
-    repo_id: str,
+    destination: Destination,
     render_card: Callable[[str, str | None], str],
-    *,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str | None = None,
-    commit_description: str | None = None,
 ) -> CommitInfo:
     """Push an index in one commit, so that a reader sees the old one or the new one and nothing between.
 
@@ -62,15 +56,14 @@ def publish(
     Args:
         store (`LocalStore`): where the files are.
         manifest (`Manifest`): every file of the index.
-        repo_id (`str`): the dataset repo; made where it does not exist.
+        destination (`Destination`): the dataset repo.
         render_card (`Callable`): from the repo's full id and the card it has (or `None`) to the one it shall have.
-        private, token, revision, create_pr, commit_message, commit_description: as in `HfApi.create_commit`.
 
     Raises:
         [`~lorif_hf.errors.PublishError`], [`~lorif_hf.errors.IndexCorruptedError`]: before the first byte leaves.
         [`~lorif_hf.errors.HubError`]: something went wrong on the way.
     """
-    check_repo_id(repo_id)
+    check_repo_id(destination.repo_id)
     paths = {entry.file: store.path(entry) for entry in manifest.files}
     paths[MANIFEST] = inside(store.folder, MANIFEST)
     measured = store.optional(LDS)
@@ -78,59 +71,43 @@ def publish(
         paths[LDS] = measured
     own_card = _local_card(store)
     if own_card is not None:
-        _rendered(render_card, repo_id, own_card)  # a card that cannot be read shows before a repo is made
+        _rendered(render_card, destination.repo_id, own_card)  # a card that cannot be read shows before a repo is made
 
     def checked_card(name: str, existing: str | None) -> str:
         card = render_card(name, own_card if existing is None else existing)
         check_card(card, manifest)
         return card
 
-    repo_id, commit = push_files(
-        paths,
-        repo_id,
-        checked_card,
-        ours=_OURS,
-        private=private,
-        token=token,
-        revision=revision,
-        create_pr=create_pr,
-        commit_message=commit_message or "Upload influence index with lorif-hf",
-        commit_description=commit_description,
-    )
-    if not create_pr and revision in (None, "main"):
-        with translated_errors(repo_id, revision, token=token):
-            _move_format_tag(hub_api(token), repo_id, commit.oid)
+    message = destination.commit_message or "Upload influence index with lorif-hf"
+    repo_id, commit = push_files(paths, replace(destination, commit_message=message), checked_card, ours=_OURS)
+    if not destination.create_pr and destination.revision in (None, "main"):
+        with translated_errors(repo_id, destination.revision, token=destination.token):
+            _move_format_tag(hub_api(destination.token), repo_id, commit.oid)
     return commit
 
 
 def push_files(
     files: Mapping[str, Path | bytes],
-    repo_id: str,
+    destination: Destination,
     render_card: Callable[[str, str | None], str],
     *,
     ours: Sequence[str],
-    commit_message: str,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_description: str | None = None,
 ) -> tuple[str, CommitInfo]:
     """Push files and their card to a dataset repo, in one commit, after a look at what they hold.
 
     Args:
         files (`Mapping`): path in the repo -> file here, or content.
         ours (`Sequence[str]`): folders of the repo in which a file that is not among `files` is an old one, and goes.
-        repo_id, render_card, private, token, revision, create_pr, commit_message, commit_description: as in
-            [`publish`].
+        destination, render_card: as in [`publish`].
 
     Returns:
         The repo's full id, and the commit.
     """
-    check_repo_id(repo_id)
+    check_repo_id(destination.repo_id)
+    token, revision = destination.token, destination.revision
     check_contents(files, token)
     api = hub_api(token)
-    repo_id, head = prepare_repo(repo_id, private=private, token=token, revision=revision)
+    repo_id, head = prepare_repo(destination)
     with translated_errors(repo_id, revision, token=token):
         card = _rendered(render_card, repo_id, _existing_card(repo_id, head.sha, token))
         check_contents({CARD: card.encode()}, token)
@@ -146,12 +123,12 @@ def push_files(
             commit = api.create_commit(
                 repo_id,
                 operations,
-                commit_message=commit_message,
-                commit_description=commit_description,
+                commit_message=destination.commit_message or "Upload with lorif-hf",
+                commit_description=destination.commit_description,
                 repo_type=REPO_TYPE,
                 revision=revision,
-                create_pr=create_pr,
-                parent_commit=None if create_pr else head.sha,
+                create_pr=destination.create_pr,
+                parent_commit=None if destination.create_pr else head.sha,
             )
         except ValueError as error:
             if isinstance(error, HTTPError):
@@ -160,13 +137,12 @@ def push_files(
     return repo_id, commit
 
 
-def prepare_repo(
-    repo_id: str, *, private: bool | None = None, token: str | bool | None = None, revision: str | None = None
-) -> tuple[str, Any]:
+def prepare_repo(destination: Destination) -> tuple[str, Any]:
     """The repo's full id and its info at the revision to push to; repo and branch are made where they do not exist.
 
     A name without a namespace is one of the token's user, as everywhere on the Hub.
     """
+    repo_id, token, revision = destination.repo_id, destination.token, destination.revision
     check_repo_id(repo_id)
     api = hub_api(token)
     with translated_errors(repo_id, revision, token=token):
@@ -175,7 +151,7 @@ def prepare_repo(
         try:
             api.repo_info(repo_id, repo_type=REPO_TYPE)
         except RepositoryNotFoundError:
-            api.create_repo(repo_id, repo_type=REPO_TYPE, private=private, exist_ok=True)
+            api.create_repo(repo_id, repo_type=REPO_TYPE, private=destination.private, exist_ok=True)
         if revision is not None and not revision.startswith("refs/"):
             branches = api.list_repo_refs(repo_id, repo_type=REPO_TYPE).branches
             if revision not in [branch.name for branch in branches]:
@@ -290,21 +266,23 @@ def _move_format_tag(api: Any, repo_id: str, commit: str) -> None:
 
 
 class EarlyUploader:
-    """Uploads finished files while a build goes on. They become visible only with the commit of the final push.
+    """Context manager that uploads finished files while a build goes on. They become visible only with the commit of
+    the final push.
 
     Args:
         folder (`Path`): the index being built.
-        repo_id, private, token, revision: as in [`publish`]. The repo is made at once: a wrong name or token shows
-            before the work begins.
+        destination (`Destination`): where it is pushed. The repo is made at once: a wrong name or token shows before
+            the work begins.
     """
 
-    def __init__(
-        self, folder: Path, repo_id: str, *, private: bool | None, token: str | bool | None, revision: str | None
-    ):
-        self.repo_id, _ = prepare_repo(repo_id, private=private, token=token, revision=revision)
-        self.folder, self.token, self.revision = folder, token, revision
+    def __init__(self, folder: Path, destination: Destination):
+        self.repo_id, _ = prepare_repo(destination)
+        self.folder, self.token, self.revision = folder, destination.token, destination.revision
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="lorif-upload")
         self._uploads: list[Future[None]] = []
+
+    def __enter__(self) -> "EarlyUploader":
+        return self
 
     def add(self, entry: FileEntry) -> None:
         """Upload a finished file in the background."""
@@ -318,9 +296,10 @@ class EarlyUploader:
                 self.repo_id, [operation], repo_type=REPO_TYPE, revision=self.revision
             )
 
-    def close(self) -> None:
+    def __exit__(self, kind: Any, *_: Any) -> None:
         """Wait for the uploads. One that failed is tried again by the push, so it is only told."""
-        self._pool.shutdown(wait=True, cancel_futures=isinstance(sys.exc_info()[1], KeyboardInterrupt))
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        self._pool.shutdown(wait=True, cancel_futures=interrupted)
         for upload in self._uploads:
             error = None if upload.cancelled() else upload.exception()
             if isinstance(error, LorifError):

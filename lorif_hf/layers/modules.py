@@ -1,39 +1,50 @@
-"""Which modules of a model are tracked, and what each kind's inputs and output gradients mean."""
+"""Which modules of a model are tracked."""
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor, nn
 
 from ..errors import UnsupportedModuleError
+from ..registry import LAYER_KINDS
+from .base import LayerKind, kind_of
 
 
-_SUPPORTED = "nn.Linear, transformers' Conv1D and the LoRA matrices of PEFT"
 _PEFT_PREFIX = "base_model.model."  # PeftModel's own wrapping; the same adapter injected by transformers lacks it
 _HEAD_NAMES = ("score", "classifier", "classification_head", "qa_outputs")
 
 
 @dataclass(frozen=True)
 class TrackedModule:
-    """A layer y = x W (+ b) whose gradient G = X^T dY (I x O) is recorded; the bias is not.
+    """A layer whose weight gradient G = X^T dY (I x O) is recorded.
 
     Args:
         name (`str`): qualified name in the unwrapped model.
-        kind (`str`): "linear" (weight O x I) or "conv1d" (weight I x O).
+        kind (`LayerKind`): what its inputs and output gradients are.
         in_features (`int`): I.
         out_features (`int`): O.
         module (`nn.Module`): the module itself.
     """
 
     name: str
-    kind: str
+    kind: LayerKind
     in_features: int
     out_features: int
     module: nn.Module
+
+    @classmethod
+    def of(cls, name: str, kind: LayerKind, module: nn.Module) -> "TrackedModule":
+        """A module of a kind that accepts it."""
+        return cls(name, kind, *kind.features(module), module)
+
+    @property
+    def weight(self) -> Tensor:
+        """The parameter, as the module keeps it."""
+        weight: Tensor = getattr(self.module, self.kind.weight)
+        return weight
 
 
 def unwrap(model: Any) -> Any:
@@ -87,16 +98,17 @@ def tracked_modules(
             if target_modules == "all-linear" or matches(name, target_modules):
                 chosen += list(_adapter_matrices(name, module))
         elif target_modules == "all-linear":
-            if _kind(module):
-                chosen.append(_tracked(name, module))
+            kind = kind_of(module)
+            if kind is not None and kind.linear:
+                chosen.append(TrackedModule.of(name, kind, module))
         elif matches(name, target_modules) and next(module.parameters(recurse=False), None) is not None:
             chosen.append(_tracked(name, module))
     if not chosen:
-        supported = [name.removeprefix(_PEFT_PREFIX) for name, m in candidates.items() if lora_layers or _kind(m)]
-        found = f"{len(supported)} could be, for example {', '.join(supported[:3])}" if supported else "it has none"
+        supported = [name.removeprefix(_PEFT_PREFIX) for name, m in candidates.items() if lora_layers or kind_of(m)]
+        others = f"{len(supported)} could be, for example {', '.join(supported[:3])}" if supported else "it has none"
         raise UnsupportedModuleError(
             f"target_modules={target_modules!r} with exclude_modules={exclude_modules!r} selects no module of "
-            f"{type(model).__name__}: {found}. Supported are {_SUPPORTED}."
+            f"{type(model).__name__}: {others}. Supported are {_supported()}."
         )
     return chosen
 
@@ -106,10 +118,23 @@ def has_adapter(model: nn.Module) -> bool:
     return any(type(module).__module__.startswith("peft.") for module in model.modules())
 
 
-def modules_by_name(model: nn.Module, names: Sequence[str]) -> dict[str, TrackedModule]:
-    """The layers of these names that the model has and that can be tracked, in the order asked for."""
+def modules_by_name(model: nn.Module, kinds: Mapping[str, str]) -> dict[str, TrackedModule]:
+    """The layers that the model has and that their kinds accept, in the order asked for.
+
+    Args:
+        model (`nn.Module`): the unwrapped model.
+        kinds (`Mapping[str, str]`): name of the module -> name of its kind.
+
+    Raises:
+        [`~lorif_hf.errors.UnknownKindError`]: a kind is not registered.
+    """
     present = {name.removeprefix(_PEFT_PREFIX): module for name, module in model.named_modules()}
-    return {name: _tracked(name, present[name]) for name in names if name in present and _kind(present[name])}
+    wanted = {name: LAYER_KINDS.get(kind) for name, kind in kinds.items()}
+    return {
+        name: TrackedModule.of(name, kind, present[name])
+        for name, kind in wanted.items()
+        if name in present and kind.accepts(present[name])
+    }
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, list[int]]:
@@ -136,25 +161,18 @@ def _excluded(model: nn.Module, target_modules: str | list[str], exclude_modules
     return {id(module) for head in heads if isinstance(head, nn.Module) for module in head.modules()}
 
 
-def _kind(module: nn.Module) -> str | None:
-    if isinstance(module, Conv1D):
-        return "conv1d"
-    # The output projection inside nn.MultiheadAttention is a Linear in name only: it is never called.
-    if isinstance(module, nn.Linear) and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        return "linear"
-    return None
-
-
 def _tracked(name: str, module: nn.Module) -> TrackedModule:
-    kind = _kind(module)
-    if kind == "linear":
-        return TrackedModule(name, kind, module.in_features, module.out_features, module)  # type: ignore[arg-type]
-    if kind == "conv1d":
-        return TrackedModule(name, kind, module.nx, module.nf, module)  # type: ignore[arg-type]
-    raise UnsupportedModuleError(
-        f"Module '{name}' is a {type(module).__name__}, which cannot be tracked. Supported are {_SUPPORTED}; leave it "
-        "out with target_modules or exclude_modules."
-    )
+    kind = kind_of(module)
+    if kind is None:
+        raise UnsupportedModuleError(
+            f"Module '{name}' is a {type(module).__name__}, which cannot be tracked. Supported are {_supported()}; "
+            "leave it out with target_modules or exclude_modules."
+        )
+    return TrackedModule.of(name, kind, module)
+
+
+def _supported() -> str:
+    return f"modules of the kinds {', '.join(sorted(kind.name for kind in LAYER_KINDS))}, and PEFT's LoRA matrices"
 
 
 def _lora_layers(model: nn.Module) -> dict[str, Any]:

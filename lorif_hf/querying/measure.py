@@ -4,19 +4,22 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..algebra.curvature import spectral_solve, woodbury_solve
 from ..algebra.factors import factorize, reconstruct
 from ..algebra.matrices import Matrices, dense
 from ..algebra.projection import TwoSidedProjection
 from ..algebra.scoring import QueryGroup
 from ..algebra.thin_queries import compress, joined, widest_rank
+from ..checks import whole_number
+from ..codecs import Codec, codec_of
 from ..config import InfluenceConfig
+from ..curvature import Curvature, curvature_of
 from ..curvature.encoding import Encoder, checked_projection, stored_entries
 from ..errors import ModelMismatchError, ObjectiveError, QueryError
 from ..layers.modules import TrackedModule, matches, modules_by_name, unwrap
@@ -24,10 +27,12 @@ from ..progress import progress
 from ..recording.identity import identify
 from ..recording.recorder import GradientRecorder
 from ..recording.rows import tokens_per_example
+from ..registry import TASKS
 from ..storage.layout import Manifest, ModuleEntry
 from ..storage.shards import ShardReader
+from ..tasks import Custom, Task, UserObjective, task_of
 from ..tasks.collation import padding_collator
-from ..tasks.objectives import CausalLMObjective, MarginObjective, Objective, UserObjective, find_objective
+from ..tasks.objectives import OUTPUTS
 from ..tasks.query_forms import query_features, query_text
 
 
@@ -38,6 +43,88 @@ _DIFFERENCES = {
     "other_weights": "parameters outside of the recorded layers",
     "adapter": "the adapters' settings",
 }
+
+
+@dataclass(frozen=True)
+class QueryOptions:
+    """How queries are measured.
+
+    Args:
+        modules (`str` or `Sequence[str]`, *optional*): score only the layers whose names match.
+        processing_class (*optional*): tokenizer for text queries.
+        objective (*optional*): what is measured; by default that of the index.
+        batch_size (`int`): queries per forward pass.
+        strict (`bool`): refuse a model with other weights; `False` warns.
+
+    Raises:
+        [`~lorif_hf.errors.QueryError`]: the batch size is none.
+    """
+
+    modules: str | Sequence[str] | None = None
+    processing_class: Any = None
+    objective: UserObjective | Task | str | None = None
+    batch_size: int = 8
+    strict: bool = True
+
+    def __post_init__(self) -> None:
+        whole_number(self.batch_size, "batch_size", 1, QueryError)
+
+
+@dataclass(frozen=True)
+class QueriedIndex:
+    """What a query needs of an index.
+
+    Args:
+        manifest (`Manifest`): what it is.
+        config (`InfluenceConfig`): what it was built with.
+        reader (`ShardReader`): of its files.
+        rows (`Tensor` or `None`): the selected rows, ascending; `None`: all.
+        projections (`dict[str, TwoSidedProjection]`): those that queries have drawn so far: drawing them anew would
+            take longer than scoring a small index.
+    """
+
+    manifest: Manifest
+    config: InfluenceConfig
+    reader: ShardReader
+    rows: Tensor | None = None
+    projections: dict[str, TwoSidedProjection] = field(default_factory=dict)
+
+    @cached_property
+    def codec(self) -> Codec:
+        return codec_of(self.config)
+
+    @cached_property
+    def curvature(self) -> Curvature:
+        return curvature_of(self.config)
+
+    @property
+    def count(self) -> int:
+        """Rows that are scored."""
+        return self.manifest.num_examples if self.rows is None else len(self.rows)
+
+    def scored(self, pattern: str | Sequence[str] | None) -> list[ModuleEntry]:
+        """What is scored: all that is stored, or the modules whose names match, as `target_modules` does.
+
+        Raises:
+            [`~lorif_hf.errors.QueryError`]: none does, or the layers cannot be told apart.
+        """
+        modules = self.manifest.modules
+        if pattern is None:
+            return stored_entries(self.config, modules)
+        if self.config.projection_dim is not None:
+            raise QueryError(
+                "This index projects all layers together (projection_dim): its scores have no single modules."
+            )
+        try:
+            chosen = [entry for entry in modules if matches(entry.name, pattern)]
+        except re.error as error:
+            raise QueryError(f"modules={pattern!r} is not a valid regular expression ({error}).") from None
+        if not chosen:
+            raise QueryError(
+                f"modules={pattern!r} matches none of the index's {len(modules)} modules, for example "
+                f"'{modules[0].name}'."
+            )
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -64,9 +151,9 @@ def load_model(name: str, identity: dict[str, Any], token: str | bool | None) ->
     """
     import transformers
 
-    known = ("AutoModelForCausalLM", "AutoModelForSequenceClassification")
     auto_class = identity.get("auto_class")
-    if auto_class not in known:
+    # Only what a registered task names: the manifest may come from anybody.
+    if auto_class is None or auto_class not in {task.auto_class for task in TASKS}:
         raise ModelMismatchError(
             f"The index was made with a {identity.get('model_class')}, which no known Auto class loads: load the "
             "model yourself and pass it instead of its name."
@@ -79,54 +166,41 @@ def load_model(name: str, identity: dict[str, Any], token: str | bool | None) ->
 
 
 def measure(
-    model: nn.Module,
-    queries: Any,
-    *,
-    manifest: Manifest,
-    config: InfluenceConfig,
-    reader: ShardReader,
-    projections: dict[str, TwoSidedProjection],
-    processing_class: Any,
-    objective: UserObjective | None,
-    batch_size: int,
-    strict: bool,
-    scored: Sequence[ModuleEntry],
-    rows: Tensor | None = None,
+    model: nn.Module, queries: Any, index: QueriedIndex, scored: Sequence[ModuleEntry], options: QueryOptions
 ) -> MeasuredQueries:
     """Gradients of the queries' losses in the `scored` modules, preconditioned with the index's curvature.
 
-    `projections` has those that queries before have drawn, and takes in those that this one draws: drawing them anew
-    would take longer than scoring a small index.
+    Args:
+        model (`nn.Module`): the model that was indexed.
+        queries: in any form that [`InfluenceIndex.attribute`] takes.
+        index (`QueriedIndex`): the index.
+        scored (`Sequence[ModuleEntry]`): what [`~QueriedIndex.scored`] gave.
+        options (`QueryOptions`): how they are measured.
 
     Raises:
         [`~lorif_hf.errors.QueryError`], [`~lorif_hf.errors.ModelMismatchError`], [`~lorif_hf.errors.ObjectiveError`].
     """
-    model = unwrap(model)
-    matching = _matching_modules(model, manifest, strict)
-    reader.check(scored, rows)
+    model, config, processing_class = unwrap(model), index.config, options.processing_class
+    matching = _matching_modules(model, index.manifest, options.strict)
+    index.reader.check(scored, index.rows)
     # A norm over all layers, or a projection of them together, needs them all.
     whole = config.normalize or config.projection_dim is not None
-    recorded = manifest.modules if whole else list(scored)
+    recorded = index.manifest.modules if whole else list(scored)
     modules = [tracked for tracked in matching if tracked.name in {entry.name for entry in recorded}]
-    if objective is None and manifest.objective == Objective.name:
-        raise ObjectiveError(
-            "The index was built with an objective of your own: pass objective=, the function that measures the query."
-        )
-    measured = find_objective(model, objective)
-    features = query_features(queries, model, measured, processing_class)
+    task = _task(model, index.manifest, options.objective)
+    features = query_features(queries, model, task, processing_class)
     for entry in recorded:
-        if entry.name not in projections:
-            projections[entry.name] = checked_projection(entry, config)
-    whiteners = {entry.name: reader.whiteners(entry) for entry in recorded} if config.whitening != "none" else None
-    encoder = Encoder(config, recorded, whiteners)
-    collator = padding_collator(model, processing_class, make_labels=isinstance(measured, CausalLMObjective))
-    examples = manifest.num_examples if rows is None else len(rows)
-    preconditioned = _Preconditioner(config, reader, scored, len(features), examples)
+        if entry.name not in index.projections:
+            index.projections[entry.name] = checked_projection(entry, config)
+    first_pass = index.curvature.first_pass
+    first = {e.name: first_pass.load(index.reader.curvature(e), e) for e in recorded} if first_pass else {}
+    encoder = Encoder(config, recorded, first)
+    collator = padding_collator(model, processing_class, task.makes_labels)
+    preconditioned = _Preconditioner(index, scored, len(features))
     losses: list[float] = []
-    function = MarginObjective(measured) if config.output == "margin" else measured
-    recorder = GradientRecorder(model, modules, projections, function)
+    recorder = GradientRecorder(model, modules, index.projections, OUTPUTS[config.output](task))
     with recorder, progress(len(features), "Measuring queries", "queries") as bar:
-        for numbers in _batches(features, batch_size):
+        for numbers in _batches(features, options.batch_size):
             batch = collator([features[i] for i in numbers])
             recording = recorder.record(batch, numbers)
             tokens = tokens_per_example(batch, len(numbers)).tolist()
@@ -137,6 +211,18 @@ def measure(
     return MeasuredQueries(preconditioned.groups(), texts, losses)
 
 
+def _task(model: nn.Module, manifest: Manifest, objective: UserObjective | Task | str | None) -> Task:
+    """What the queries are measured with: what the user says, else what the index was built with."""
+    if objective is not None:
+        return task_of(model, objective)
+    if manifest.objective == Custom.name:
+        raise ObjectiveError(
+            "The index was built with an objective of your own: pass objective=, the function that measures the query."
+        )
+    task: Task = TASKS.get(manifest.objective, manifest.extensions.get(manifest.objective))
+    return task
+
+
 class _Preconditioner:
     """Q~ = H^-1 G~_q of each layer.
 
@@ -144,80 +230,45 @@ class _Preconditioner:
     are held as thin factors from the start. H^-1 of kept eigenpairs fills a gradient up.
     """
 
-    def __init__(
-        self,
-        config: InfluenceConfig,
-        reader: ShardReader,
-        scored: Sequence[ModuleEntry],
-        queries: int,
-        examples: int,
-    ):
-        self.config, self.reader, self.scored, self.queries, self.examples = config, reader, scored, queries, examples
-        self._found: dict[str, list[QueryGroup]] = {entry.name: [] for entry in scored}
+    def __init__(self, index: QueriedIndex, scored: Sequence[ModuleEntry], queries: int):
+        self.index, self.scored, self.queries = index, scored, queries
+        self._groups: dict[str, list[QueryGroup]] = {entry.name: [] for entry in scored}
 
     def add(self, gradients: dict[str, Matrices], numbers: Tensor, tokens: Sequence[int]) -> None:
-        """Take in the gradients (B, d1, d2) of some queries, by layer, and how many tokens each query has (0: none
-        that are known)."""
+        """Take in the gradients (B, d1, d2) of a batch of queries, by layer, and how many tokens each query has (0:
+        none that are known)."""
+        config, pairs = self.index.config, self.index.codec.pairs
         for entry in self.scored:
-            one = dense(gradients[entry.name]).to("cpu")
-            if self.config.factorize_query and self.config.factor_rank is not None:
-                one = reconstruct(*factorize(one, self.config.factor_rank))
-            pairs = self.config.codec().pairs
-            if self.config.curvature == "low-rank" or pairs is None:
-                self._found[entry.name].append(QueryGroup(numbers, one))
-            else:
-                # Queries that fill the memory are held thin also where that takes longer.
-                examples = self.examples if 4 * self.queries * entry.d1 * entry.d2 <= _WHOLE_QUERIES else math.inf
-                widest = widest_rank(pairs, entry.d1, entry.d2, self.queries, examples)
-                self._found[entry.name] += compress(one, numbers, widest, [count or widest for count in tokens])
+            gradient = dense(gradients[entry.name]).to("cpu")
+            if config.factorize_query and config.factor_rank is not None:
+                gradient = reconstruct(*factorize(gradient, config.factor_rank))
+            if not self.index.curvature.keeps_rank or pairs is None:
+                self._groups[entry.name].append(QueryGroup(numbers, gradient))
+                continue
+            # Queries that fill the memory are held thin also where that takes longer.
+            examples = self.index.count if 4 * self.queries * entry.d1 * entry.d2 <= _WHOLE_QUERIES else math.inf
+            widest = widest_rank(pairs, entry.d1, entry.d2, self.queries, examples)
+            ranks = [count or widest for count in tokens]
+            self._groups[entry.name] += compress(gradient, numbers, widest, ranks)
 
     def groups(self) -> dict[str, list[QueryGroup]]:
         """Of all queries, by layer."""
-        return {entry.name: self._solved(joined(self._found.pop(entry.name)), entry) for entry in self.scored}
+        return {entry.name: self._solved(joined(self._groups.pop(entry.name)), entry) for entry in self.scored}
 
     def _solved(self, groups: list[QueryGroup], entry: ModuleEntry) -> list[QueryGroup]:
-        if self.config.curvature != "low-rank":
+        curvature = self.index.curvature
+        if curvature.keeps_rank:
             return groups
-        eigenvectors, eigenvalues, damping, _ = self.reader.eigenpairs(entry)
-        solve = spectral_solve if self.config.curvature_rank is None else woodbury_solve
-        return [
-            QueryGroup(one.numbers, solve(one.left.flatten(1), eigenvectors, eigenvalues, damping).view_as(one.left))
-            for one in groups
-        ]
-
-
-def select_modules(
-    manifest: Manifest, config: InfluenceConfig, pattern: str | Sequence[str] | None
-) -> list[ModuleEntry]:
-    """What is scored: all that is stored, or the modules whose names match, as `target_modules` does.
-
-    Raises:
-        [`~lorif_hf.errors.QueryError`]: none does, or the layers cannot be told apart.
-    """
-    if pattern is None:
-        return stored_entries(config, manifest.modules)
-    if config.projection_dim is not None:
-        raise QueryError(
-            "This index projects all layers together (projection_dim): its scores have no single modules."
-        )
-    try:
-        chosen = [entry for entry in manifest.modules if matches(entry.name, pattern)]
-    except re.error as error:
-        raise QueryError(f"modules={pattern!r} is not a valid regular expression ({error}).") from None
-    if not chosen:
-        raise QueryError(
-            f"modules={pattern!r} matches none of the index's {len(manifest.modules)} modules, for example "
-            f"'{manifest.modules[0].name}'."
-        )
-    return chosen
+        tensors = curvature.load(self.index.reader.curvature(entry), entry)
+        return [QueryGroup(group.numbers, curvature.precondition(group.left, tensors)) for group in groups]
 
 
 def _matching_modules(model: nn.Module, manifest: Manifest, strict: bool) -> list[TrackedModule]:
     """The model's layers that the index records, or an error that says how the model differs."""
     expected = {entry.name: (entry.in_features, entry.out_features) for entry in manifest.modules}
     # By name, not by the manifest's pattern: a pattern from the Hub could be one that takes for ever.
-    found = modules_by_name(model, list(expected))
-    shapes = {name: (tracked.in_features, tracked.out_features) for name, tracked in found.items()}
+    present = modules_by_name(model, {entry.name: entry.kind for entry in manifest.modules})
+    shapes = {name: (tracked.in_features, tracked.out_features) for name, tracked in present.items()}
     if shapes != expected:
         different = [name for name in expected if shapes.get(name) != expected[name]]
         name = different[0]
@@ -226,7 +277,7 @@ def _matching_modules(model: nn.Module, manifest: Manifest, strict: bool) -> lis
             f"module(s) differ, first '{name}': indexed {expected[name]}, the query's model has "
             f"{shapes.get(name, 'no such module')}. Query with the model that was indexed."
         )
-    modules = [found[name] for name in expected]
+    modules = [present[name] for name in expected]
     queried = identify(model, modules).to_dict()
     different = [
         key for key in ("weights_sha256", "other_weights", "adapter") if queried[key] != manifest.model.get(key)

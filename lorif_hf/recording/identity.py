@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..layers.modules import TrackedModule, base_model, has_adapter
-from ..tasks.objectives import auto_class
+from ..tasks.base import auto_class
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def weights_sha256(modules: Sequence[TrackedModule]) -> str:
     PyTorch's own version counter misses what is written through `.data`.
     """
     return hashlib.sha256(
-        json.dumps([(tracked.name, _parameter_sha256(tracked.module)) for tracked in modules]).encode()
+        json.dumps([(tracked.name, _parameter_sha256(tracked)) for tracked in modules]).encode()
     ).hexdigest()
 
 
@@ -84,12 +84,12 @@ def _bit_sums(tensor: torch.Tensor) -> tuple[int, int]:
         rows = rows.clone()  # no integer of that width starts there
     bits = rows.view(_INTEGERS[width])
     sums = bits.sum(dim=1, dtype=torch.int64), bits.sum(dim=0, dtype=torch.int64)
-    by_row, by_column = (int((one * torch.arange(1, 2 * len(one), 2, device=one.device)).sum()) for one in sums)
+    by_row, by_column = (int((side * torch.arange(1, 2 * len(side), 2, device=side.device)).sum()) for side in sums)
     return by_row, by_column
 
 
 def _other_weights(model: nn.Module, modules: Sequence[TrackedModule]) -> str:
-    tracked = {id(one.module.weight) for one in modules}
+    tracked = {id(module.weight) for module in modules}
     # Without names: the same model has others inside a PeftModel than with an adapter that transformers injected.
     sums = sorted(
         (str(parameter.dtype), list(parameter.shape), _bit_sums(parameter))
@@ -102,17 +102,17 @@ def _other_weights(model: nn.Module, modules: Sequence[TrackedModule]) -> str:
 _known: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]]" = weakref.WeakKeyDictionary()
 
 
-def _parameter_sha256(module: nn.Module) -> str:
-    weight: Any = module.weight
+def _parameter_sha256(tracked: TrackedModule) -> str:
+    weight: Any = tracked.weight
     state = (weight.dtype, tuple(weight.shape), *_bit_sums(weight))
-    cached = _known.get(module)
+    cached = _known.get(tracked.module)
     if cached and cached[0] == state:
         return cached[1]
     data = weight.detach().to("cpu").contiguous().flatten()
     digest = hashlib.sha256(f"{weight.dtype}{tuple(weight.shape)}".encode())
     if data.numel():
         digest.update(memoryview(data.view(torch.uint8).numpy()))
-    _known[module] = (state, digest.hexdigest())
+    _known[tracked.module] = (state, digest.hexdigest())
     return digest.hexdigest()
 
 
@@ -121,16 +121,16 @@ def _adapter_configs(model: nn.Module) -> dict[str, Any] | None:
     if not configs or not has_adapter(model):
         return None
     kept = ("peft_type", "r", "lora_alpha", "use_dora", "use_rslora", "bias", "fan_in_fan_out")
-    found: dict[str, Any] = {
-        name: {key: _plain(getattr(config, key)) for key in kept if hasattr(config, key)}
+    kept_values: dict[str, Any] = {
+        name: {key: _json_value(getattr(config, key)) for key in kept if hasattr(config, key)}
         for name, config in sorted(configs.items())
     }
     scalings: list[Any] = [getattr(module, "scaling", None) for module in model.modules()]
-    for name, values in found.items():
-        values["scaling"] = sorted({float(one[name]) for one in scalings if isinstance(one, dict) and name in one})
-    return found
+    for name, values in kept_values.items():
+        values["scaling"] = sorted({float(s[name]) for s in scalings if isinstance(s, dict) and name in s})
+    return kept_values
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     value = getattr(value, "value", value)
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

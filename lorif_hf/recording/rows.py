@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import DatasetError
 from ..layers.modules import base_model
+from ..tasks.base import Task, forward_inputs
 from ..tasks.collation import PaddingCollator, padding_collator
-from ..tasks.objectives import CausalLMObjective, Objective, forward_inputs
 
 
 _LABELS = ("labels", "label", "label_ids")
@@ -27,12 +27,12 @@ class TrainingRows:
     Args:
         dataset: a `datasets.Dataset` or anything with `len` and integer indexing.
         model (`nn.Module`): decides which columns are model inputs.
-        objective (`Objective`): decides whether labels are needed.
+        task (`Task`): decides whether labels are needed.
         processing_class: the tokenizer, for padding and for texts.
         data_collator (`Callable`, *optional*): features to a batch; by default pads on the right.
-        examples: the same rows with the columns meant for people, where `dataset` has lost them.
-        text_column (`str`, *optional*): column with the text; "text" where there is one, else decoded `input_ids`.
-        example_id (`str`, *optional*): column with the user's own name of each row.
+        examples (*optional*): the same rows with what people see of them: a column "text", else all columns that hold
+            text, and a column "example_id" or "id" with their own names. By default the columns "text" and
+            "example_id" or "id" of `dataset`; without a text, `input_ids` are decoded.
         store_text (`bool` or `int`): whole text, at most so many characters of it, or none.
     """
 
@@ -40,12 +40,10 @@ class TrainingRows:
         self,
         dataset: Any,
         model: nn.Module,
-        objective: Objective,
+        task: Task,
         processing_class: Any = None,
         data_collator: Callable[[list[Any]], Any] | None = None,
         examples: Any = None,
-        text_column: str | None = None,
-        example_id: str | None = None,
         store_text: bool | int = True,
     ):
         try:
@@ -57,7 +55,7 @@ class TrainingRows:
             ) from None
         if self.count == 0:
             raise DatasetError("The dataset is empty: there is no row to index.")
-        self.dataset, self.model, self.objective = dataset, model, objective
+        self.dataset, self.model, self.task = dataset, model, task
         self.examples = dataset if examples is None else examples
         if len(self.examples) != self.count:
             raise DatasetError(
@@ -65,13 +63,13 @@ class TrainingRows:
             )
         self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
         columns = _columns(self.examples)
-        for column in (text_column, example_id):
-            if column is not None and column not in columns:
-                raise DatasetError(f"The dataset has no column '{column}'; it has {', '.join(columns) or 'none'}.")
-        self.text_column = text_column or ("text" if "text" in columns else None)
-        self.example_id, self.store_text = example_id, store_text
-        causal = isinstance(objective, CausalLMObjective)
-        self._collate = data_collator or padding_collator(model, processing_class, make_labels=causal)
+        self._id_column = next((name for name in ("example_id", "id") if name in columns), None)
+        self._text_columns = ["text"] if "text" in columns else []
+        if examples is not None and not self._text_columns:
+            first = self.examples[0]
+            self._text_columns = [c for c in columns if c != self._id_column and isinstance(first[c], str)]
+        self.store_text = store_text
+        self._collate = data_collator or padding_collator(model, processing_class, task.makes_labels)
 
     def batch(self, numbers: Sequence[int]) -> dict[str, Any]:
         """The rows of these numbers, collated."""
@@ -103,16 +101,16 @@ class TrainingRows:
             known = {*self._signature(), *_LABELS}
             features = [{k: v for k, v in feature.items() if k in known or _is_number(v)} for feature in features]
         batch = dict(self._collate(features)) if features and features[0] else {}
-        inputs = forward_inputs(self.model, batch) if self.objective.needs_labels else batch
+        inputs = forward_inputs(self.model, batch) if self.task.needs_labels else batch
         if not inputs:
             raise DatasetError(
                 f"The dataset has no column that {type(base_model(self.model)).__name__} takes. It has "
                 f"{', '.join(_columns(self.dataset)) or 'none'}; the model takes {', '.join(self._signature()[:6])}, "
                 "... Tokenize it first: dataset.map(lambda row: tokenizer(row['text'], truncation=True))."
             )
-        if self.objective.needs_labels and "labels" not in batch:
+        if self.task.needs_labels and "labels" not in batch:
             raise DatasetError(
-                f"The batches have no labels, which objective '{self.objective.name}' needs; they have "
+                f"The batches have no labels, which objective '{self.task.name}' needs; they have "
                 f"{', '.join(batch)}. Add a 'labels' column, or a data_collator that makes one."
             )
         return batch
@@ -121,13 +119,12 @@ class TrainingRows:
         return list(inspect.signature(base_model(self.model).forward).parameters)
 
     def texts(self, start: int, stop: int) -> list[str | None]:
-        """What each row says: its text column, else its decoded tokens; cut to `store_text` characters."""
+        """What each row says: its text columns, else its decoded tokens; cut to `store_text` characters."""
         if self.store_text is False:
             return [None] * (stop - start)
-        if self.text_column is not None:
-            texts = [
-                None if text is None else str(text) for text in _column(self.examples, self.text_column, start, stop)
-            ]
+        if self._text_columns:
+            columns = {name: _column(self.examples, name, start, stop) for name in self._text_columns}
+            texts = [_shown(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
         elif self.tokenizer is not None and "input_ids" in _columns(self.dataset):
             texts = [self.tokenizer.decode(ids) for ids in _column(self.dataset, "input_ids", start, stop)]
         else:
@@ -136,10 +133,10 @@ class TrainingRows:
 
     def example_ids(self, start: int, stop: int) -> list[str | None]:
         """The user's own name of each row, as text."""
-        if self.example_id is None:
+        if self._id_column is None:
             return [None] * (stop - start)
         return [
-            None if value is None else str(value) for value in _column(self.examples, self.example_id, start, stop)
+            None if value is None else str(value) for value in _column(self.examples, self._id_column, start, stop)
         ]
 
     def source(self) -> dict[str, Any]:
@@ -152,7 +149,7 @@ class TrainingRows:
         info = getattr(self.examples, "info", None)
         if info is None:
             return rows
-        found: dict[str, Any] = {
+        source: dict[str, Any] = {
             "name": info.dataset_name,
             "config": info.config_name,
             "split": str(self.examples.split) if self.examples.split else None,
@@ -161,8 +158,8 @@ class TrainingRows:
         for url in info.download_checksums or {}:
             repo = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)@([\w.-]+)/.*", url)
             if repo:
-                found["name"], found["revision"] = repo[1], repo[2]
-        return {key: value for key, value in found.items() if value} | rows
+                source["name"], source["revision"] = repo[1], repo[2]
+        return {key: value for key, value in source.items() if value} | rows
 
     def fingerprint(self) -> str:
         """Hash over every row, the way rows become batches and what is shown of them."""
@@ -171,12 +168,12 @@ class TrainingRows:
     @cached_property
     def _hashes(self) -> tuple[str, str]:
         """The fingerprint of a build, and that of the rows as the model takes them, in one pass."""
-        how = [self.count, _columns(self.dataset), code_identity(self._collate), self.text_column, self.example_id]
+        how = [self.count, _columns(self.dataset), code_identity(self._collate), self._text_columns, self._id_column]
         how += [self.store_text, vars(self._collate) if isinstance(self._collate, PaddingCollator) else None]
         build, taken = hashlib.sha256(json.dumps(how, default=str).encode()), hashlib.sha256()
         known = {*self._signature(), *_LABELS}
         for i in range(self.count):
-            row = _plain(self.dataset[i])
+            row = _as_lists(self.dataset[i])
             build.update(_canonical(row))
             inputs = {key: row[key] for key in known & row.keys()} if isinstance(row, dict) else {}
             taken.update(_canonical(inputs or row))
@@ -189,6 +186,14 @@ def tokens_per_example(batch: dict[str, Any], size: int) -> Tensor:
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return mask.sum(dim=1).to("cpu", torch.int64)
     return torch.full((size,), ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else 0)
+
+
+def _shown(columns: dict[str, Any]) -> str | None:
+    """The text of a row: that of its only column, or of each under its name."""
+    if len(columns) == 1:
+        (text,) = columns.values()
+        return None if text is None else str(text)
+    return "\n".join(f"{name}: {text}" for name, text in columns.items() if text is not None)
 
 
 def _columns(dataset: Any) -> list[str]:
@@ -212,6 +217,11 @@ def code_identity(function: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__} {hashlib.sha256(code).hexdigest()[:16]}"
 
 
+def task_code(task: Task) -> str:
+    """What tells a task's losses from other ones of the same name."""
+    return code_identity(getattr(task, "__wrapped__", task.losses))
+
+
 def _is_number(value: Any) -> bool:
     while isinstance(value, (list, tuple)) and value:
         value = value[0]
@@ -222,11 +232,11 @@ def _canonical(row: Any) -> bytes:
     return json.dumps(row, sort_keys=True, default=str).encode()
 
 
-def _plain(value: Any) -> Any:
+def _as_lists(value: Any) -> Any:
     if isinstance(value, (Tensor, np.ndarray)):
         return value.tolist()
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _as_lists(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_as_lists(item) for item in value]
     return value

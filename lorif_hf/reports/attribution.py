@@ -104,14 +104,14 @@ class Attribution:
         figure = Figure(figsize=(9, (0.35 * k + 1.1) * count), layout="constrained")
         panels = figure.subplots(count, 1, squeeze=False)[:, 0]
         for panel, query, scores, rows in zip(panels, self.queries, self.scores, self.indices, strict=True):
-            labels = [f"{int(row)}: {_plain_math(shorten(self.examples[int(row)]['text'], 60))}" for row in rows]
+            labels = [f"{int(row)}: {shorten(self.examples[int(row)]['text'], 60)}" for row in rows]
             colours = ["#2a7f62" if score >= 0 else "#b5403a" for score in scores.tolist()]
             panel.barh(range(len(labels)), scores.tolist(), color=colours)
-            panel.set_yticks(range(len(labels)), labels, fontsize=8)
+            panel.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
             panel.invert_yaxis()
             panel.axvline(0, color="0.4", linewidth=0.8)
             panel.set_xlabel("score (nats per unit of example weight)")
-            panel.set_title(_plain_math(shorten(query, 90)), fontsize=9, loc="left")
+            panel.set_title(shorten(query, 90), fontsize=9, loc="left", parse_math=False)
         return figure
 
     def _repr_html_(self) -> str:
@@ -141,8 +141,3 @@ def shorten(text: str | None, length: int) -> str:
     """One line of at most `length` characters, all of them printable: nothing that a terminal would act on."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text or "").split())
     return line if len(line) <= length else line[: length - 1] + "…"
-
-
-def _plain_math(text: str) -> str:
-    """Keep matplotlib from reading dollar signs as formulas."""
-    return text.replace("$", r"\$")

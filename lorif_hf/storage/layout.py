@@ -1,7 +1,6 @@
 """Every file name of an index and its manifest, in one place."""
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,19 +18,18 @@ CURVATURE = "curvature/curvature.safetensors"
 TOKENIZER = "tokenizer"
 LDS = "evaluation/lds.json"  # how good the index was measured to be, once it was: not part of the manifest
 STAGING = ".lorif-build"  # an unfinished build's own notes; gone when the index is whole
-NORM_BLOCK = 1000  # rows of a shard that share one bound of their gradients' norms
 
 T = TypeVar("T")
 
 
-def factor_file(shard: int, shards: int) -> str:
-    """Name of the factor file of shard 0, 1, ..."""
-    return f"factors/factors-{shard + 1:05d}-of-{shards:05d}.safetensors"
+def factor_file(shard: int) -> str:
+    """Name of the factor file of shard 0, 1, ... It does not say how many there are: rows may be appended."""
+    return f"factors/factors-{shard + 1:05d}.safetensors"
 
 
-def example_file(shard: int, shards: int) -> str:
+def example_file(shard: int) -> str:
     """Name of the example table of shard 0, 1, ..."""
-    return f"data/train-{shard + 1:05d}-of-{shards:05d}.parquet"
+    return f"data/train-{shard + 1:05d}.parquet"
 
 
 @dataclass(frozen=True)
@@ -61,13 +59,9 @@ class FactorShard(Shard):
 
     Args:
         header_sha256 (`str`): of the file's header: a reader of single tensors can trust the hashes that stand in it.
-        block_norms (`tuple[tuple[float, ...], ...]`): for each `NORM_BLOCK` rows and each stored gradient (a module's,
-            or the one of all), a number that no row's Frobenius norm times its weight is above. A query skips the
-            blocks that cannot matter.
     """
 
     header_sha256: str
-    block_norms: tuple[tuple[float, ...], ...] = field(default=(), hash=False)
 
 
 @dataclass(frozen=True)
@@ -99,6 +93,8 @@ class Manifest:
         curvature (`FileEntry`): the curvature file.
         tokenizer (`list[FileEntry]`): files of the processing class, if one was given.
         build (`str`): fingerprint of config, model and rows.
+        extensions (`dict[str, str]`): the kinds that are none of this library's, by name -> the module that registers
+            them, for people to import.
     """
 
     config: dict[str, Any]
@@ -112,6 +108,7 @@ class Manifest:
     curvature: FileEntry
     build: str
     tokenizer: list[FileEntry] = field(default_factory=list)
+    extensions: dict[str, str] = field(default_factory=dict)
     format_version: str = FORMAT_VERSION
 
     @property
@@ -121,8 +118,7 @@ class Manifest:
 
     def to_json(self) -> str:
         text = json.dumps(asdict(self), indent=2, sort_keys=True)
-        # A row of numbers in one line. No string looks like one: a line break in it would be escaped.
-        return re.sub(r"\[\n([0-9.,e+\-\s]+)\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+        return text + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -151,6 +147,7 @@ class Manifest:
             curvature=_record(_value(values, "curvature", dict), "curvature", FileEntry),
             build=_value(values, "build", str),
             tokenizer=_records(values, "tokenizer", FileEntry),
+            extensions=_value(values, "extensions", dict),
             format_version=values["format_version"],
         )
         manifest._check()
@@ -173,14 +170,6 @@ class Manifest:
         for module in self.modules:
             sides = (module.in_features, module.d1), (module.out_features, module.d2)
             _require(all(1 <= d <= full for full, d in sides), f"module '{module.name}' has an impossible shape")
-        widths = {len(norms) for shard in self.shards for norms in shard.block_norms}
-        _require(len(widths) == 1 and widths <= {1, len(self.modules)}, "block_norms are not one for each module")
-        for shard in self.shards:
-            blocks = -(-shard.rows // NORM_BLOCK)
-            _require(
-                len(shard.block_norms) == blocks,
-                f"{shard.file} has {len(shard.block_norms)} rows of block_norms, its {shard.rows} rows make {blocks}",
-            )
 
 
 def check_relative(path: str) -> None:
@@ -251,19 +240,6 @@ def _record(item: Any, where: str, kind: Any) -> Any:
         value = item[name]
         if described.type is int:
             _require(type(value) is int and 0 <= value < 2**63, f"{where}.{name} must be a natural number")
-        elif described.type is str:
-            _require(isinstance(value, str), f"{where}.{name} must be a string")
         else:
-            values[name] = _norms(value, f"{where}.{name}")
+            _require(isinstance(value, str), f"{where}.{name} must be a string")
     return kind(**values)
-
-
-def _norms(value: Any, where: str) -> tuple[tuple[float, ...], ...]:
-    _require(isinstance(value, list), f"{where} must be a list of lists of numbers")
-    for norms in value:
-        _require(isinstance(norms, list), f"{where} must be a list of lists of numbers")
-        for norm in norms:
-            # An integer may be too long for a float.
-            good = (type(norm) is float and math.isfinite(norm)) or (type(norm) is int and norm < 2**63)
-            _require(good and norm >= 0, f"{where} must hold finite numbers of at least 0")
-    return tuple(tuple(map(float, norms)) for norms in value)

@@ -1,5 +1,6 @@
 """Shards of factors: written whole, one file per range of rows; read one module or one range at a time."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,14 +12,14 @@ from torch import Tensor
 
 from ..errors import IndexCorruptedError
 from .files import TensorReader, TensorSpan, write_tensors
-from .layout import CURVATURE, FactorShard, FileEntry, ModuleEntry
+from .layout import FactorShard, FileEntry, ModuleEntry
 from .store import LocalStore
 
 
-Parts = dict[str, Tensor]
-"""The stored tensors of one module by name ("u", "v", ...), examples along the first axis."""
+Loaded = dict[str, dict[str, Tensor]]
+"""By module, the stored tensors by name ("u", "v", ...), examples along the first axis."""
 
-Layout = Callable[[int, int], Mapping[str, tuple[torch.dtype, tuple[int, ...]]]]
+PartShapes = Callable[[int, int], Mapping[str, tuple[torch.dtype, tuple[int, ...]]]]
 """Of a module's d1 and d2: its parts, the dtype of each and the shape of one example's share."""
 
 WEIGHTS = "weights"
@@ -45,6 +46,11 @@ class ShardTask:
     shard: FactorShard
     chosen: Tensor | None
 
+    @property
+    def count(self) -> int:
+        """Rows to be read."""
+        return self.shard.rows if self.chosen is None else len(self.chosen)
+
 
 class ShardReader:
     """Reads the factors and the curvature of an index, from disk by memory map or from the Hub by range.
@@ -53,16 +59,16 @@ class ShardReader:
         store (`LocalStore`): where the files are.
         shards (`list[FactorShard]`): the factor files.
         curvature (`FileEntry` or `None`): the curvature file, once there is one.
-        layout (`Layout`): what is stored of a module.
+        layout (`PartShapes`): what is stored of a module.
     """
 
-    def __init__(self, store: LocalStore, shards: list[FactorShard], curvature: FileEntry | None, layout: Layout):
+    def __init__(self, store: LocalStore, shards: list[FactorShard], curvature: FileEntry | None, layout: PartShapes):
         self.store = store
         self.shards = shards
         self._curvature = curvature
         self.layout = layout
 
-    def load(self, shard: FactorShard, modules: Sequence[ModuleEntry], rows: Tensor | None = None) -> dict[str, Parts]:
+    def load(self, shard: FactorShard, modules: Sequence[ModuleEntry], rows: Tensor | None = None) -> Loaded:
         """What is stored of some modules in one shard: all rows, or those in `rows` (ascending, in the shard)."""
         file, layouts = self._checked(shard, modules)
         if rows is None:
@@ -113,7 +119,7 @@ class ShardReader:
 
     def stream(
         self, modules: Sequence[ModuleEntry], tasks: Iterable["ShardTask"]
-    ) -> Iterator[tuple["ShardTask", dict[str, Parts]]]:
+    ) -> Iterator[tuple["ShardTask", Loaded]]:
         """What is stored of some modules, shard by shard.
 
         The next shard is read while the caller works on this one: two are held at most. A task is taken from `tasks`
@@ -135,44 +141,46 @@ class ShardReader:
                 yield task, parts
                 del parts
 
-    def blocks(self, module: ModuleEntry) -> Iterator[Parts]:
-        """What is stored of one module in row order, a shard at a time."""
-        for shard in self.shards:
-            yield self.load(shard, [module])[module.name]
-
-    def eigenpairs(self, module: ModuleEntry) -> tuple[Tensor, Tensor, float, float]:
-        """eigenvectors (D, r), eigenvalues (r,), damping and trace of one module."""
-        file = self._curvature_tensors()
-        names = [f"{module.name}.{part}" for part in ("eigenvectors", "eigenvalues", "damping", "trace")]
-        rank = (file.span(names[1]).shape or (0,))[0]
-        _expect(file.file, names[0], file.span(names[0]), (module.d1 * module.d2, rank), torch.float32)
-        _expect(file.file, names[1], file.span(names[1]), (rank,), torch.float32)
-        for name in names[2:]:
-            _expect(file.file, name, file.span(name), (), torch.float64)
-        eigenvectors, eigenvalues, damping, trace = (file.read(name) for name in names)
-        for name, value in zip(names, (eigenvectors, eigenvalues, damping, trace), strict=True):
-            if not bool(torch.isfinite(value.sum())) or (name != names[0] and bool((value < 0).any())):
-                raise IndexCorruptedError(CURVATURE, f"tensor '{name}' holds numbers that no curvature has")
-        if not damping > 0:
-            raise IndexCorruptedError(CURVATURE, f"the damping of '{module.name}' is {float(damping)}, not positive")
-        return eigenvectors, eigenvalues, float(damping), float(trace)
-
-    def whiteners(self, module: ModuleEntry) -> tuple[Tensor, Tensor]:
-        """in_whitener (d1, d1) and out_whitener (d2, d2) of one module."""
-        file = self._curvature_tensors()
-        sides = []
-        for side, extent in (("in", module.d1), ("out", module.d2)):
-            name = f"{module.name}.{side}_whitener"
-            _expect(file.file, name, file.span(name), (extent, extent), torch.float32)
-            whitener = file.read(name)
-            if not bool(torch.isfinite(whitener.sum())):
-                raise IndexCorruptedError(CURVATURE, f"tensor '{name}' holds numbers that no whitener has")
-            sides.append(whitener)
-        return sides[0], sides[1]
-
-    def _curvature_tensors(self) -> TensorReader:
+    def curvature(self, module: ModuleEntry) -> "ModuleTensors":
+        """What the curvature file holds of one module."""
         assert self._curvature is not None
-        return self.store.tensors(self._curvature)
+        return ModuleTensors(self.store.tensors(self._curvature), module.name)
+
+
+class ModuleTensors:
+    """The tensors that the curvature file holds of one module, each checked as it is read.
+
+    Args:
+        file (`TensorReader`): the curvature file.
+        module (`str`): the module's name.
+    """
+
+    def __init__(self, file: TensorReader, module: str):
+        self._file, self._module = file, module
+
+    def shape(self, part: str) -> tuple[int, ...]:
+        """The shape that the file declares for a tensor. Nothing is allocated."""
+        return self._file.span(f"{self._module}.{part}").shape
+
+    def read(
+        self,
+        part: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        least: float = -math.inf,
+    ) -> Tensor:
+        """A tensor of the expected shape and dtype, finite and nowhere below `least`.
+
+        Raises:
+            [`~lorif_hf.errors.IndexCorruptedError`]: it is not; the shape before anything is allocated.
+        """
+        name = f"{self._module}.{part}"
+        _expect(self._file.file, name, self._file.span(name), shape, dtype)
+        tensor = self._file.read(name)
+        if not bool(torch.isfinite(tensor.sum())) or (least > -math.inf and bool((tensor < least).any())):
+            below = "" if least == -math.inf else f" or numbers below {least:g}"
+            raise IndexCorruptedError(self._file.file, f"tensor '{name}' holds NaN, infinity{below}")
+        return tensor
 
 
 def _rows(file: TensorReader, name: str, rows: Tensor | None) -> Tensor:

@@ -1,0 +1,24 @@
+"""Kinds of task: the loss of one example, what of it is a target, how a query of it is written. One file a kind."""
+
+from .base import Feature, Task, UserObjective, register
+from .causal_lm import CausalLM
+from .custom import Custom
+from .objectives import task_of
+from .sequence_classification import SequenceClassification
+from .text import TextReader
+
+
+for _kind in (CausalLM, SequenceClassification):
+    register(_kind)
+
+__all__ = [
+    "CausalLM",
+    "Custom",
+    "Feature",
+    "SequenceClassification",
+    "Task",
+    "TextReader",
+    "UserObjective",
+    "register",
+    "task_of",
+]

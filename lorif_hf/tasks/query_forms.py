@@ -8,11 +8,9 @@ import torch
 from torch import nn
 
 from ..errors import QueryError
-from ..layers.modules import base_model
-from .objectives import CausalLMObjective, Objective, SequenceClassificationObjective
+from .base import Feature, Task
+from .text import TextReader
 
-
-Feature = dict[str, Any]
 
 _FORMS = (
     "a string, a (prompt, completion) or (text, label) pair, a list of chat messages, a dict with input_ids, a list "
@@ -20,7 +18,7 @@ _FORMS = (
 )
 
 
-def query_features(query: Any, model: nn.Module, objective: Objective, processing_class: Any) -> list[Feature]:
+def query_features(query: Any, model: nn.Module, task: Task, processing_class: Any) -> list[Feature]:
     """One feature per query, as the model takes them.
 
     Args:
@@ -28,13 +26,13 @@ def query_features(query: Any, model: nn.Module, objective: Objective, processin
             messages, measured on the last answer; a (text, label) pair for a classifier; a dict (one feature, or a
             batch of tensors); a list of these; or a `Dataset`.
         model (`nn.Module`): the unwrapped model.
-        objective (`Objective`): decides what is measured.
+        task (`Task`): decides what is measured.
         processing_class: the tokenizer, needed for text.
 
     Raises:
         [`~lorif_hf.errors.QueryError`]: names the query and says what was expected.
     """
-    reader = _QueryReader(model, objective, processing_class)
+    reader = _QueryReader(model, task, processing_class)
     items = [query] if _is_one(query) else _many(query)
     features = [feature for i, item in enumerate(items) for feature in reader.features(item, i)]
     if not features:
@@ -73,16 +71,14 @@ def _many(query: Any) -> Sequence[Any]:
 
 
 class _QueryReader:
-    def __init__(self, model: nn.Module, objective: Objective, processing_class: Any):
-        base = base_model(model)
-        self.config = getattr(base, "config", None)
-        embeddings = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
-        self.vocabulary = getattr(embeddings, "num_embeddings", 0)
-        self.causal = isinstance(objective, CausalLMObjective)
-        self.classifier = isinstance(objective, SequenceClassificationObjective)
-        self.tokenizer = processing_class
+    """Reads queries in every form for one model and task."""
+
+    def __init__(self, model: nn.Module, task: Task, processing_class: Any):
+        self.task = task
+        self.texts = TextReader(model, processing_class)
 
     def features(self, item: Any, number: int) -> list[Feature]:
+        """What the model takes of a query; a batch of tensors gives several."""
         if isinstance(item, Mapping) and "input_ids" in item:
             return self._split(dict(item), number)
         if isinstance(item, Mapping) and {"prompt", "completion"} <= set(item):
@@ -90,43 +86,38 @@ class _QueryReader:
         if isinstance(item, Mapping) and "messages" in item:
             item = item["messages"]
         if isinstance(item, Mapping) and "text" in item:
-            label = item.get("label", item.get("labels")) if self.classifier else None
+            label = item.get("label", item.get("labels")) if self.task.labelled_queries else None
             item = item["text"] if label is None else (item["text"], label)
         if isinstance(item, str):
-            return [self._encode(item, number)]
+            return [{"input_ids": self.texts.tokens(item, number)}]
         if isinstance(item, tuple) and _is_one(item):
             text, target = item
-            if not self.classifier and not isinstance(target, str):
-                raise QueryError(f"Query {number} pairs a text with {target!r}: expected a (prompt, completion) pair.")
-            read = self._labelled if self.classifier else self._completion
-            return [read(text, target, number)]
+            return [self.task.query_pair(self.texts, text, target, number)]
         if isinstance(item, list) and item and all(_is_message(message) for message in item):
             return [self._chat(item, number)]
         raise QueryError(f"Cannot read query {number}, a {type(item).__name__}: expected {_FORMS}.")
 
     def check(self, feature: Feature, number: int) -> None:
+        """Raises [`~lorif_hf.errors.QueryError`] where the model cannot take a query, or nothing of it is measured."""
         ids = feature.get("input_ids")
         if ids is None:
             return
+        config, vocabulary = self.texts.config, self.texts.vocabulary
         ids = torch.as_tensor(ids)
         if ids.numel() == 0:
             raise QueryError(f"Query {number} is empty: it has no token.")
-        limit = getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", None)
+        limit = getattr(self.texts.config, "max_position_embeddings", None) or getattr(
+            self.texts.config, "n_positions", None
+        )
         if limit and len(ids) > limit:
             raise QueryError(f"Query {number} has {len(ids)} tokens, the model takes at most {limit}: shorten it.")
-        unknown = ids[(ids < 0) | (ids >= self.vocabulary)] if self.vocabulary else ids[:0]
+        unknown = ids[(ids < 0) | (ids >= vocabulary)] if vocabulary else ids[:0]
         if len(unknown):
             raise QueryError(
-                f"Query {number} holds token {int(unknown[0])}, the model knows {self.vocabulary}: it was made with "
-                "another tokenizer."
+                f"Query {number} holds token {int(unknown[0])}, the model knows {vocabulary}: it was made with another "
+                "tokenizer."
             )
-        if self.causal:
-            labels = torch.as_tensor(feature.get("labels", ids))
-            if len(ids) < 2 or not bool((labels[1:] != -100).any()):
-                raise QueryError(
-                    f"Query {number} has no token to measure: a causal language model predicts each token from those "
-                    "before it, so at least two tokens are needed, one of them with a label other than -100."
-                )
+        self.task.check_query(feature, number)
 
     def _split(self, batch: Feature, number: int) -> list[Feature]:
         try:
@@ -148,37 +139,13 @@ class _QueryReader:
             for row, keep in zip(rows, kept, strict=True)
         ]
 
-    def _tokens(self, text: str, number: int, **options: Any) -> list[int]:
-        if self.tokenizer is None:
-            raise QueryError(
-                f"Query {number} is text, but the index holds no tokenizer: pass processing_class= or a dict with "
-                "input_ids."
-            )
-        try:
-            return list(self.tokenizer(text, **options)["input_ids"])
-        except Exception as error:  # a tokenizer may come with an index, from anybody
-            raise QueryError(f"The tokenizer fails at query {number} ({type(error).__name__}: {error}).") from error
-
-    def _encode(self, text: str, number: int) -> Feature:
-        return {"input_ids": self._tokens(text, number)}
-
-    def _completion(self, prompt: str, completion: str, number: int) -> Feature:
-        start, whole = self._tokens(prompt, number), self._tokens(prompt + completion, number)
-        if whole[: len(start)] != start:  # the tokenizer merged over the seam, or closes each text with a token
-            end = getattr(self.tokenizer, "eos_token_id", None)
-            start = start[:-1] if start and start[-1] == end else start
-            whole = start + self._tokens(completion, number, add_special_tokens=False)
-        if not start and whole:
-            start = whole[:1]
-        return {"input_ids": whole, "labels": [-100] * len(start) + whole[len(start) :]}
-
     def _chat(self, messages: list[Any], number: int) -> Feature:
         if messages[-1]["role"] != "assistant":
             raise QueryError(
                 f"Query {number} ends with a message of '{messages[-1]['role']}': the last one must be the "
                 "assistant's answer, which is what gets attributed."
             )
-        if getattr(self.tokenizer, "chat_template", None) is None:
+        if getattr(self.texts.tokenizer, "chat_template", None) is None:
             raise QueryError(f"Query {number} is a chat, but the tokenizer has no chat template: pass text instead.")
         whole = self._template(messages)
         start = self._template(messages[:-1], add_generation_prompt=True)
@@ -189,16 +156,5 @@ class _QueryReader:
         return {"input_ids": whole, "labels": [-100] * len(start) + whole[len(start) :]}
 
     def _template(self, messages: list[Any], **options: Any) -> list[int]:
-        encoded = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
+        encoded = self.texts.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
         return list(encoded["input_ids"])
-
-    def _labelled(self, text: str, label: Any, number: int) -> Feature:
-        if isinstance(label, str):
-            known = getattr(self.config, "label2id", None) or {}
-            if label not in known:
-                raise QueryError(f"Query {number} has label '{label}'; the model's labels are {', '.join(known)}.")
-            label = known[label]
-        names = getattr(self.config, "id2label", None) or {}
-        if isinstance(label, int) and len(names) > 1 and label not in names:
-            raise QueryError(f"Query {number} has label {label}; the model's labels are {', '.join(names.values())}.")
-        return {**self._encode(text, number), "labels": label}

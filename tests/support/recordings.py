@@ -22,7 +22,6 @@ from transformers import (
 from lorif_hf.algebra.projection import TwoSidedProjection
 from lorif_hf.layers.modules import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
-from lorif_hf.tasks.objectives import find_objective
 
 
 VOCABULARY = 320
@@ -130,7 +129,7 @@ def draw(modules, factor: int, seed: int = 0) -> dict[str, TwoSidedProjection]:
 def record(model, batch, objective=None, *, modules=None, factor: int = 1, rows=None):
     """One batch through the recorder; a plain function as objective for models that are not transformers'."""
     modules = tracked_modules(model) if modules is None else modules
-    with GradientRecorder(model, modules, draw(modules, factor), find_objective(model, objective)) as recorder:
+    with GradientRecorder(model, modules, draw(modules, factor), LossObjective(task_of(model, objective))) as recorder:
         return recorder.record(batch, rows)
 
 

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from huggingface_hub import CommitInfo
 from torch import Tensor
 
 from ...errors import EvaluationError, IndexCorruptedError
 from ...hub.cards import bank_card
+from ...hub.destination import Destination
 from ...hub.publish import push_files
 from ...hub.store import download
+from ...registry import LAYER_KINDS
 from ...storage.files import write_bytes, write_text
 from ...storage.layout import CARD, inside
 from ..lds import lds_of_predictions
@@ -122,13 +125,14 @@ class RetrainBank:
                 "index a model that make_trainer trains."
             )
         for module in manifest.modules:
-            shape = (module.in_features, module.out_features)
-            wanted = list(shape if module.kind == "conv1d" else shape[::-1])  # transformers' Conv1D keeps it I x O
-            weight = model["parameters"].get(f"{module.name}.weight")
-            if weight != wanted:
+            kind = LAYER_KINDS.get(module.kind, manifest.extensions.get(module.kind))
+            shape = model["parameters"].get(f"{module.name}.{kind.weight}")
+            features = (module.in_features, module.out_features)
+            if shape is None or tuple(kind.as_matrix(torch.empty(shape, device="meta")).shape) != features:
                 raise EvaluationError(
-                    f"The index has a layer '{module.name}' with weights of shape {wanted}, the bank's models have "
-                    f"{weight or 'no such layer'}: index a model that make_trainer trains, with the same adapters."
+                    f"The index has a layer '{module.name}' of {features[0]} inputs and {features[1]} outputs, the "
+                    f"bank's models have weights of shape {shape} there: index a model that make_trainer trains, with "
+                    "the same adapters."
                 )
 
     def to_dataset(self) -> "Dataset":
@@ -209,17 +213,13 @@ class RetrainBank:
             [`~lorif_hf.errors.PublishError`]: found before the first byte leaves.
             [`~lorif_hf.errors.HubError`]: says what to do.
         """
+        message = commit_message or "Upload bank of retrained models with lorif-hf"
+        destination = Destination(repo_id, private, token, revision, create_pr, message, commit_description)
         _, commit = push_files(
             self._files(),
-            repo_id,
+            destination,
             lambda name, existing: bank_card(self.info, self._agreement(), name, existing),
             ours=("data/",),
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-            commit_message=commit_message or "Upload bank of retrained models with lorif-hf",
-            commit_description=commit_description,
         )
         return commit
 

@@ -21,10 +21,10 @@ from ...errors import EvaluationError
 from ...layers.modules import parameter_shapes, unwrap
 from ...progress import progress
 from ...recording.identity import identify
-from ...recording.rows import TrainingRows, code_identity
+from ...recording.rows import TrainingRows, task_code
 from ...storage.files import write_text
 from ...storage.layout import STAGING
-from ...tasks.objectives import Objective, UserObjective, find_objective
+from ...tasks import Task, UserObjective, task_of
 from ..arrays import whole_number
 from .bank import RetrainBank, queries_fingerprint
 from .bank_files import BANK, BANK_VERSION
@@ -69,7 +69,7 @@ def retrain(
     seed: int = 0,
     num_processes: int = 1,
     batch_size: int = 32,
-    objective: UserObjective | None = None,
+    objective: UserObjective | Task | str | None = None,
     processing_class: Any = None,
 ) -> RetrainBank:
     """Train on M random subsets of the data, each with k seeds, and measure every query under each model.
@@ -172,14 +172,14 @@ def _plan(
     queries: Any,
     membership: np.ndarray,
     seeds: list[int],
-    objective: UserObjective | None,
+    objective: UserObjective | Task | str | None,
     processing_class: Any,
 ) -> tuple[dict[str, Any], list[Feature]]:
     """All that the runs depend on, and the queries; from a trainer of the first run that is not trained."""
     trainer = make_trainer(make, dataset, np.flatnonzero(membership[0]), seeds[0])
     model = unwrap(trainer.model)
-    found: Objective = find_objective(model, objective)
-    features = complete_features(queries, model, found, processing_class)
+    task = task_of(model, objective)
+    features = complete_features(queries, model, task, processing_class)
     identity = identify(model, [])
     plan = {
         "format_version": BANK_VERSION,
@@ -188,8 +188,8 @@ def _plan(
         "num_subsets": len(membership),
         "subset_size": int(membership[0].sum()),
         "seeds": seeds,
-        "objective": {"name": found.name, "code": code_identity(found.function)},
-        "dataset": TrainingRows(dataset, model, found, processing_class).source(),
+        "objective": {"name": task.name, "code": task_code(task)},
+        "dataset": TrainingRows(dataset, model, task, processing_class).source(),
         "queries": queries_fingerprint(features),
         "subsets": hashlib.sha256(np.packbits(membership, axis=1).tobytes()).hexdigest(),
         "model": {

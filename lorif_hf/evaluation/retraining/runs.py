@@ -15,8 +15,9 @@ from torch.utils.data import Subset
 from ...errors import EvaluationError
 from ...layers.modules import unwrap
 from ...storage.files import is_intact, write_tensors
+from ...tasks import Task, UserObjective, task_of
+from ...tasks.base import losses_of
 from ...tasks.collation import padding_collator
-from ...tasks.objectives import CausalLMObjective, Objective, UserObjective, find_objective
 from ...tasks.query_forms import query_features
 
 
@@ -47,7 +48,7 @@ class RetrainJob:
     membership: np.ndarray
     seeds: list[int]
     features: list[Feature]
-    objective: UserObjective | None
+    objective: UserObjective | Task | str | None
     processing_class: Any
     batch_size: int
     folder: Path
@@ -108,9 +109,8 @@ class RetrainJob:
             torch.cuda.empty_cache()
 
     def _measured(self, model: nn.Module) -> Tensor:
-        objective = find_objective(model, self.objective)
-        causal = isinstance(objective, CausalLMObjective)
-        collator = padding_collator(model, self.processing_class, make_labels=causal)
+        task = task_of(model, self.objective)
+        collator = padding_collator(model, self.processing_class, task.makes_labels)
         device = next(model.parameters()).device
         model.eval()
         losses = []
@@ -118,7 +118,7 @@ class RetrainJob:
             for start in range(0, len(self.features), self.batch_size):
                 batch = collator(self.features[start : start + self.batch_size])
                 moved = {key: value.to(device) for key, value in batch.items()}
-                losses.append(objective(model, moved).to("cpu", torch.float64))
+                losses.append(losses_of(task, model, moved).to("cpu", torch.float64))
         return torch.cat(losses)
 
 
@@ -147,24 +147,24 @@ def make_trainer(make: MakeTrainer, dataset: Any, rows: np.ndarray, seed: int) -
     return trainer
 
 
-def complete_features(queries: Any, model: nn.Module, objective: Objective, processing_class: Any) -> list[Feature]:
+def complete_features(queries: Any, model: nn.Module, task: Task, processing_class: Any) -> list[Feature]:
     """The queries as tensors that need no tokenizer and no default any more.
 
     Args:
         queries: in any form that `InfluenceIndex.attribute` takes.
         model (`nn.Module`): the unwrapped model.
-        objective (`Objective`): decides what is measured.
+        task (`Task`): decides what is measured.
         processing_class: the tokenizer, needed for text.
 
     Raises:
         [`~lorif_hf.errors.QueryError`]: a query cannot be read.
         [`~lorif_hf.errors.EvaluationError`]: a query has no fixed target, or other entries than the first one.
     """
-    collator = padding_collator(model, processing_class, make_labels=isinstance(objective, CausalLMObjective))
+    collator = padding_collator(model, processing_class, task.makes_labels)
     features: list[Feature] = []
-    for number, feature in enumerate(query_features(queries, model, objective, processing_class)):
+    for number, feature in enumerate(query_features(queries, model, task, processing_class)):
         whole = {key: _canonical(value[0]) for key, value in collator([feature]).items()}
-        if objective.needs_labels and "labels" not in whole:
+        if task.needs_labels and "labels" not in whole:
             raise EvaluationError(
                 f"Query {number} has no label, and each retrained model may predict another: pass (text, label)."
             )

@@ -1,0 +1,21 @@
+"""What a pass over tokens may add up of a layer."""
+
+from abc import ABC, abstractmethod
+from typing import TypeVar
+
+from torch import Tensor
+
+
+S = TypeVar("S", bound="Statistic")
+
+
+class Statistic(ABC):
+    """A sum over the tokens, or the examples, of one layer in the projected space. Starts at zero."""
+
+    @abstractmethod
+    def of(self: S, inputs: Tensor, output_gradients: Tensor) -> S:
+        """That of a batch alone, from its tokens (n, T, d1) and (n, T, d2); leaves the sum as it is."""
+
+    @abstractmethod
+    def add(self: S, other: S) -> None:
+        """Take in another batch."""

@@ -1,0 +1,76 @@
+"""How a build runs: which rows go through the model together, and how much memory a fit may take."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ..checks import whole_bytes, whole_number
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How many rows go through the model at once. Changes the result by rounding only.
+
+    Args:
+        batch_size (`int`): rows, where `max_tokens` is not given.
+        max_tokens (`int`, *optional*): tokens, padding included: rows of like length go together, as many as fit. A
+            row that is longer goes alone.
+        auto (`bool`): halve what did not fit into memory and go on.
+    """
+
+    batch_size: int
+    max_tokens: int | None = None
+    auto: bool = False
+
+    def __post_init__(self) -> None:
+        whole_number(self.batch_size, "batch_size", 1, ConfigError)
+        if self.max_tokens is not None:
+            whole_number(self.max_tokens, "max_tokens_per_batch", 1, ConfigError)
+
+    def groups(self, numbers: Sequence[int], lengths: Callable[[Sequence[int]], Sequence[int]]) -> Iterator[list[int]]:
+        """Row numbers in groups that go through the model together, each once.
+
+        Args:
+            numbers (`Sequence[int]`): the rows.
+            lengths (`Callable`): tokens of each; asked for only where tokens are counted.
+        """
+        if self.max_tokens is None:
+            for start in range(0, len(numbers), self.batch_size):
+                yield list(numbers[start : start + self.batch_size])
+            return
+        # The longest first: what does not fit into memory shows at once.
+        by_length = sorted(zip(lengths(numbers), numbers, strict=True), key=lambda pair: (-pair[0], pair[1]))
+        group: list[int] = []
+        longest = 0
+        for length, number in by_length:
+            if group and (len(group) + 1) * longest > self.max_tokens:
+                yield sorted(group)
+                group = []
+            longest = longest if group else max(1, length)
+            group.append(number)
+        yield sorted(group)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a build runs. Changes the index by rounding at most.
+
+    Args:
+        batching (`Batching`): which rows go through the model together.
+        max_memory (`int` or `None`): bytes that fitting one layer's curvature may take.
+    """
+
+    batching: Batching
+    max_memory: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        batch_size: int,
+        max_tokens_per_batch: int | None = None,
+        auto_find_batch_size: bool = False,
+        max_memory: int | str | None = None,
+    ) -> "BuildOptions":
+        """From the arguments of [`InfluenceIndex.build`], checked."""
+        batching = Batching(batch_size, max_tokens_per_batch, auto_find_batch_size)
+        return cls(batching, whole_bytes(max_memory, "max_memory", ConfigError))

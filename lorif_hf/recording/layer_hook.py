@@ -1,0 +1,120 @@
+"""The hook on one tracked layer: inputs are projected as they pass, output gradients as they come back."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..algebra.projection import TwoSidedProjection, project
+from ..errors import UnsupportedModuleError
+from ..layers import BatchShape
+from ..layers.modules import TrackedModule
+
+
+class InputChangedError(Exception):
+    """An input that was held instead of copied was changed in place after its layer had seen it."""
+
+
+class LayerHook:
+    """A forward hook on a tracked layer.
+
+    Args:
+        tracked (`TrackedModule`): the layer.
+        projection (`TwoSidedProjection`): its projection, on the CPU.
+        complete (`Callable`): told once a gradient came back for every call of the layer.
+
+    Attributes:
+        tokens (`list[tuple[Tensor, Tensor]]`): per call whose gradient came back, projected inputs float32 (B, T, d1)
+            and output gradients (B, T, d2).
+        calls (`int`): calls of the layer in this pass, with a graph.
+        ran_without_graph (`bool`): whether it was called without one. Reentrant checkpoints do: there the layer runs
+            again, with gradients, in the backward pass.
+    """
+
+    def __init__(
+        self, tracked: TrackedModule, projection: TwoSidedProjection, complete: Callable[["LayerHook"], None]
+    ):
+        self.tracked = tracked
+        self.complete = complete
+        self._projection = projection
+        self._placed: tuple[tuple[torch.device, torch.dtype], TwoSidedProjection] | None = None
+        self.inputs_stay: bool | None = None  # whether no input so far was changed in place; `None`: none was seen
+        self.begin(BatchShape(0, None))
+
+    def begin(self, batch: BatchShape) -> None:
+        """Forget the pass before, and be ready for a batch."""
+        self.batch = batch
+        self.tokens: list[tuple[Tensor, Tensor]] = []
+        self.calls = 0
+        self.ran_without_graph = False
+
+    def release(self) -> None:
+        """Let go of everything that was made for the passes."""
+        self.begin(BatchShape(0, None))
+        self._placed = None
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
+        if not torch.is_grad_enabled():
+            self.ran_without_graph = True
+            return None
+        inputs = self.tracked.kind.inputs(module, args, kwargs, self.batch)
+        call = _Call(self, None if inputs is None else inputs.detach(), output.shape)
+        replaced = None
+        if not output.requires_grad:
+            # The graph starts here. A copy, so that the caller may still change its output in place.
+            output = replaced = output.detach().requires_grad_().clone()
+        # Most layers return a view of a matrix product. Changing a view in place takes its own node out of the graph,
+        # and a hook on it with it; the product's node stays.
+        product = output._base
+        whole = product if product is not None and product.numel() == output.numel() else output
+        whole.register_hook(call.receive)
+        return replaced
+
+    def projection(self, inputs: Tensor) -> TwoSidedProjection:
+        """The projection where the inputs are, in their dtype."""
+        key = (inputs.device, inputs.dtype)
+        if self._placed is None or self._placed[0] != key:
+            self._placed = (key, self._projection.to(*key))
+        return self._placed[1]
+
+
+class _Call:
+    """A call of the layer, until its output gradient comes back."""
+
+    def __init__(self, hook: LayerHook, inputs: Tensor | None, shape: torch.Size):
+        self.hook, self.inputs, self.shape = hook, inputs, shape
+        if inputs is None:
+            return
+        self.projection = hook.projection(inputs)
+        self.projected = project(inputs, self.projection.in_signs)
+        # Without a projection it is the caller's own tensor, which may be changed in place. (Not noticed: what is
+        # written through `.data`.)
+        shared = self.projected.data_ptr() == inputs.data_ptr()
+        self.version = None if inputs.is_inference() else inputs._version
+        self.held = shared and hook.inputs_stay is True
+        if shared and not self.held:
+            self.projected = self.projected.clone()
+        hook.calls += 1
+
+    def receive(self, gradient: Tensor) -> None:
+        """Take in the gradient with regard to the layer's output."""
+        # DoRA also calls its matrices on an identity; that is no example, and no gradient comes back from it.
+        hook = self.hook
+        per_example = hook.tracked.kind.output_gradients(hook.tracked.module, gradient.reshape(self.shape), hook.batch)
+        if self.inputs is None or per_example is None:
+            raise UnsupportedModuleError(
+                f"Module '{hook.tracked.name}' saw {self.shape[0]} rows in a batch of {hook.batch.examples} examples, "
+                "so its gradient cannot be told apart by example (a mixture of experts, for instance). Leave it out "
+                "with exclude_modules."
+            )
+        stayed = self.version is not None and self.inputs._version == self.version
+        hook.inputs_stay = stayed and hook.inputs_stay is not False
+        if self.held and not stayed:
+            raise InputChangedError
+        hook.tokens.append((self.projected, project(per_example.to(self.inputs.dtype), self.projection.out_signs)))
+        # Where checkpoints run a layer again one by one, the last gradient is not known before the end.
+        if len(hook.tokens) == hook.calls and not hook.ran_without_graph:
+            hook.complete(hook)

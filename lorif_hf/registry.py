@@ -1,0 +1,81 @@
+"""Kinds by name: of layers, tasks, curvatures and codecs. An index names its kinds, and its readers look them up.
+
+The kinds that come with the library register themselves when their folder is imported, which importing `lorif_hf`
+does. Others are registered by the module that defines them.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
+
+from .errors import UnknownKindError
+
+
+K = TypeVar("K")
+
+
+class Registry(Generic[K]):
+    """The kinds of one sort, by name.
+
+    Args:
+        what (`str`): what errors call a kind.
+        folder (`str`): the package whose `register` takes new kinds.
+    """
+
+    def __init__(self, what: str, folder: str):
+        self.what, self.folder = what, folder
+        self._kinds: dict[str, K] = {}
+
+    def register(self, kind: K) -> K:
+        """Take in a kind under its `name`. The same class may come again (a notebook's cell runs twice).
+
+        Raises:
+            `ValueError`: it has no name, or another kind has it.
+        """
+        name = getattr(kind, "name", None)
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{kind!r} needs a class attribute `name`, a string by which an index finds it again.")
+        known = self._kinds.get(name)
+        if known is not None and _origin(known) != _origin(kind):
+            raise ValueError(f"The {self.what} {name!r} is there already, {_origin(known)}: choose another name.")
+        self._kinds[name] = kind
+        return kind
+
+    def get(self, name: str, hint: str | None = None) -> K:
+        """The kind of a name.
+
+        Args:
+            name (`str`): as in the config or the manifest.
+            hint (`str`, *optional*): the module that registered it where the index was made.
+
+        Raises:
+            [`~lorif_hf.errors.UnknownKindError`]: says which are known, and what to import.
+        """
+        if not isinstance(name, str) or name not in self._kinds:
+            raise UnknownKindError(self.what, name, list(self._kinds), self.folder, hint)
+        return self._kinds[name]
+
+    def __iter__(self) -> Iterator[K]:
+        """The kinds, the last registered first: a user's own goes before the library's."""
+        return reversed(list(self._kinds.values()))
+
+
+def _class(kind: Any) -> type:
+    """The class of a kind; curvatures and codecs are registered as classes, layers and tasks as instances."""
+    return kind if isinstance(kind, type) else type(kind)
+
+
+def _origin(kind: Any) -> str:
+    """Where a kind's class is defined: "package.module.Class"."""
+    return f"{_class(kind).__module__}.{_class(kind).__qualname__}"
+
+
+def outside_module(kind: Any) -> str | None:
+    """The module that defines a kind, where it is none of this library's."""
+    module = _class(kind).__module__
+    return None if module.partition(".")[0] == "lorif_hf" else module
+
+
+LAYER_KINDS: Registry[Any] = Registry("kind of layer", "lorif_hf.layers")
+TASKS: Registry[Any] = Registry("task", "lorif_hf.tasks")
+CURVATURES: Registry[Any] = Registry("curvature", "lorif_hf.curvature")
+CODECS: Registry[Any] = Registry("codec", "lorif_hf.codecs")
