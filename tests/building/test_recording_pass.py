@@ -13,7 +13,8 @@ from lorif_hf.errors import ConfigError, DatasetError, RecordingError
 from lorif_hf.layers.modules import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
 from lorif_hf.recording.rows import TrainingRows
-from lorif_hf.tasks.objectives import find_objective
+from lorif_hf.tasks import task_of
+from lorif_hf.tasks.objectives import LossObjective
 
 
 CONFIG = plain_config(projection_factor=2, dtype="float32", shard_size=8)
@@ -28,7 +29,7 @@ def factors(index):
     return [
         part
         for shard in index.manifest.shards
-        for parts in index._reader.load(shard, index.manifest.modules).values()
+        for parts in index._queried.reader.load(shard, index.manifest.modules).values()
         for part in parts.values()
     ]
 
@@ -71,9 +72,9 @@ def test_row_order_is_restored(tmp_path):
 def test_a_budget_bounds_the_tokens_of_every_forward_pass(tmp_path, monkeypatch):
     record, seen = GradientRecorder.record, []
 
-    def watched(self, batch, rows=None):
+    def watched(self, batch, rows=None, counted=None):
         seen.append(batch["input_ids"].numel())
-        return record(self, batch, rows)
+        return record(self, batch, rows, counted)
 
     monkeypatch.setattr(GradientRecorder, "record", watched)
     InfluenceIndex.build(make_gpt2(), make_rows(20), tmp_path / "index", config=CONFIG, max_tokens_per_batch=40)
@@ -84,11 +85,11 @@ def small_machine(monkeypatch, most):
     """A machine on which only so many rows fit; gives the sizes that were tried."""
     record, tried = GradientRecorder.record, []
 
-    def limited(self, batch, rows=None):
+    def limited(self, batch, rows=None, counted=None):
         tried.append(len(rows))
         if len(rows) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return record(self, batch, rows)
+        return record(self, batch, rows, counted)
 
     monkeypatch.setattr(GradientRecorder, "record", limited)
     return tried
@@ -115,13 +116,13 @@ def test_memory_that_ends_halfway_through_a_backward_pass_counts_no_token_twice(
     expected = moments_of(model, rows, Batching(5))
     of, calls = SecondMoments.of, []
 
-    def limited(inputs, output_gradients):
+    def limited(cls, inputs, output_gradients):
         calls.append(len(inputs))
         if len(inputs) > 3 and calls.count(len(inputs)) > where:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return of(inputs, output_gradients)
 
-    monkeypatch.setattr(SecondMoments, "of", limited)
+    monkeypatch.setattr(SecondMoments, "of", classmethod(limited))
     found = moments_of(model, rows, Batching(10, auto=True))
     assert calls.count(10) == where + 1 and 5 in calls and 3 in calls
     for name, one in expected.items():
@@ -134,10 +135,10 @@ def moments_of(model, rows, batching):
     modules = tracked_modules(model)
     moments = {one.name: SecondMoments.zeros(one.in_features, one.out_features) for one in modules}
     whole = {one.name: TwoSidedProjection(None, None) for one in modules}
-    training = TrainingRows(rows, model, find_objective(model))
-    with GradientRecorder(model, modules, whole, find_objective(model), moments) as recorder:
+    training = TrainingRows(rows, model, task_of(model))
+    with GradientRecorder(model, modules, whole, LossObjective(task_of(model)), moments) as recorder:
         for _ in RecordingPass(training, batching).run(recorder, range(len(rows))):
-            assert not recorder.counted
+            pass
     return moments
 
 

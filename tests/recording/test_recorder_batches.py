@@ -7,8 +7,9 @@ from torch import nn
 from lorif_hf.errors import UnsupportedModuleError
 from lorif_hf.layers.modules import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
+from lorif_hf.tasks import task_of
 from lorif_hf.tasks.collation import PaddingCollator
-from lorif_hf.tasks.objectives import find_objective
+from lorif_hf.tasks.objectives import LossObjective
 
 
 CASES = [("gpt2", "right"), ("llama", "right"), ("llama", "left"), ("bert-classifier", "right")]
@@ -130,7 +131,7 @@ def test_one_recorder_for_many_batches(build, token_batch, draw, record, assert_
     model = build("llama")
     batches = [token_batch([5, 3], seed=1), token_batch([4], seed=2), token_batch([5, 3], seed=1)]
     modules = tracked_modules(model)
-    recorder = GradientRecorder(model, modules, draw(modules, 2), find_objective(model))
+    recorder = GradientRecorder(model, modules, draw(modules, 2), LossObjective(task_of(model)))
     for _ in range(2):  # a recorder may be entered again
         with recorder:
             for batch in batches:

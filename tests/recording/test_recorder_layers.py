@@ -10,7 +10,8 @@ from transformers.pytorch_utils import Conv1D
 from lorif_hf.algebra.whitening import SecondMoments
 from lorif_hf.layers.modules import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
-from lorif_hf.tasks.objectives import Objective
+from lorif_hf.tasks import Custom
+from lorif_hf.tasks.objectives import LossObjective
 
 
 LAYERS = {
@@ -53,7 +54,7 @@ def _per_sample(model, x, loss=_loss):
     gradients = vmap(grad(one), in_dims=(None, 0))(parameters, x)
     weights = {t.name: gradients[f"{t.name}.weight"] for t in tracked_modules(model)}
     return {
-        t.name: weights[t.name].transpose(1, 2) if t.kind == "linear" else weights[t.name]
+        t.name: weights[t.name].transpose(1, 2) if t.kind.name == "linear" else weights[t.name]
         for t in tracked_modules(model)
     }
 
@@ -137,7 +138,7 @@ def test_inputs_modified_in_place_in_some_batches(draw, with_moments):
         for order in (orders, [False] * len(orders)):
             moments = {t.name: SecondMoments.zeros(t.in_features, t.out_features) for t in modules}
             with GradientRecorder(
-                model, modules, draw(modules, 1), Objective(_loss), moments if with_moments else None
+                model, modules, draw(modules, 1), LossObjective(Custom(_loss)), moments if with_moments else None
             ) as recorder:
                 for model.editing in order:
                     found.append(recorder.record({"x": x}).gradients)

@@ -7,7 +7,8 @@ from lorif_hf.algebra.projection import rademacher
 from lorif_hf.algebra.whitening import SecondMoments
 from lorif_hf.layers.modules import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
-from lorif_hf.tasks.objectives import find_objective
+from lorif_hf.tasks import task_of
+from lorif_hf.tasks.objectives import LossObjective
 
 
 def recorded(model, batches, draw, factor):
@@ -16,7 +17,7 @@ def recorded(model, batches, draw, factor):
     for t in modules:
         d1, d2 = max(1, t.in_features // factor), max(1, t.out_features // factor)
         moments[t.name] = SecondMoments.zeros(d1, d2)
-    recorder = GradientRecorder(model, modules, draw(modules, factor), find_objective(model), moments)
+    recorder = GradientRecorder(model, modules, draw(modules, factor), LossObjective(task_of(model)), moments)
     with recorder:
         recordings = [recorder.record(batch) for batch in batches]
     return moments, recordings

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from lorif_hf.algebra.projection import TwoSidedProjection
 from lorif_hf.layers.modules import base_model, tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
-from lorif_hf.tasks.objectives import find_objective
+from lorif_hf.tasks import CausalLM, task_of
+from lorif_hf.tasks.objectives import LossObjective
 
 
 class Interrupted(Exception):
@@ -87,7 +89,7 @@ def test_inside_the_pass(build, token_batch, draw):
     model = build("llama").train()
     base_model(model).config.use_cache = True
     modules = tracked_modules(model)
-    with GradientRecorder(model, modules, draw(modules, 1), find_objective(model)):
+    with GradientRecorder(model, modules, draw(modules, 1), LossObjective(task_of(model))):
         assert not any(p.requires_grad for p in model.parameters())
         assert not any(m.training for m in model.modules())
         assert model.config.use_cache is False
@@ -118,7 +120,8 @@ def test_an_error_on_the_way_in_restores_too(build, draw):
             def register_forward_hook(*_, **__):
                 raise Interrupted
 
-    recorder = GradientRecorder(model, [*modules, NoHooks()], draw(modules, 1), find_objective(model))
+    projections = {**draw(modules, 1), "broken": TwoSidedProjection(None, None)}
+    recorder = GradientRecorder(model, [*modules, NoHooks()], projections, LossObjective(task_of(model)))
     with pytest.raises(Interrupted):
         recorder.__enter__()
     assert _snapshot(model) == before
@@ -127,10 +130,9 @@ def test_an_error_on_the_way_in_restores_too(build, draw):
 def test_a_failed_batch_leaves_nothing_to_the_next(build, token_batch, draw, record, assert_same_gradients):
     model, batch = build("llama"), token_batch([4, 3])
     modules, failing = tracked_modules(model), [True]
-    objective = find_objective(model)
 
     def sometimes(model, batch):
-        losses = objective.loss(model, batch)
+        losses = CausalLM().losses(model, batch)
         if failing.pop():
             (losses.sum() * 3).backward(retain_graph=True)
             raise Interrupted
@@ -138,7 +140,7 @@ def test_a_failed_batch_leaves_nothing_to_the_next(build, token_batch, draw, rec
         return losses
 
     expected = record(model, batch).gradients
-    with GradientRecorder(model, modules, draw(modules, 1), find_objective(model, sometimes)) as recorder:
+    with GradientRecorder(model, modules, draw(modules, 1), LossObjective(task_of(model, sometimes))) as recorder:
         with pytest.raises(Interrupted):
             recorder.record(batch)
         failing.append(False)

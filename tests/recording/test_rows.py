@@ -10,14 +10,14 @@ from lorif_hf import InfluenceIndex
 from lorif_hf.errors import BuildFolderError, DatasetError
 from lorif_hf.recording.rows import TrainingRows
 from lorif_hf.storage.files import TensorFile
-from lorif_hf.tasks.objectives import CausalLMObjective
+from lorif_hf.tasks import CausalLM
 
 
 CONFIG = plain_config(projection_factor=2, shard_size=6)
 
 
 def training_rows(dataset, **options):
-    return TrainingRows(dataset, make_gpt2(), CausalLMObjective(), **options)
+    return TrainingRows(dataset, make_gpt2(), CausalLM(), **options)
 
 
 def completion_only(features):
@@ -65,7 +65,7 @@ def test_a_collator_that_packs_rows_is_refused_and_says_which(gpt2, tmp_path):
 
 
 def one(model, batch):
-    return CausalLMObjective().loss(model, batch | {"labels": batch["input_ids"]})
+    return CausalLM().losses(model, batch | {"labels": batch["input_ids"]})
 
 
 def twice(model, batch):
@@ -89,12 +89,12 @@ def test_another_row_objective_or_collator_is_another_build(gpt2, tmp_path, chan
 
 
 def test_a_shard_that_was_damaged_is_recorded_again(gpt2, tmp_path, monkeypatch):
-    from lorif_hf.algebra import curvature
+    from lorif_hf.curvature import low_rank
 
     rows = make_rows(20)
     whole = InfluenceIndex.build(gpt2, rows, tmp_path / "whole", config=CONFIG)
     with monkeypatch.context() as patch:
-        patch.setattr(curvature, "fit", None)
+        patch.setattr(low_rank, "fit", None)
         with pytest.raises(TypeError):
             InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=CONFIG)
     path = tmp_path / "index" / whole.manifest.shards[1].file
@@ -124,7 +124,7 @@ def test_rows_have_one_fingerprint_however_they_are_shown_or_collated(tokenizer)
     known = training_rows(rows).source()["fingerprint"]
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
     same = [
-        training_rows(rows.remove_columns(["text", "name"]), data_collator=collator, examples=rows, example_id="name"),
+        training_rows(rows.remove_columns(["text", "example_id"]), data_collator=collator, examples=rows),
         training_rows([{"input_ids": row} for row in rows["input_ids"]], store_text=False),
     ]
     assert {one.source()["fingerprint"] for one in same} == {known}

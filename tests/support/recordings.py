@@ -22,6 +22,8 @@ from transformers import (
 from lorif_hf.algebra.projection import TwoSidedProjection
 from lorif_hf.layers.modules import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
+from lorif_hf.tasks import task_of
+from lorif_hf.tasks.objectives import LossObjective, Objective
 
 
 VOCABULARY = 320
@@ -129,7 +131,8 @@ def draw(modules, factor: int, seed: int = 0) -> dict[str, TwoSidedProjection]:
 def record(model, batch, objective=None, *, modules=None, factor: int = 1, rows=None):
     """One batch through the recorder; a plain function as objective for models that are not transformers'."""
     modules = tracked_modules(model) if modules is None else modules
-    with GradientRecorder(model, modules, draw(modules, factor), LossObjective(task_of(model, objective))) as recorder:
+    objective = objective if isinstance(objective, Objective) else LossObjective(task_of(model, objective))
+    with GradientRecorder(model, modules, draw(modules, factor), objective) as recorder:
         return recorder.record(batch, rows)
 
 
@@ -151,7 +154,7 @@ def reference(model, batch, loss=own_loss, modules=None) -> dict[str, Tensor]:
         loss(trained, {key: value[i : i + 1] for key, value in batch.items()}).sum().backward()
         for t in modules:
             gradient = copies[names[id(t.module)]].weight.grad
-            gradients[t.name].append(gradient.T.clone() if t.kind == "linear" else gradient.clone())
+            gradients[t.name].append(gradient.T.clone() if t.kind.name == "linear" else gradient.clone())
     return {name: torch.stack(rows) for name, rows in gradients.items()}
 
 

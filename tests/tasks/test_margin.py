@@ -7,7 +7,8 @@ import torch
 
 from lorif_hf.errors import ObjectiveError
 from lorif_hf.layers.modules import tracked_modules
-from lorif_hf.tasks.objectives import MarginObjective, Objective, find_objective
+from lorif_hf.tasks import Custom, task_of
+from lorif_hf.tasks.objectives import LossObjective, MarginObjective
 
 
 def margin(scores, right):
@@ -35,13 +36,12 @@ def test_margins_of_a_language_model_are_summed_over_tokens(build, token_batch, 
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     logits = model(**inputs).logits.detach().double()[:, :-1]
     losses, weights = expected_of(logits, batch["labels"][:, 1:])
-    objective = MarginObjective(find_objective(model))
-    found = objective(model, batch)
-    assert found.requires_grad and objective.name == "causal-lm" and objective.needs_labels
-    torch.testing.assert_close(found.double(), losses, rtol=1e-4, atol=1e-4)
-    assert objective.weights.dtype == torch.float32 and not objective.weights.requires_grad
-    torch.testing.assert_close(objective.weights.double(), weights, rtol=1e-4, atol=1e-6)
-    assert torch.equal(objective.targets(batch), find_objective(model).targets(batch))
+    objective = MarginObjective(task_of(model))
+    values = objective(model, batch)
+    assert values.losses.requires_grad and objective.task.name == "causal-lm"
+    torch.testing.assert_close(values.losses.double(), losses, rtol=1e-4, atol=1e-4)
+    assert values.weights.dtype == torch.float32 and not values.weights.requires_grad
+    torch.testing.assert_close(values.weights.double(), weights, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("column", [False, True])
@@ -52,28 +52,31 @@ def test_margins_of_a_classifier(build, token_batch, kind, column):
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     logits = model(**inputs).logits.detach().double().unsqueeze(1)
     losses, weights = expected_of(logits, torch.tensor([[2], [0], [1]]))
-    objective = MarginObjective(find_objective(model))
-    torch.testing.assert_close(objective(model, batch).double(), losses, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(objective.weights.double(), weights, rtol=1e-4, atol=1e-6)
+    objective = MarginObjective(task_of(model))
+    values = objective(model, batch)
+    torch.testing.assert_close(values.losses.double(), losses, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(values.weights.double(), weights, rtol=1e-4, atol=1e-6)
 
 
 def test_a_row_without_a_target_has_no_margin_and_no_weight(build, token_batch):
     model, batch = build("llama").eval(), token_batch([4, 4])
     batch["labels"][1] = -100
-    objective = MarginObjective(find_objective(model))
-    losses = objective(model, batch)
-    assert losses[0] != 0 and losses[1] == 0 and objective.weights.tolist()[1] == 0
+    objective = MarginObjective(task_of(model))
+    values = objective(model, batch)
+    assert values.losses[0] != 0 and values.losses[1] == 0 and values.weights.tolist()[1] == 0
     model, batch = build("bert-classifier").eval(), token_batch([4, 4], labels=[-100, 1])
-    objective = MarginObjective(find_objective(model))
-    assert objective(model, batch)[0] == 0 and objective.weights[0] == 0 < objective.weights[1]
+    objective = MarginObjective(task_of(model))
+    values = objective(model, batch)
+    assert values.losses[0] == 0 and values.weights[0] == 0 < values.weights[1]
 
 
 def test_the_prediction_stands_in_for_absent_labels(build, token_batch):
     model, batch = build("bert-classifier").eval(), token_batch([5, 3, 4], labels=[0, 0, 0])
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     predicted = model(**inputs).logits.argmax(-1)
-    objective = MarginObjective(find_objective(model))
-    assert torch.equal(objective(model, inputs), objective(model, {**inputs, "labels": predicted}))
+    objective = MarginObjective(task_of(model))
+    expected = objective(model, {**inputs, "labels": predicted})
+    assert torch.equal(objective(model, inputs).losses, expected.losses)
 
 
 @pytest.mark.parametrize("scale", [50.0, 1e4])
@@ -82,7 +85,7 @@ def test_a_sure_model_has_finite_margins_and_gradients(build, token_batch, recor
     model, batch = build("bert-classifier").eval(), token_batch([5, 3], labels=[0, 1])
     with torch.no_grad():
         model.classifier.weight *= scale
-    recording = record(model, batch, MarginObjective(find_objective(model)))
+    recording = record(model, batch, MarginObjective(task_of(model)))
     assert bool(recording.losses.isfinite().all()) and float(recording.losses.abs().max()) > 17
     assert all(bool(gradient.isfinite().all()) for gradient in recording.gradients.values())
     assert bool(((recording.weights >= 0) & (recording.weights <= 1)).all())
@@ -91,20 +94,20 @@ def test_a_sure_model_has_finite_margins_and_gradients(build, token_batch, recor
 def test_the_loss_is_the_softplus_of_minus_the_margin(build, token_batch):
     """-log p = log(1 + exp(-f)): its derivative by f is p - 1, which is where the weight comes from."""
     model, batch = build("bert-classifier").eval(), token_batch([5, 3, 4], labels=[2, 0, 1])
-    objective = find_objective(model)
-    margins = -MarginObjective(objective)(model, batch)
-    torch.testing.assert_close(objective(model, batch), torch.nn.functional.softplus(-margins), rtol=1e-5, atol=1e-6)
+    margins = -MarginObjective(task_of(model))(model, batch).losses
+    losses = LossObjective(task_of(model))(model, batch).losses
+    torch.testing.assert_close(losses, torch.nn.functional.softplus(-margins), rtol=1e-5, atol=1e-6)
 
 
 def test_a_recording_carries_the_weights_of_its_own_batch(build, token_batch, record):
     model, batch = build("llama"), token_batch([6, 4])
-    recording = record(model, batch, MarginObjective(find_objective(model)))
+    recording = record(model, batch, MarginObjective(task_of(model)))
     assert list(recording.gradients) == [tracked.name for tracked in tracked_modules(model)]
     alone = [
         record(
             model,
             {key: value[i : i + 1] for key, value in batch.items()},
-            MarginObjective(find_objective(model)),
+            MarginObjective(task_of(model)),
         ).weights
         for i in range(2)
     ]
@@ -124,10 +127,10 @@ MARGINLESS = {
 def test_numbers_have_no_margin(build, token_batch, options, labels):
     model, batch = build("bert-classifier", **options).eval(), token_batch([4, 3], labels=labels)
     with pytest.raises(ObjectiveError, match=r"'sequence-classification' has no margin: .* Use output='loss'\."):
-        MarginObjective(find_objective(model))(model, batch)
+        MarginObjective(task_of(model))(model, batch)
 
 
 def test_a_users_own_objective_has_no_margin(build, token_batch):
-    objective = MarginObjective(Objective(lambda model, batch: torch.zeros(1)))
+    objective = MarginObjective(Custom(lambda model, batch: torch.zeros(1)))
     with pytest.raises(ObjectiveError, match=r"Objective 'custom' has no margin: output='margin' is for causal"):
         objective(build("llama"), token_batch([3]))

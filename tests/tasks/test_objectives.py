@@ -8,15 +8,8 @@ from torch import nn
 from transformers import BertConfig, BertForTokenClassification, BertModel
 
 from lorif_hf.errors import ObjectiveError
-from lorif_hf.tasks.objectives import (
-    CausalLMObjective,
-    Objective,
-    SequenceClassificationObjective,
-    auto_class,
-    batch_size,
-    find_objective,
-    forward_inputs,
-)
+from lorif_hf.tasks import CausalLM, Custom, SequenceClassification, task_of
+from lorif_hf.tasks.base import auto_class, batch_size, forward_inputs, losses_of
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -37,16 +30,16 @@ def test_causal_lm_by_a_loop(build, token_batch, kind, side):
                 count += 1
         expected.append(total)
         counts.append(count)
-    objective = find_objective(model)
-    losses = objective(model, batch)
+    task = task_of(model)
+    losses = losses_of(task, model, batch)
     assert losses.shape == (3,) and losses.requires_grad
     torch.testing.assert_close(losses.double(), torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=0)
-    assert objective.targets(batch).tolist() == counts
+    assert task.targets(batch).tolist() == counts
 
 
 def test_causal_lm_is_the_models_own_loss_times_its_labels(build, token_batch):
     model, batch = build("llama").eval(), token_batch([6, 4])
-    losses = find_objective(model)(model, batch)
+    losses = losses_of(task_of(model), model, batch)
     for i in range(2):
         row = {key: value[i : i + 1] for key, value in batch.items()}
         count = (row["labels"][:, 1:] != -100).sum()
@@ -55,7 +48,7 @@ def test_causal_lm_is_the_models_own_loss_times_its_labels(build, token_batch):
 
 def test_causal_lm_in_bfloat16_sums_in_float32(build, token_batch):
     model = build("llama").eval().bfloat16()
-    assert find_objective(model)(model, token_batch([6, 4])).dtype == torch.float32
+    assert losses_of(task_of(model), model, token_batch([6, 4])).dtype == torch.float32
 
 
 _PROBLEMS = {
@@ -78,9 +71,9 @@ _PROBLEMS = {
 def test_classifiers_by_the_models_own_loss(build, token_batch, kind, problem):
     options, labels = _PROBLEMS[problem]
     model, batch = build(kind, **options).eval(), token_batch([5, 3, 4], labels=labels)
-    objective = find_objective(model)
-    losses = objective(model, batch)
-    assert objective.targets(batch).tolist() == [1, 1, 1]
+    task = task_of(model)
+    losses = losses_of(task, model, batch)
+    assert task.targets(batch).tolist() == [1, 1, 1]
     for i in range(3):
         row = {key: value[i : i + 1] for key, value in batch.items()}
         model.config.problem_type = options.get("problem_type")  # the model's own loss sets it
@@ -89,17 +82,17 @@ def test_classifiers_by_the_models_own_loss(build, token_batch, kind, problem):
 
 def test_integer_targets_of_a_regression(build, token_batch):
     model = build("bert-classifier", num_labels=1).eval()
-    losses = find_objective(model)(model, token_batch([4, 4], labels=[1, 2]))
-    expected = find_objective(model)(model, token_batch([4, 4], labels=[1.0, 2.0]))
+    losses = losses_of(task_of(model), model, token_batch([4, 4], labels=[1, 2]))
+    expected = losses_of(task_of(model), model, token_batch([4, 4], labels=[1.0, 2.0]))
     assert torch.equal(losses, expected)
 
 
 def test_a_label_of_minus_100_counts_for_nothing(build, token_batch):
     model = build("bert-classifier").eval()
     batch = token_batch([4, 4], labels=[-100, 1])
-    objective = find_objective(model)
-    losses = objective(model, batch)
-    assert losses[0] == 0 and losses[1] > 0 and objective.targets(batch).tolist() == [0, 1]
+    task = task_of(model)
+    losses = losses_of(task, model, batch)
+    assert losses[0] == 0 and losses[1] > 0 and task.targets(batch).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("problem_type", [None, "single_label_classification"])
@@ -108,11 +101,11 @@ def test_the_prediction_stands_in_for_absent_labels(build, token_batch, problem_
     batch = token_batch([5, 3, 4], labels=[0, 0, 0])
     predicted = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.argmax(-1)
     assert predicted.any()
-    objective = find_objective(model)
-    expected = objective(model, {**batch, "labels": predicted})
+    task = task_of(model)
+    expected = losses_of(task, model, {**batch, "labels": predicted})
     del batch["labels"]
-    assert torch.equal(objective(model, batch), expected)
-    assert objective.targets(batch).tolist() == [1, 1, 1]
+    assert torch.equal(losses_of(task, model, batch), expected)
+    assert task.targets(batch).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -128,25 +121,25 @@ def test_no_prediction_stands_in_for_numbers(build, token_batch, options):
     del batch["labels"]
     name = options.get("problem_type", "regression")
     with pytest.raises(ObjectiveError, match=rf"A {name} query needs its target: pass \(text, label\)"):
-        find_objective(model)(model, batch)
+        losses_of(task_of(model), model, batch)
 
 
 @pytest.mark.parametrize(
     ("kind", "lora", "cls", "name", "auto"),
     [
-        ("gpt2", None, CausalLMObjective, "causal-lm", "AutoModelForCausalLM"),
-        ("llama", {}, CausalLMObjective, "causal-lm", "AutoModelForCausalLM"),
+        ("gpt2", None, CausalLM, "causal-lm", "AutoModelForCausalLM"),
+        ("llama", {}, CausalLM, "causal-lm", "AutoModelForCausalLM"),
         (
             "bert-classifier",
             None,
-            SequenceClassificationObjective,
+            SequenceClassification,
             "sequence-classification",
             "AutoModelForSequenceClassification",
         ),
         (
             "llama-classifier",
             {},
-            SequenceClassificationObjective,
+            SequenceClassification,
             "sequence-classification",
             "AutoModelForSequenceClassification",
         ),
@@ -154,8 +147,8 @@ def test_no_prediction_stands_in_for_numbers(build, token_batch, options):
 )
 def test_the_task_is_found(build, kind, lora, cls, name, auto):
     model = build(kind, lora=lora)
-    found = find_objective(model)
-    assert type(found) is cls and found.name == name and found.needs_labels
+    task = task_of(model)
+    assert type(task) is cls and task.name == name and task.needs_labels
     assert auto_class(model) == auto
 
 
@@ -170,7 +163,7 @@ def test_the_task_is_found(build, kind, lora, cls, name, auto):
 def test_a_model_of_no_known_task(model):
     model = model(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
     with pytest.raises(ObjectiveError, match=rf"known for {type(model).__name__}: .* Pass objective=, a function"):
-        find_objective(model)
+        task_of(model)
     assert auto_class(model) is None
 
 
@@ -182,11 +175,11 @@ def test_a_users_own_objective(build, token_batch):
         seen.append((model, batch))
         return torch.arange(2.0)
 
-    objective = find_objective(model, mine)
-    assert type(objective) is Objective and objective.name == "custom" and not objective.needs_labels
-    assert objective(model, batch).tolist() == [0.0, 1.0]
-    assert seen == [(model, batch)] and objective.targets(batch) is None
-    assert find_objective(model, objective) is objective
+    task = task_of(model, mine)
+    assert type(task) is Custom and task.name == "custom" and not task.needs_labels
+    assert losses_of(task, model, batch).tolist() == [0.0, 1.0]
+    assert seen == [(model, batch)] and task.targets(batch) is None
+    assert task_of(model, task) is task and task_of(model, "causal-lm").name == "causal-lm"
 
 
 def test_forward_inputs(build, token_batch):

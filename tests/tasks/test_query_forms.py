@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lorif_hf.tasks.objectives import find_objective
+from lorif_hf.tasks import task_of
 from lorif_hf.tasks.query_forms import query_features, query_text
 
 
@@ -19,7 +19,7 @@ def classifier(build):
 
 
 def _read(query, model, tokenizer):
-    features = query_features(query, model, find_objective(model), tokenizer)
+    features = query_features(query, model, task_of(model), tokenizer)
     return [{key: torch.as_tensor(value).tolist() for key, value in feature.items()} for feature in features]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorif_hf.errors import QueryError
-from lorif_hf.tasks.objectives import find_objective
+from lorif_hf.tasks import task_of
 from lorif_hf.tasks.query_forms import query_features
 
 
@@ -23,7 +23,7 @@ def classifier(build):
 
 def _fails(query, model, tokenizer):
     with pytest.raises(QueryError) as caught:
-        query_features(query, model, find_objective(model), tokenizer)
+        query_features(query, model, task_of(model), tokenizer)
     return str(caught.value)
 
 
@@ -80,14 +80,14 @@ def test_a_token_out_of_the_vocabulary(causal, classifier, tokenizer, token, sho
 
 
 def test_the_last_token_of_the_vocabulary_is_in_it(causal, tokenizer):
-    assert query_features({"input_ids": [319, 319]}, causal, find_objective(causal), tokenizer)
+    assert query_features({"input_ids": [319, 319]}, causal, task_of(causal), tokenizer)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert-classifier"])
 def test_too_long(build, tokenizer, kind):
     model = build(kind)
-    objective = find_objective(model)
-    assert query_features({"input_ids": [5] * 48}, model, objective, tokenizer)
+    task = task_of(model)
+    assert query_features({"input_ids": [5] * 48}, model, task, tokenizer)
     message = _everywhere({"input_ids": [5] * 49}, model, tokenizer)
     assert "has 49 tokens, the model takes at most 48: shorten it" in message
 
