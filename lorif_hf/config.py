@@ -48,10 +48,6 @@ class InfluenceConfig:
         curvature_rank (`int` or `None`, *optional*, defaults to 512):
             r, the number of Hessian eigenpairs kept per layer; capped at min(N, d1 d2) where that is smaller. `None`
             keeps all: the exact inverse.
-        curvature_passes (`int`, *optional*, defaults to 1):
-            Passes over the shards that the eigenpairs of a layer may take where neither d1 d2 nor N is small enough
-            for them to be exact. 1: a Nystroem sketch. 2 and more: a randomised SVD, whose power rounds are two fewer;
-            5 is the published one.
         damping (`float`, *optional*, defaults to 0.5):
             lambda of a layer is `damping` times the mean eigenvalue (trace / D) of its sum of gradient outer products.
         projection_dim (`int`, *optional*):
@@ -96,7 +92,6 @@ class InfluenceConfig:
     whitening_samples: int = 1000
     curvature: str = "kronecker"
     curvature_rank: int | None = 512
-    curvature_passes: int = 1
     damping: float = 0.5
     projection_dim: int | None = None
     output: str = "loss"
@@ -110,7 +105,7 @@ class InfluenceConfig:
     factorize_query: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("projection_factor", "shard_size", "whitening_samples", "curvature_passes"):
+        for name in ("projection_factor", "shard_size", "whitening_samples"):
             self._check_integer(name, least=1)
         for name in ("factor_rank", "curvature_rank", "projection_dim"):
             if getattr(self, name) is not None:
@@ -181,7 +176,6 @@ class InfluenceConfig:
                 "whitening": "none",
                 "curvature": "low-rank",
                 "curvature_rank": 512,
-                "curvature_passes": 5,
                 "damping": 0.5,
                 "dtype": "bfloat16",
                 "factorize_query": True,

@@ -13,7 +13,7 @@ from torch import Tensor
 from .gradients import BLOCK_NUMBERS, StoredGradients, expand, squared_norms
 from .gram import Eigenpairs, dual_eigenpairs, gram_eigenpairs
 from .planning import Plan
-from .sketching import nystroem_eigenpairs, randomized_eigenpairs
+from .sketching import nystroem_eigenpairs
 
 
 _LEAST_DAMPING = 1e-30
@@ -48,7 +48,7 @@ class Curvature:
 
 
 def fit(stored: StoredGradients, plan: Plan, *, damping: float) -> Curvature:
-    """Fit the curvature of one layer to its stored factors, in the way that [`~planning.plan_fit`] chose.
+    """Fit the curvature of one layer to its stored factors, as [`~lorif_hf.algebra.planning.plan_fit`] chose.
 
     Args:
         stored (`StoredGradients`): gives the factors anew for each pass.
@@ -74,9 +74,7 @@ def _eigenpairs(stored: StoredGradients, plan: Plan) -> Eigenpairs:
         return gram_eigenpairs(stored, plan.rank, plan.block)
     if plan.method == "dual":
         return dual_eigenpairs(stored, plan.rank, plan.block)
-    if plan.method == "nystroem":
-        return nystroem_eigenpairs(stored, plan.rank, plan.width, numbers=plan.block)
-    return randomized_eigenpairs(stored, plan.rank, passes=plan.passes, numbers=plan.block)
+    return nystroem_eigenpairs(stored, plan.rank, plan.width, numbers=plan.block)
 
 
 def woodbury_solve(gradients: Tensor, eigenvectors: Tensor, eigenvalues: Tensor, damping: float) -> Tensor:

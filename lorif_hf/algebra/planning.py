@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from .gradients import BLOCK_NUMBERS, StoredGradients
 from .gram import folds, iterates, iteration_width
-from .sketching import OVERSAMPLE, PUBLISHED_PASSES
+from .sketching import OVERSAMPLE
 
 
 MEMORY = 2 << 30  # bytes that a fit may take where nobody says how many
 EXACT_LIMIT = 4096  # largest D (or N) whose matrix is formed whatever a sketch would cost
 SKETCH_RANKS = (3.0, 2.5, 2.0, 1.5)  # columns of a Nystroem sketch, in units of r: the first that fits
+_PUBLISHED_PASSES = 5  # of a randomised SVD: a covariance product, three power rounds, the projection
 _BYTES_PER_NUMBER = 32  # of a block: as stored, as float32, expanded, and once more in float64
 
 
@@ -19,10 +20,9 @@ class Plan:
     """One way to fit one layer.
 
     Args:
-        method (`str`): `"gram"`, `"dual"` (both exact), `"nystroem"` (one pass) or `"randomized"` (several).
+        method (`str`): `"gram"`, `"dual"` (both exact) or `"nystroem"` (a sketch).
         rank (`int`): r, capped at min(N, D).
         width (`int`): columns of the sketch or of the iteration; r where there is neither.
-        passes (`int`): over the shards, until the eigenpairs are known.
         block (`int`): numbers of a block of expanded gradients.
         memory (`int`): bytes at the peak, of eigenpairs and self-influence together.
         flops (`float`): of all this, roughly, in float32 operations of a matrix product.
@@ -31,67 +31,61 @@ class Plan:
     method: str
     rank: int
     width: int
-    passes: int
     block: int
     memory: int
     flops: float
 
 
-def plan_fit(stored: StoredGradients, rank: int | None, *, passes: int = 1, max_memory: int | None = None) -> Plan:
+def plan_fit(stored: StoredGradients, rank: int | None, *, max_memory: int | None = None) -> Plan:
     """The method for a layer, by its sizes; what is stored is not read.
 
     The smaller of the two exact matrices (D x D or N x N) where it fits the memory and is small or costs no more than
-    the published five-pass randomised SVD would. Else a sketch: Nystroem in one pass, or a randomised SVD of `passes`
-    passes where more than one is asked for. Where nothing fits, the least that works: compare its `memory`.
+    the published five-pass randomised SVD would. Else a Nystroem sketch, in one pass. Where nothing fits, the least
+    that works: compare its `memory`.
 
     Args:
         stored (`StoredGradients`): the layer.
         rank (`int` or `None`): r; `None` keeps every direction.
-        passes (`int`): over the shards, where a sketch is needed.
         max_memory (`int`, *optional*): bytes, 2 GiB by default.
     """
     rank = min(rank or stored.dim, stored.dim, stored.count)
     exact = "gram" if stored.dim <= stored.count else "dual"
-    sketch = "nystroem" if passes == 1 else "randomized"
-    cheap = _flops(exact, stored, rank, rank, 1) <= published_flops(stored, rank)
+    cheap = _flops(exact, stored, rank, rank) <= published_flops(stored, rank)
     formed = cheap or min(stored.dim, stored.count) <= EXACT_LIMIT
     budget = MEMORY if max_memory is None else max_memory
     plans = [
-        plan_method(stored, rank, method, passes=passes, max_memory=budget)
-        for method in ((exact, sketch) if formed else (sketch, exact))
+        plan_method(stored, rank, method, max_memory=budget)
+        for method in ((exact, "nystroem") if formed else ("nystroem", exact))
     ]
     return next((plan for plan in plans if plan.memory <= budget), min(plans, key=lambda plan: plan.memory))
 
 
-def plan_method(stored: StoredGradients, rank: int, method: str, *, passes: int, max_memory: int) -> Plan:
+def plan_method(stored: StoredGradients, rank: int, method: str, *, max_memory: int) -> Plan:
     """One method for a layer, as wide as the memory allows; the least that works where none does.
 
     Args:
         stored (`StoredGradients`): the layer.
         rank (`int`): r, at most min(N, D).
         method (`str`): one of those of [`Plan`].
-        passes (`int`): of a randomised SVD; the other methods take one.
         max_memory (`int`): bytes.
     """
-    passes = passes if method == "randomized" else 1
     plans = []
     for width in _widths(method, stored, rank):
-        flops = _flops(method, stored, rank, width, passes) + _influence_flops(method, stored, rank)
+        flops = _flops(method, stored, rank, width) + _influence_flops(method, stored, rank)
         for block in _blocks(method, stored, width):
             memory = _memory(method, stored, rank, width) + _BYTES_PER_NUMBER * block
-            plans.append(Plan(method, rank, width, passes, block, memory, flops))
+            plans.append(Plan(method, rank, width, block, memory, flops))
     return next((plan for plan in plans if plan.memory <= max_memory), min(plans, key=lambda plan: plan.memory))
 
 
 def published_flops(stored: StoredGradients, rank: int) -> float:
     """What the published randomised SVD would take."""
-    return _flops("randomized", stored, rank, min(rank + OVERSAMPLE, stored.dim), PUBLISHED_PASSES)
+    count, dim, width = float(stored.count), float(stored.dim), min(rank + OVERSAMPLE, stored.dim)
+    return (4 * _PUBLISHED_PASSES - 2) * count * dim * width + 8 * (_PUBLISHED_PASSES - 1) * dim * width**2
 
 
 def _widths(method: str, stored: StoredGradients, rank: int) -> list[int]:
     least = min(rank + OVERSAMPLE, stored.dim)
-    if method == "randomized":
-        return [least]
     size = min(stored.dim, stored.count)
     if method == "nystroem":
         return [min(max(int(times * rank), least), size) for times in SKETCH_RANKS] + [min(least, size)]
@@ -121,8 +115,6 @@ def _memory(method: str, stored: StoredGradients, rank: int, width: int) -> int:
     influence = 2 * result + (4 * dim**2 if 2 * rank > dim else 0)
     if method == "nystroem":
         return max(4 * dim * width + result + 48 * width**2, influence)
-    if method == "randomized":
-        return max(16 * dim * width + 48 * width**2, influence)
     size = min(dim, count)
     matrix = 12 * size**2 + 40 * size * width if iterates(size, rank) else 32 * size**2
     if method == "gram":
@@ -137,12 +129,10 @@ def _influence_flops(method: str, stored: StoredGradients, rank: int) -> float:
     return 2.0 * stored.count * stored.dim * (stored.dim if 2 * rank > stored.dim else rank)
 
 
-def _flops(method: str, stored: StoredGradients, rank: int, width: int, passes: int) -> float:
+def _flops(method: str, stored: StoredGradients, rank: int, width: int) -> float:
     count, dim = float(stored.count), float(stored.dim)
     if method == "nystroem":
         return 2 * count * dim * width + 12 * dim * width**2
-    if method == "randomized":
-        return (4 * passes - 2) * count * dim * width + 8 * (passes - 1) * dim * width**2
     size = min(dim, count)
     # A decomposition in float64 takes as long as 24 n^3 operations of a product in float32.
     solve = 16 * size**2 * width + 40 * size * width**2 if iterates(int(size), rank) else 24 * size**3

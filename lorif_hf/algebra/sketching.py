@@ -9,8 +9,7 @@ from .gradients import BLOCK_NUMBERS, StoredGradients, expand, squared_norms
 from .gram import Eigenpairs
 
 
-OVERSAMPLE = 10  # columns beyond the rank: the published number, and the least that either sketch takes
-PUBLISHED_PASSES = 5  # one covariance product, three power rounds, the projection
+OVERSAMPLE = 10  # columns beyond the rank, at least
 
 
 def nystroem_eigenpairs(
@@ -71,39 +70,6 @@ def nystroem_eigenpairs(
     return Eigenpairs(vectors, values - shift, trace)
 
 
-def randomized_eigenpairs(
-    stored: StoredGradients,
-    rank: int,
-    *,
-    oversample: int = OVERSAMPLE,
-    passes: int = PUBLISHED_PASSES,
-    seed: int = 0,
-    numbers: int = BLOCK_NUMBERS,
-) -> Eigenpairs:
-    """Top eigenpairs by a randomised SVD that streams the gradients: `passes` of them, two at least.
-
-    Memory: 16 D l + 48 l^2 bytes, l = r + `oversample`, and one block.
-
-    Source: Halko, Martinsson, Tropp 2011 (arXiv:0909.4061), algorithm 4.4; LoRIF's published settings are five passes
-    (three power rounds) and ten columns oversampled.
-    """
-    width = min(rank + oversample, stored.dim)
-    basis = torch.randn(stored.dim, width, generator=torch.Generator(device="cpu").manual_seed(seed))
-    for _ in range(passes - 1):
-        image = torch.zeros(stored.dim, width)
-        for left, right in stored.factors(_rows(stored, width, numbers)):
-            _accumulate(image, left, right, _coordinates(left, right, basis, stored, numbers), stored, numbers)
-        basis = torch.linalg.qr(image).Q
-    del image
-    small, trace = torch.zeros(width, width, dtype=torch.float64), 0.0
-    for left, right in stored.factors(_rows(stored, width, numbers)):
-        coordinates = _coordinates(left, right, basis, stored, numbers)
-        small += coordinates.T @ coordinates
-        trace += float(squared_norms(left, right).sum())
-    values, rotation = torch.linalg.eigh(small)
-    return Eigenpairs(basis @ rotation[:, -rank:].flip(1).float(), values[-rank:].flip(0).clamp_min(0), trace)
-
-
 def _sketch(stored: StoredGradients, a: Tensor, b: Tensor, numbers: int) -> tuple[Tensor, float]:
     """sum_i g_i (g_i^T Omega), float32 (D, l), and the trace."""
     width = a.shape[1]
@@ -119,14 +85,6 @@ def _sketch(stored: StoredGradients, a: Tensor, b: Tensor, numbers: int) -> tupl
                 coefficients += expand(left, None, rows) @ _test_vectors(a[rows], b)
         _accumulate(sketch, left, right, coefficients, stored, numbers)
     return sketch, trace
-
-
-def _coordinates(left: Tensor, right: Tensor | None, basis: Tensor, stored: StoredGradients, numbers: int) -> Tensor:
-    """vec(G~_i)^T basis: (n, l)."""
-    result = torch.zeros(len(left), basis.shape[1])
-    for rows, some in _chunks(stored, max(1, numbers // (max(1, len(left)) * stored.d2))):
-        result.addmm_(expand(left, right, rows), basis[some])
-    return result
 
 
 def _accumulate(

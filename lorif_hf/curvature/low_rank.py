@@ -22,7 +22,6 @@ class LowRankCurvature(Curvature):
 
     Args:
         rank (`int` or `None`): r; `None` keeps all.
-        passes (`int`): over the shards, where a sketch is needed.
         damping (`float`): lambda is this times trace / D.
         first_pass (`MomentsPass` or `None`): where what is stored is whitened.
 
@@ -30,7 +29,6 @@ class LowRankCurvature(Curvature):
     """
 
     rank: int | None
-    passes: int
     damping: float
     first_pass: MomentsPass | None
     name = "low-rank"
@@ -38,10 +36,10 @@ class LowRankCurvature(Curvature):
 
     @classmethod
     def from_config(cls, config: InfluenceConfig) -> "LowRankCurvature":
-        return cls(config.curvature_rank, config.curvature_passes, config.damping, MomentsPass.from_config(config))
+        return cls(config.curvature_rank, config.damping, MomentsPass.from_config(config))
 
     def _plan(self, gradients: StoredGradients, max_memory: int | None) -> Plan:
-        return plan_fit(gradients, self.rank, passes=self.passes, max_memory=max_memory)
+        return plan_fit(gradients, self.rank, max_memory=max_memory)
 
     def cost(self, gradients: StoredGradients, max_memory: int | None) -> Cost:
         plan = self._plan(gradients, max_memory)

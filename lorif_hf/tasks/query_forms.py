@@ -106,16 +106,14 @@ class _QueryReader:
         ids = torch.as_tensor(ids)
         if ids.numel() == 0:
             raise QueryError(f"Query {number} is empty: it has no token.")
-        limit = getattr(self.texts.config, "max_position_embeddings", None) or getattr(
-            self.texts.config, "n_positions", None
-        )
+        limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
         if limit and len(ids) > limit:
             raise QueryError(f"Query {number} has {len(ids)} tokens, the model takes at most {limit}: shorten it.")
         unknown = ids[(ids < 0) | (ids >= vocabulary)] if vocabulary else ids[:0]
         if len(unknown):
             raise QueryError(
-                f"Query {number} holds token {int(unknown[0])}, the model knows {vocabulary}: it was made with another "
-                "tokenizer."
+                f"Query {number} holds token {int(unknown[0])}, the model knows {vocabulary}: it was made with "
+                "another tokenizer."
             )
         self.task.check_query(feature, number)
 
