@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import warnings
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -247,15 +248,27 @@ class InfluenceConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "InfluenceConfig":
-        """The inverse of [`~InfluenceConfig.to_dict`]. Unknown names are an error, not ignored."""
+    def from_dict(cls, values: dict[str, Any], newer: bool = False) -> "InfluenceConfig":
+        """The inverse of [`~InfluenceConfig.to_dict`]; absent fields have their defaults.
+
+        Args:
+            values (`dict`): the fields.
+            newer (`bool`, *optional*, defaults to `False`): whether they were written by a later minor version of the
+                format: fields unknown here are then ignored, with a warning that names them. Else they are an error.
+        """
         if not isinstance(values, dict):
             raise ConfigError(f"A config must be a JSON object, got {type(values).__name__}.")
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(known))
-        if unknown:
+        if unknown and not newer:
             raise ConfigError(f"Unknown config field(s) {', '.join(unknown)}; the fields are {', '.join(known)}.")
-        return cls(**values)
+        if unknown:
+            warnings.warn(
+                f"The config was written by a newer lorif-hf: its field(s) {', '.join(unknown)} are ignored. Install "
+                "a newer version if scores look wrong: pip install --upgrade lorif-hf.",
+                stacklevel=2,
+            )
+        return cls(**{name: value for name, value in values.items() if name in known})
 
     def to_json(self) -> str:
         """The config as a JSON string."""

@@ -56,7 +56,10 @@ class UnknownKindError(ConfigError, IndexFormatError):
     def __init__(self, what: str, name: object, known: Sequence[str], folder: str, module: str | None = None):
         self.name = name
         shown = repr(name)[:80]
-        missing = f"import {''.join(c for c in module if c.isprintable())[:80]}" if module else "import its module"
+        known_module = isinstance(module, str) and module  # an index may come from anybody
+        missing = (
+            f"import {''.join(filter(str.isprintable, str(module)))[:80]}" if known_module else "import its module"
+        )
         super().__init__(
             f"The {what} {shown} is not registered: known are {', '.join(known)}. If it is an extension, your own or "
             f"that of the index's author, {missing} first, which must call {folder}.register."

@@ -1,35 +1,39 @@
-"""Two-sided random projection of layer gradients."""
+"""Random projections of layer gradients, the same on every machine and with every release of every library.
+
+What is drawn comes from SHAKE-128 (FIPS 202), an endless stream of bytes that the standard defines for every message.
+The message is "lorif-hf projection 1", the seed as a decimal number and the name of what is drawn, each but the first
+after a zero byte.
+"""
 
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
-def rademacher(source_dim: int, target_dim: int, *, seed: int, name: str) -> Tensor:
-    """A Rademacher projection: entries +-1/sqrt(target_dim), so that E[P P^T] is the identity.
+def stream(seed: int, name: str, length: int) -> np.ndarray:
+    """The first `length` bytes of the stream of a seed and a name, uint8."""
+    message = b"\0".join((b"lorif-hf projection 1", str(seed).encode(), name.encode(errors="surrogatepass")))
+    return np.frombuffer(hashlib.shake_128(message).digest(length), dtype=np.uint8)
 
-    Drawn on a CPU generator seeded by (seed, name), so that every machine draws the same matrix.
 
-    Args:
-        source_dim (`int`): rows.
-        target_dim (`int`): columns.
-        seed (`int`): the index's seed.
-        name (`str`): what the matrix is for, e.g. the module's name and the side.
-
-    Returns:
-        `Tensor`: float32 of shape (source_dim, target_dim), on the CPU.
-
-    Source: LoGRA's two-sided projection (arXiv:2405.13954, section 3) as used by LoRIF (arXiv:2601.21929, section 3).
-    """
-    bits = torch.randint(0, 2, (source_dim, target_dim), generator=_generator(seed, name), dtype=torch.int8)
-    return bits.float().mul_(2).sub_(1).div_(target_dim**0.5)
+def draw_signs(shape: tuple[int, ...], *, seed: int, name: str) -> Tensor:
+    """Random signs, int8 +1 or -1 in row order: the bits of the stream, the highest of each byte first; 1 is +1."""
+    size = int(np.prod(shape))
+    bits = np.unpackbits(stream(seed, name, -(-size // 8)), count=size).reshape(shape)
+    return torch.from_numpy(bits.view(np.int8)).mul_(2).sub_(1)
 
 
 @dataclass(frozen=True)
 class TwoSidedProjection:
-    """The signs of P_in (I x d1) and P_out (O x d2) of one layer, int8; `None` stands for the identity (f = 1)."""
+    """The signs of P_in (I x d1) and P_out (O x d2) of one layer, int8; `None` stands for the identity (f = 1).
+
+    A sign over the root of the projected size is an entry of a Rademacher projection: E[P P^T] is the identity.
+
+    Source: LoGRA's two-sided projection (arXiv:2405.13954, section 3) as used by LoRIF (arXiv:2601.21929, section 3).
+    """
 
     in_signs: Tensor | None
     out_signs: Tensor | None
@@ -40,13 +44,13 @@ class TwoSidedProjection:
     ) -> "TwoSidedProjection":
         """The projection of layer `name` from (I, O) to (d1, d2); a side that keeps its size is not projected."""
         in_signs, out_signs = (
-            None if source == target else rademacher(source, target, seed=seed, name=f"{name}/{side}").sign().char()
+            None if source == target else draw_signs((source, target), seed=seed, name=f"{name}/{side}")
             for source, target, side in zip(shape, projected_shape, ("in", "out"), strict=True)
         )
         return cls(in_signs, out_signs)
 
     def sha256(self) -> str:
-        """Hash of the signs, kept in the index: a machine that draws something else must not score with it."""
+        """Hash of the signs, kept in the index: whoever draws something else must not score with it."""
         digest = hashlib.sha256()
         for signs in (self.in_signs, self.out_signs):
             digest.update(b"identity" if signs is None else str(tuple(signs.shape)).encode())
@@ -81,12 +85,11 @@ class SparseProjection:
 
     @classmethod
     def draw(cls, source_dim: int, target_dim: int, *, seed: int, name: str) -> "SparseProjection":
-        """Drawn on a CPU generator seeded by (seed, name), like [`rademacher`]."""
-        generator = _generator(seed, name)
-        columns = torch.randint(0, target_dim, (source_dim,), generator=generator)
-        return cls(
-            columns, torch.randint(0, 2, (source_dim,), generator=generator, dtype=torch.int8) * 2 - 1, target_dim
-        )
+        """Drawn from the stream of `name`: a little-endian 32-bit word w for each coordinate, whose column is
+        floor(w `target_dim` / 2^32); the signs from that of "<name>/signs", as in [`draw_signs`]."""
+        words = stream(seed, name, 4 * source_dim).view("<u4").astype(np.uint64)
+        columns = torch.from_numpy((words * np.uint64(target_dim) >> np.uint64(32)).astype(np.int64))
+        return cls(columns, draw_signs((source_dim,), seed=seed, name=f"{name}/signs"), target_dim)
 
     def project(self, vectors: Tensor) -> Tensor:
         """(n, source_dim) -> (n, target_dim)."""
@@ -99,11 +102,6 @@ class SparseProjection:
         for drawn in (self.columns, self.signs):
             digest.update(drawn.numpy().tobytes())
         return digest.hexdigest()
-
-
-def _generator(seed: int, name: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def project(vectors: Tensor, signs: Tensor | None) -> Tensor:

@@ -128,7 +128,7 @@ class IndexBuilder:
         """Build what is missing. Returns at once where the folder holds this build's finished index."""
         check_folder(self.folder)
         if (self.folder / MANIFEST).exists():
-            built = Manifest.from_json((self.folder / MANIFEST).read_text(encoding="utf-8")).build
+            built = Manifest.from_json((self.folder / MANIFEST).read_bytes().decode()).build
             if built != self.fingerprint:
                 raise BuildFolderError(
                     f"{self.folder} holds an index of another model, dataset or config. Choose another folder or "

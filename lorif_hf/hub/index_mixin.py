@@ -13,8 +13,9 @@ from torch import Tensor
 from ..building.builder import check_folder
 from ..config import InfluenceConfig
 from ..errors import BuildFolderError, ConfigError, IndexFormatError, PublishError
+from ..registry import CODECS, CURVATURES, LAYER_KINDS
 from ..storage.files import write_atomically, write_text
-from ..storage.layout import CARD, LDS, MANIFEST, Manifest, inside
+from ..storage.layout import CARD, LDS, MANIFEST, Manifest, inside, is_newer
 from ..storage.measured_lds import LDSRecord, read_lds, write_lds
 from ..storage.store import LocalStore
 from .cards import index_card, model_card_section, repo_in_card
@@ -26,6 +27,15 @@ from .store import HubStore, StreamingStore
 _LARGEST_MANIFEST = 1 << 25  # bytes of JSON that are read at all
 
 Index = TypeVar("Index", bound="StoredIndex")
+
+
+def _check_kinds(manifest: Manifest) -> None:
+    """Raises [`~lorif_hf.errors.UnknownKindError`] where nobody here has registered a kind that the index names."""
+    named = [(LAYER_KINDS, module.kind) for module in manifest.modules]
+    named += [(CURVATURES, manifest.config.get("curvature")), (CODECS, manifest.config.get("codec"))]
+    for registry, name in named:
+        if isinstance(name, str):
+            registry.get(name, manifest.extensions.get(name))
 
 
 class StoredIndex:
@@ -43,10 +53,11 @@ class StoredIndex:
         self.path = store.folder
         if (self.path / MANIFEST).stat().st_size > _LARGEST_MANIFEST:
             raise IndexFormatError(f"{MANIFEST} of {self.path} has over {_LARGEST_MANIFEST:,} bytes: no index has.")
-        text = (self.path / MANIFEST).read_text(encoding="utf-8", errors="replace")
+        text = (self.path / MANIFEST).read_bytes().decode(errors="replace")  # with the line ends that are hashed
         self.manifest = Manifest.from_json(text)
+        _check_kinds(self.manifest)
         try:
-            self.config = InfluenceConfig.from_dict(self.manifest.config)
+            self.config = InfluenceConfig.from_dict(self.manifest.config, is_newer(self.manifest.format_version))
         except ConfigError as error:
             raise IndexFormatError(f"{MANIFEST} of {self.path} holds no valid config: {error}") from error
         self.repo_id: str | None = getattr(store, "repo_id", None)

@@ -1,9 +1,10 @@
 """Every file name of an index and its manifest, in one place."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -18,6 +19,9 @@ CURVATURE = "curvature/curvature.safetensors"
 TOKENIZER = "tokenizer"
 LDS = "evaluation/lds.json"  # how good the index was measured to be, once it was: not part of the manifest
 STAGING = ".lorif-build"  # an unfinished build's own notes; gone when the index is whole
+
+_OWN_HASH = "manifest_sha256"
+_UNSIGNED = 64 * "0"
 
 T = TypeVar("T")
 
@@ -100,13 +104,13 @@ class Manifest:
     config: dict[str, Any]
     objective: str
     model: dict[str, Any]
-    dataset: dict[str, Any]
     num_examples: int
     modules: list[ModuleEntry]
     shards: list[FactorShard]
     examples: list[Shard]
     curvature: FileEntry
     build: str
+    dataset: dict[str, Any] = field(default_factory=dict)
     tokenizer: list[FileEntry] = field(default_factory=list)
     extensions: dict[str, str] = field(default_factory=dict)
     format_version: str = FORMAT_VERSION
@@ -117,16 +121,18 @@ class Manifest:
         return [self.curvature, *self.shards, *self.examples, *self.tokenizer]
 
     def to_json(self) -> str:
-        text = json.dumps(asdict(self), indent=2, sort_keys=True)
-        return text + "\n"
+        """The text of the file. It holds its own hash: what it says of the other files is itself checked."""
+        values = asdict(self) | {_OWN_HASH: _UNSIGNED}
+        return signed(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
-        """Read a manifest that may come from anybody.
+        """Read a manifest that may come from anybody. Fields that this version does not know are ignored.
 
         Raises:
             [`~lorif_hf.errors.IndexFormatError`]: it is no manifest, or of a format this version does not know.
-            [`~lorif_hf.errors.IndexCorruptedError`]: a field has an impossible value, or a path leaves the folder.
+            [`~lorif_hf.errors.IndexCorruptedError`]: a field has an impossible value, a path leaves the folder, or the
+            text is not the one that was written.
         """
         try:
             values = json.loads(text, parse_constant=_refuse_constant)
@@ -135,6 +141,7 @@ class Manifest:
         if not isinstance(values, dict) or not isinstance(values.get("format_version"), str):
             raise IndexFormatError(f"{MANIFEST} has no format_version: this is not a lorif-hf index.")
         _check_version(values["format_version"])
+        _require(_signature(text, _value(values, _OWN_HASH, str)) == values[_OWN_HASH], f"its {_OWN_HASH} is another")
         manifest = cls(
             config=_value(values, "config", dict),
             objective=_value(values, "objective", str),
@@ -172,6 +179,19 @@ class Manifest:
             _require(all(1 <= d <= full for full, d in sides), f"module '{module.name}' has an impossible shape")
 
 
+def signed(text: str) -> str:
+    """A manifest's text with its own hash in place of the one that it holds, whatever that is.
+
+    The hash is the SHA-256 of the text in which 64 zeros stand for it.
+    """
+    held = json.loads(text)[_OWN_HASH]
+    return text.replace(held, _signature(text, held), 1)
+
+
+def _signature(text: str, held: str) -> str:
+    return hashlib.sha256(text.replace(held, _UNSIGNED, 1).encode(errors="replace")).hexdigest()
+
+
 def check_relative(path: str) -> None:
     """Refuse a path that could lead out of the index's folder."""
     pure = PurePosixPath(path)
@@ -200,15 +220,20 @@ def inside(folder: Path, file: str) -> Path:
     return path
 
 
+def is_newer(version: str) -> bool:
+    """Whether a format version, already checked, has fields that this version may not know."""
+    return int(version.partition(".")[2]) > int(FORMAT_VERSION.partition(".")[2])
+
+
 def _check_version(version: str) -> None:
-    found = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version)
-    if found is None:
+    parts = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version)
+    if parts is None:
         raise IndexFormatError(f"format_version must look like {FORMAT_VERSION!r}, got {version!r}.")
     newest = FORMAT_VERSION.partition(".")[0]
-    if int(found[1]) > int(newest):
+    if int(parts[1]) > int(newest):
         raise IndexFormatError(
             f"This index has format version {version}; this lorif-hf reads up to {newest}.x. "
-            f'Install a newer one: pip install "lorif-hf>={found[1]}.0".'
+            f'Install a newer one: pip install "lorif-hf>={parts[1]}.0".'
         )
 
 
@@ -222,7 +247,10 @@ def _refuse_constant(name: str) -> float:
 
 
 def _value(values: Mapping[str, Any], name: str, kind: type[T]) -> T:
-    value = values.get(name)
+    """A field of the manifest, or its default where it is absent and has one."""
+    known = Manifest.__dataclass_fields__.get(name)
+    default = MISSING if known is None else known.default_factory
+    value = default() if name not in values and default is not MISSING else values.get(name)
     _require(isinstance(value, kind) and not isinstance(value, bool), f"'{name}' must be a JSON {kind.__name__}")
     return value  # type: ignore[return-value]
 
@@ -232,14 +260,14 @@ def _records(values: Mapping[str, Any], name: str, kind: Callable[..., T]) -> li
 
 
 def _record(item: Any, where: str, kind: Any) -> Any:
+    """An entry of the manifest; fields that this version does not know are ignored."""
     _require(isinstance(item, dict), f"{where} must be a JSON object")
-    wanted = kind.__dataclass_fields__
-    _require(set(item) == set(wanted), f"{where} must have exactly the fields {', '.join(wanted)}")
-    values = dict(item)
-    for name, described in wanted.items():
-        value = item[name]
-        if described.type is int:
-            _require(type(value) is int and 0 <= value < 2**63, f"{where}.{name} must be a natural number")
+    values = {}
+    for known in fields(kind):
+        _require(known.name in item, f"{where} lacks the field '{known.name}'")
+        value = values[known.name] = item[known.name]
+        if known.type is int:
+            _require(type(value) is int and 0 <= value < 2**63, f"{where}.{known.name} must be a natural number")
         else:
-            _require(isinstance(value, str), f"{where}.{name} must be a string")
+            _require(isinstance(value, str), f"{where}.{known.name} must be a string")
     return kind(**values)
