@@ -62,7 +62,7 @@ class UnknownKindError(ConfigError, IndexFormatError):
         )
         super().__init__(
             f"The {what} {shown} is not registered: known are {', '.join(known)}. If it is an extension, your own or "
-            f"that of the index's author, {missing} first, which must call {folder}.register."
+            f"that of the index's author, import {shown_module or 'its module'} first, which must call {folder}.register."
         )
 
 

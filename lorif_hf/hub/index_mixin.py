@@ -13,7 +13,7 @@ from torch import Tensor
 from ..building.builder import check_folder
 from ..config import InfluenceConfig
 from ..errors import BuildFolderError, ConfigError, IndexFormatError, PublishError
-from ..registry import CODECS, CURVATURES, LAYER_KINDS
+from ..registry import CODECS, CURVATURES, LAYER_KINDS, Registry
 from ..storage.files import write_atomically, write_text
 from ..storage.layout import CARD, LDS, MANIFEST, Manifest, inside, is_newer
 from ..storage.measured_lds import LDSRecord, read_lds, write_lds
@@ -31,7 +31,7 @@ Index = TypeVar("Index", bound="StoredIndex")
 
 def _check_kinds(manifest: Manifest) -> None:
     """Raises [`~lorif_hf.errors.UnknownKindError`] where nobody here has registered a kind that the index names."""
-    named = [(LAYER_KINDS, module.kind) for module in manifest.modules]
+    named: list[tuple[Registry[Any], Any]] = [(LAYER_KINDS, module.kind) for module in manifest.modules]
     named += [(CURVATURES, manifest.config.get("curvature")), (CODECS, manifest.config.get("codec"))]
     for registry, name in named:
         if isinstance(name, str):
