@@ -56,13 +56,11 @@ class UnknownKindError(ConfigError, IndexFormatError):
     def __init__(self, what: str, name: object, known: Sequence[str], folder: str, module: str | None = None):
         self.name = name
         shown = repr(name)[:80]
-        known_module = isinstance(module, str) and module  # an index may come from anybody
-        missing = (
-            f"import {''.join(filter(str.isprintable, str(module)))[:80]}" if known_module else "import its module"
-        )
+        # The module is the index's word, and it may come from anybody.
+        where = "".join(filter(str.isprintable, module))[:80] if isinstance(module, str) else ""
         super().__init__(
             f"The {what} {shown} is not registered: known are {', '.join(known)}. If it is an extension, your own or "
-            f"that of the index's author, import {shown_module or 'its module'} first, which must call {folder}.register."
+            f"that of the index's author, import {where or 'its module'} first, which must call {folder}.register."
         )
 
 
