@@ -32,7 +32,8 @@ def _shown(found: re.Match[str]) -> str:
     if found["block"]:
         return convert(found["block"].strip("$ \n"), display="block")
     if found["math"]:
-        return convert(found["math"].strip("$"))
+        # In a span: a line that begins with <math> would be taken for a block.
+        return f"<span>{convert(found['math'].strip('$'))}</span>"
     if found["path"]:
         # The site holds the pages of docs/ alone; a name of a file says where it is in the repository.
         if not (ROOT / found["path"].partition("#")[0]).exists():
