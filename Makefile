@@ -14,9 +14,10 @@ test: .venv/installed
 	$(BIN)/mypy lorif_hf callbacks model_cards
 	$(BIN)/python -m pytest
 
-# The pages are written from the sources without importing them, so their environment has no PyTorch in it.
+# The pages are written from the sources without importing them, so their environment has no PyTorch in it. Not --quiet:
+# that hides warnings from --strict too.
 docs: .venv-docs/installed
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo "The site is in site/: open site/index.html, or serve it for its search: $(PYTHON) -m http.server -d site"
 
 .venv-docs/installed: pyproject.toml constraints.txt
