@@ -26,7 +26,7 @@ from ..tasks.objectives import (
     forward_inputs,
 )
 from ..tasks.query_forms import query_features
-from .arrays import numbers
+from .arrays import finite_array
 from .bootstrap import Interval, check_bootstrap, mean_interval
 
 
@@ -87,7 +87,7 @@ def tail_patch(
 
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: another number of batches than queries, no parameter to train, a
-            learning rate that is none, a step after which the loss is not finite (the query is named).
+            learning rate that is not positive, a step after which the loss is not finite (the query is named).
         [`~lorif_hf.errors.QueryError`], [`~lorif_hf.errors.ObjectiveError`]: as in [`InfluenceIndex.attribute`].
     """
     check_bootstrap(confidence, resamples)
@@ -96,9 +96,9 @@ def tail_patch(
     model = unwrap(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise EvaluationError("No parameter of the model requires a gradient, so no step can be taken: unfreeze some.")
-    measured = find_objective(model, objective)
-    features = query_features(queries, model, measured, processing_class)
-    collator = padding_collator(model, processing_class, make_labels=isinstance(measured, CausalLMObjective))
+    loss = find_objective(model, objective)
+    features = query_features(queries, model, loss, processing_class)
+    collator = padding_collator(model, processing_class, make_labels=isinstance(loss, CausalLMObjective))
     before, after = [], []
     steps = iter(batches)
     for number, feature in enumerate(features):
@@ -108,10 +108,10 @@ def tail_patch(
         # Alone, and before and after in the same batch: padding must not show up as a change.
         query = _on_device(model, collator([feature]))
         with _restored(model):
-            query = _with_target(model, measured, query)
-            before.append(_log_probability(model, measured, query))
-            _step(model, measured, _on_device(model, batch), optimizer, learning_rate)
-            after.append(_log_probability(model, measured, query))
+            query = _with_target(model, loss, query)
+            before.append(_log_probability(model, loss, query))
+            _step(model, loss, _on_device(model, batch), optimizer, learning_rate)
+            after.append(_log_probability(model, loss, query))
         if not (math.isfinite(before[-1]) and math.isfinite(after[-1])):
             raise EvaluationError(
                 f"The log-probability of query {number} must be finite, found {before[-1]} before and {after[-1]} "
@@ -125,7 +125,7 @@ def tail_patch(
 def tail_patch_of(
     before: Any, after: Any, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> TailPatchResult:
-    """The score from log-probabilities that were measured already.
+    """The tail-patch score of given log-probabilities.
 
     Args:
         before, after (array or `Tensor`): (Q,) log-probabilities, nats.
@@ -135,8 +135,8 @@ def tail_patch_of(
         [`~lorif_hf.errors.EvaluationError`]: lengths that differ, NaN or infinity (the query is named).
     """
     check_bootstrap(confidence, resamples)
-    first = numbers(before, "before", ("query",)).astype(np.float64)
-    second = numbers(after, "after", ("query",)).astype(np.float64)
+    first = finite_array(before, "before", ("query",)).astype(np.float64)
+    second = finite_array(after, "after", ("query",)).astype(np.float64)
     if len(first) != len(second):
         raise EvaluationError(f"after must have one value per query: expected {len(first)}, found {len(second)}.")
     change = second - first
@@ -166,7 +166,7 @@ def proponent_batches(
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: a row that the dataset does not have.
     """
-    rows = numbers(indices, "indices", ("query", "row"))
+    rows = finite_array(indices, "indices", ("query", "row"))
     if rows.dtype.kind not in "iu":
         raise EvaluationError(f"indices must be row numbers, found {rows.dtype}.")
     outside = rows[(rows < 0) | (rows >= len(dataset))]
@@ -178,6 +178,7 @@ def proponent_batches(
 
 
 def _on_device(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch on the model's device."""
     device = next(model.parameters()).device
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
@@ -192,6 +193,7 @@ def _with_target(model: nn.Module, objective: Objective, batch: dict[str, Any]) 
 
 
 def _log_probability(model: nn.Module, objective: Objective, batch: dict[str, Any]) -> float:
+    """Minus the objective, summed over the batch; nats."""
     with torch.no_grad():
         return -float(objective(model, batch).double().sum())
 
@@ -203,6 +205,7 @@ def _step(
     optimizer: Callable[..., torch.optim.Optimizer],
     learning_rate: float,
 ) -> None:
+    """One optimizer step on the mean objective of the batch's rows."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.enable_grad():
         stepper = optimizer(trained, lr=learning_rate)
