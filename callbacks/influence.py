@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
-from lorif_hf.building.builder import IndexBuilder, check_folder, plan_build
+from lorif_hf.building.builder import INDEX_FOLDER, IndexBuilder, plan_build
 from lorif_hf.building.options import BuildOptions
 from lorif_hf.errors import BuildFolderError, DatasetError, RecordingError
 from lorif_hf.hub.destination import Destination
@@ -86,7 +86,7 @@ class InfluenceCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Refuse now what could only fail after hours of training."""
-        check_folder(self.path)
+        INDEX_FOLDER.check(self.path)
         if (self.path / MANIFEST).exists():
             raise BuildFolderError(f"{self.path} already holds an index. Choose another folder or delete this one.")
         dataset = getattr(kwargs.get("train_dataloader"), "dataset", None)

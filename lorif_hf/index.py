@@ -31,7 +31,7 @@ from .storage.examples import read_column, read_examples
 from .storage.files import write_text
 from .storage.layout import CARD, TOKENIZER, ModuleEntry
 from .storage.shards import ShardReader
-from .storage.store import LocalStore
+from .storage.store import LocalStore, Store
 from .tasks import Task, UserObjective
 
 
@@ -45,7 +45,7 @@ class InfluenceIndex(StoredIndex):
     loss. Scores are in nats per unit of example weight, summed over the tracked layers.
     """
 
-    def __init__(self, store: LocalStore, rows: Tensor | None = None):
+    def __init__(self, store: Store, rows: Tensor | None = None):
         super().__init__(store, rows)
         layout = codec_of(self.config).layout
         reader = ShardReader(store, self.manifest.shards, self.manifest.curvature, layout)

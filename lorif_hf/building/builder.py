@@ -8,16 +8,14 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -33,6 +31,7 @@ from ..recording.identity import identify
 from ..recording.recorder import GradientRecorder, without_gradient
 from ..recording.rows import TrainingRows, task_code
 from ..registry import outside_module
+from ..storage.claim import BuildFolder
 from ..storage.examples import write_examples
 from ..storage.files import file_entry, header_sha256, is_intact, write_tensors, write_text
 from ..storage.layout import (
@@ -59,6 +58,16 @@ from .recording_pass import RecordingPass, ShardContents
 logger = logging.getLogger(__name__)
 
 _PATIENCE = 1000  # first rows, none with a target, before the pass is called off
+
+INDEX_FOLDER = BuildFolder(
+    finished=MANIFEST,
+    note="build.json",
+    error=BuildFolderError,
+    thing="an index",
+    stranger="holds neither an index nor an unfinished build of one",
+    busy="Another process is building the index in {folder}.",
+)
+_ANOTHER = "another model, dataset or config. Choose another folder or delete this one."
 
 OnShard = Callable[[FactorShard], None]
 """Told of every finished factor file, also of those found finished."""
@@ -126,47 +135,26 @@ class IndexBuilder:
 
     def run(self, on_shard: OnShard = lambda shard: None) -> None:
         """Build what is missing. Returns at once where the folder holds this build's finished index."""
-        check_folder(self.folder)
+        INDEX_FOLDER.check(self.folder)
         if (self.folder / MANIFEST).exists():
             built = Manifest.from_json((self.folder / MANIFEST).read_bytes().decode()).build
             if built != self.fingerprint:
-                raise BuildFolderError(
-                    f"{self.folder} holds an index of another model, dataset or config. Choose another folder or "
-                    "delete this one."
-                )
+                raise BuildFolderError(f"{self.folder} holds an index of {_ANOTHER}")
             shutil.rmtree(self.staging, ignore_errors=True)
             return
-        with self._claimed():
+
+        def another(plan: dict[str, Any]) -> str | None:
+            return None if plan["build"] == self.fingerprint else f"an unfinished build of {_ANOTHER}"
+
+        with INDEX_FOLDER.claimed(self.folder, {"build": self.fingerprint}, another):
             self.gather()
             self.record(on_shard)
             self._finish(self._fit_all())
-        shutil.rmtree(self.staging)
 
     def _module_entry(self, tracked: TrackedModule) -> ModuleEntry:
         entry = module_entry(tracked, self.config)
         self.projections[entry.name], sha256 = draw_projection(entry, self.config)
         return replace(entry, projection_sha256=sha256)
-
-    @contextmanager
-    def _claimed(self) -> Iterator[None]:
-        """Hold the folder for this process, and see that what it holds is this build's."""
-        self.staging.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.staging / "lock", timeout=0):
-                note = self.staging / "build.json"
-                begun = json.loads(note.read_text(encoding="utf-8"))["build"] if note.exists() else None
-                if begun is None:
-                    write_text(note, json.dumps({"build": self.fingerprint}))
-                elif begun != self.fingerprint:
-                    raise BuildFolderError(
-                        f"{self.folder} holds an unfinished build of another model, dataset or config. Choose another "
-                        "folder or delete this one."
-                    )
-                for left_over in self.folder.rglob("*.tmp"):  # of a write that was killed
-                    left_over.unlink()
-                yield
-        except Timeout:
-            raise BuildFolderError(f"Another process is building the index in {self.folder}.") from None
 
     def gather(self) -> None:
         """The curvature's first pass, over a sample of rows: what must be known before anything is stored."""
@@ -377,24 +365,9 @@ def plan_build(
 
     The arguments are those of `InfluenceIndex.build`.
     """
-    check_folder(folder)
+    INDEX_FOLDER.check(folder)
     model, config = unwrap(model), config or InfluenceConfig()
     rows = TrainingRows(
         dataset, model, task_of(model, objective), processing_class, data_collator, examples, store_text
     )
     return IndexBuilder(model, rows, folder, config, processing_class, options)
-
-
-def check_folder(folder: Path) -> None:
-    """A new index needs a folder that is absent, empty, an unfinished build or an index.
-
-    Raises:
-        [`~lorif_hf.errors.BuildFolderError`]: it holds something else.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise BuildFolderError(f"{folder} is a file; an index needs a folder.")
-    ours = (folder / STAGING).exists() or (folder / MANIFEST).exists()
-    if folder.is_dir() and not ours and any(folder.iterdir()):
-        raise BuildFolderError(
-            f"{folder} is not empty and holds neither an index nor an unfinished build of one. Choose another folder."
-        )

@@ -1,4 +1,4 @@
-"""What every metric is given: arrays of the right shape, with numbers in them. Errors name the place."""
+"""What every metric is given: finite arrays and masks of the right shape. Errors name the place."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def as_array(value: Any, name: str) -> np.ndarray:
     return array
 
 
-def numbers(value: Any, name: str, axes: tuple[str, ...]) -> np.ndarray:
+def finite_array(value: Any, name: str, axes: tuple[str, ...]) -> np.ndarray:
     """Finite integers or floats, in the precision they came in.
 
     Args:
@@ -43,11 +43,11 @@ def numbers(value: Any, name: str, axes: tuple[str, ...]) -> np.ndarray:
     if array.dtype.kind not in "iuf":
         raise EvaluationError(f"{name} must hold numbers, found {array.dtype}.")
     # Row by row: the scores of a large index may be a memory map.
-    for number, part in enumerate(array if array.ndim > 1 else [array]):
-        finite = np.isfinite(part)
+    for row, values in enumerate(array if array.ndim > 1 else [array]):
+        finite = np.isfinite(values)
         if not finite.all():
             inside = np.argwhere(~finite)[0]
-            place = (number, *inside) if array.ndim > 1 else tuple(inside)
+            place = (row, *inside) if array.ndim > 1 else tuple(inside)
             where = ", ".join(f"{axis} {index}" for axis, index in zip(axes, place, strict=True))
             raise EvaluationError(
                 f"{name} must be finite, found {array[place]} at {where}. Leave that {axes[0]} out, or find "
@@ -71,14 +71,8 @@ def booleans(value: Any, name: str, axes: tuple[str, ...]) -> np.ndarray:
     return array
 
 
-def whole_number(value: Any, name: str, least: int) -> int:
-    """Raises [`~lorif_hf.errors.EvaluationError`] where it is no integer of at least `least`."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < least:
-        raise EvaluationError(f"{name} must be an integer of at least {least}, found {value!r}.")
-    return int(value)
-
-
 def _with_axes(array: np.ndarray, name: str, axes: tuple[str, ...]) -> np.ndarray:
+    """The array, once it has these axes and something in it."""
     shape = f"({', '.join(f'one {axis}' for axis in axes)})"
     if array.ndim != len(axes):
         raise EvaluationError(f"{name} must have {len(axes)} axes {shape}, found shape {array.shape}.")

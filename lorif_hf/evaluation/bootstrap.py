@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from ..checks import whole_number
 from ..errors import EvaluationError
-from .arrays import whole_number
 
 
 Interval = tuple[float, float]
@@ -14,7 +14,7 @@ def check_bootstrap(confidence: float, resamples: int) -> None:
     """Raises [`~lorif_hf.errors.EvaluationError`] where there is no such interval."""
     if not 0 < confidence < 1:
         raise EvaluationError(f"confidence must lie between 0 and 1 (0.95, say), found {confidence!r}.")
-    whole_number(resamples, "resamples", 1)
+    whole_number(resamples, "resamples", 1, EvaluationError)
 
 
 def interval_of(resampled: np.ndarray, confidence: float) -> Interval:

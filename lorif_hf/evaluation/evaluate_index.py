@@ -100,9 +100,12 @@ def read_query_file(path: Path) -> list[Any]:
             f"{path} cannot be read as queries ({error}): pass a .txt, .jsonl or .json file."
         ) from error
     queries = queries if isinstance(queries, list) else [queries]
-    return [
-        tuple(one) if isinstance(one, list) and len(one) == 2 and isinstance(one[0], str) else one for one in queries
-    ]
+    return [tuple(query) if _is_pair(query) else query for query in queries]
+
+
+def _is_pair(query: Any) -> bool:
+    """Whether a JSON list is a text with its completion or label."""
+    return isinstance(query, list) and len(query) == 2 and isinstance(query[0], str)
 
 
 def lds_record(index: "InfluenceIndex", bank: RetrainBank, result: LDSResult) -> LDSRecord:
@@ -136,13 +139,14 @@ def lds_record(index: "InfluenceIndex", bank: RetrainBank, result: LDSResult) ->
 
 
 def _check_queries(features: list[Any], bank: RetrainBank) -> None:
+    """See that these queries are the bank's, in its order."""
     given, expected = plain_features(features), plain_features(bank.queries)
     if len(given) != len(expected):
         raise EvaluationError(
             f"The bank has losses of {len(expected)} queries, {len(given)} were given: pass the queries that "
             "retrain() got, or none to take them from the bank."
         )
-    different = [i for i, (one, other) in enumerate(zip(given, expected, strict=True)) if one != other]
+    different = [i for i, query in enumerate(given) if query != expected[i]]
     if different and sorted(map(str, given)) == sorted(map(str, expected)):
         raise EvaluationError(
             f"The queries are the bank's in another order, first at query {different[0]}: pass them in the order that "

@@ -1,4 +1,4 @@
-"""The linear datamodeling score: do the scores foretell what happens when the model is trained on part of the data?
+"""The linear datamodeling score: do the scores predict what happens when the model is trained on part of the data?
 
 Source: Park et al. 2023, "TRAK: Attributing Model Behavior at Scale", arXiv:2303.14186.
 """
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EvaluationError
-from .arrays import as_array, booleans, numbers
+from .arrays import as_array, booleans, finite_array
 from .bootstrap import UNKNOWN, Interval, check_bootstrap, interval_of, mean_interval, resampled_counts
 from .ranks import average_ranks, tie_groups
 
@@ -67,7 +67,7 @@ def lds(
         [`~lorif_hf.errors.EvaluationError`]: shapes that do not fit, fewer than two subsets, a membership that is not
             boolean, NaN or infinity (the place is named).
     """
-    array = numbers(scores, "scores", ("query", "training row"))
+    array = finite_array(scores, "scores", ("query", "training row"))
     members = booleans(membership, "membership", ("subset", "training row"))
     if members.shape[1] != array.shape[1]:
         hint = " It looks transposed: pass membership.T." if len(members) == array.shape[1] else ""
@@ -82,10 +82,10 @@ def lds(
 def lds_of_predictions(
     predictions: Any, losses: Any, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> LDSResult:
-    """The same for predictions made in another way than by summing scores.
+    """The linear datamodeling score of predictions that are not sums of scores.
 
     Args:
-        predictions (array or `Tensor`): (Q, M), how good query q is foretold to be after training on subset m; higher
+        predictions (array or `Tensor`): (Q, M), how well the model of subset m is predicted to do at query q; higher
             is better.
         losses (array or `Tensor`): (M, Q), lower is better.
         confidence, resamples, seed: as in [`lds`].
@@ -93,7 +93,7 @@ def lds_of_predictions(
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: as in [`lds`].
     """
-    array = numbers(predictions, "predictions", ("query", "subset")).astype(np.float64)
+    array = finite_array(predictions, "predictions", ("query", "subset")).astype(np.float64)
     return _score(array, losses, np.zeros((len(array), 1)), confidence, resamples, seed)
 
 
@@ -112,6 +112,7 @@ def _summed(scores: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.nda
 def _score(
     predictions: np.ndarray, losses: Any, tolerance: np.ndarray, confidence: float, resamples: int, seed: int
 ) -> LDSResult:
+    """The score of predictions (Q, M), of which two within `tolerance` (Q, 1) are equal."""
     check_bootstrap(confidence, resamples)
     queries, subsets = predictions.shape
     shape = as_array(losses, "losses").shape
@@ -127,19 +128,19 @@ def _score(
             "usable interval."
         )
     # Minus the loss: positive scores are proponents, and training on proponents lowers the loss.
-    gains = -numbers(losses, "losses", ("subset", "query")).T.astype(np.float64)
-    foretold = average_ranks(predictions, tolerance) - (subsets + 1) / 2
-    measured = average_ranks(gains) - (subsets + 1) / 2
-    per_query = _correlation(foretold, measured)
+    gains = -finite_array(losses, "losses", ("subset", "query")).T.astype(np.float64)
+    predicted = average_ranks(predictions, tolerance) - (subsets + 1) / 2
+    actual = average_ranks(gains) - (subsets + 1) / 2
+    per_query = _correlation(predicted, actual)
     counted = per_query[~np.isnan(per_query)]
     subset_interval = UNKNOWN
     if subsets > 2 and len(counted):
         counts = resampled_counts(subsets, resamples, seed)
         resampled = _resampled_means(predictions, tolerance, gains, counts)
         resampled = resampled[~np.isnan(resampled)]
-        # Copies of a subset tie, which moves the correlation of every resample: what they move on average goes back.
-        moved = resampled.mean() - counted.mean() if len(resampled) else 0.0
-        subset_interval = interval_of(np.clip(resampled - moved, -1, 1), confidence)
+        # The copies of a subset tie, which shifts the correlation of every resample: the mean shift is subtracted.
+        shift = resampled.mean() - counted.mean() if len(resampled) else 0.0
+        subset_interval = interval_of(np.clip(resampled - shift, -1, 1), confidence)
     return LDSResult(
         mean=float(counted.mean()) if len(counted) else float("nan"),
         per_query=per_query,
@@ -147,19 +148,19 @@ def _score(
         subset_interval=subset_interval,
         confidence=confidence,
         num_constant=int(np.isnan(per_query).sum()),
-        num_constant_predictions=int(((foretold == 0).all(axis=1) & ~np.isnan(per_query)).sum()),
+        num_constant_predictions=int(((predicted == 0).all(axis=1) & ~np.isnan(per_query)).sum()),
     )
 
 
-def _correlation(foretold: np.ndarray, measured: np.ndarray, counts: np.ndarray | float = 1.0) -> np.ndarray:
+def _correlation(predicted: np.ndarray, actual: np.ndarray, counts: np.ndarray | float = 1.0) -> np.ndarray:
     """Pearson correlation of centred ranks along the last axis, each counted `counts` times.
 
-    NaN where `measured` is constant: nothing could be foretold. Else 0 where `foretold` is: nothing was.
+    NaN where `actual` is constant: there is nothing to predict. Else 0 where `predicted` is constant.
     """
     # Ranks are multiples of a half, so these sums are exact, and zero means constant.
-    product = (counts * foretold * measured).sum(axis=-1)
-    spread = (counts * foretold**2).sum(axis=-1)
-    target = (counts * measured**2).sum(axis=-1)
+    product = (counts * predicted * actual).sum(axis=-1)
+    spread = (counts * predicted**2).sum(axis=-1)
+    target = (counts * actual**2).sum(axis=-1)
     scale = np.sqrt(spread * target)
     # No product of such ranks exceeds the scale, except by its rounding.
     ratio = np.clip(np.divide(product, scale, out=np.zeros_like(scale), where=scale > 0), -1, 1)
@@ -170,21 +171,21 @@ def _resampled_means(
     predictions: np.ndarray, tolerance: np.ndarray, gains: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
     """The mean score over queries for each resample of the subsets, (R,), ranked anew in each."""
-    total, number = np.zeros(len(counts)), np.zeros(len(counts))
+    total, queries = np.zeros(len(counts)), np.zeros(len(counts))
     for prediction, close, gain in zip(predictions, tolerance, gains, strict=True):
-        foretold, measured = _resampled_ranks(prediction, close, counts), _resampled_ranks(gain, 0.0, counts)
-        correlation = _correlation(foretold, measured, counts)
+        predicted, actual = _resampled_ranks(prediction, close, counts), _resampled_ranks(gain, 0.0, counts)
+        correlation = _correlation(predicted, actual, counts)
         known = ~np.isnan(correlation)
         total[known] += correlation[known]
-        number += known
-    return np.divide(total, number, out=np.full(len(counts), np.nan), where=number > 0)
+        queries += known
+    return np.divide(total, queries, out=np.full(len(counts), np.nan), where=queries > 0)
 
 
 def _resampled_ranks(values: np.ndarray, tolerance: np.ndarray | float, counts: np.ndarray) -> np.ndarray:
-    """Centred average ranks of values (M,) of which each is there `counts` times, (R, M).
+    """Centred average ranks of values (M,), each drawn `counts` times, (R, M).
 
     The order is the same in every resample, so the copies below a value are a running sum of the counts: nothing is
-    sorted again. Values that are there no time get a rank as well, which then counts no time.
+    sorted again. Values that were not drawn get a rank as well, which `counts` then weights with 0.
     """
     order = np.argsort(values, kind="stable")
     first, last = tie_groups(values[order], tolerance)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EvaluationError
-from .arrays import booleans, numbers
+from .arrays import booleans, finite_array
 from .ranks import average_ranks
 
 
@@ -22,14 +22,14 @@ class MislabelDetectionResult:
     Args:
         auroc (`float`): area under the ROC curve: the chance that a mislabelled row has higher self-influence than a
             correct one, ties counted half. 0.5 is chance, 1 is perfect.
-        found (`dict[float, float]`): part of the rows checked, most self-influential first -> part of all mislabelled
+        recall (`dict[float, float]`): part of the rows checked, most self-influential first -> part of all mislabelled
             rows that are among them.
         num_mislabelled (`int`): mislabelled rows.
         num_rows (`int`): N, all rows.
     """
 
     auroc: float
-    found: dict[float, float]
+    recall: dict[float, float]
     num_mislabelled: int
     num_rows: int
 
@@ -52,9 +52,9 @@ def mislabel_detection(
 
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: lengths that differ, no mislabelled row or no other, NaN or infinity
-            (the row is named), a fraction that is none.
+            (the row is named), a fraction outside (0, 1].
     """
-    values = numbers(self_influence, "self_influence", ("row",))
+    values = finite_array(self_influence, "self_influence", ("row",))
     truth = booleans(mislabelled, "mislabelled", ("row",))
     if len(values) != len(truth):
         raise EvaluationError(
@@ -70,13 +70,13 @@ def mislabel_detection(
     for fraction in fractions:
         if not 0 < fraction <= 1:
             raise EvaluationError(f"A fraction to check must lie above 0 and at most at 1, found {fraction!r}.")
-    # Mann-Whitney: the ranks of the positives add up to the pairs won, plus what they have among themselves.
+    # Mann-Whitney U: the rank sum of the positives, less what it would be if they were the lowest.
     won = average_ranks(values)[truth].sum() - positives * (positives + 1) / 2
     caught = _caught(values, truth)
-    # The product of a fraction and a count may lie a rounding above a whole number: 0.07 x 100.
+    # Rounded first: 0.07 x 100 is 7.000000000000001, whose ceiling is 8.
     checked = {fraction: int(np.ceil(np.round(fraction * len(values), 9))) for fraction in fractions}
-    found = {float(fraction): float(caught[rows] / positives) for fraction, rows in checked.items()}
-    return MislabelDetectionResult(float(won / (positives * negatives)), found, positives, len(values))
+    recall = {float(fraction): float(caught[rows] / positives) for fraction, rows in checked.items()}
+    return MislabelDetectionResult(float(won / (positives * negatives)), recall, positives, len(values))
 
 
 def _caught(values: np.ndarray, truth: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The metrics as `evaluate` opens them: where their folders are, and how they become Spaces of the Hub.
 
-Each folder in `metrics/` is a thin shim over the plain functions of this package. `evaluate` itself is optional:
-nothing here imports it.
+Each folder in `metrics/` is a thin shim over the plain functions of this package, with the README of its Space; the
+rest of a Space is the same for all. `evaluate` itself is optional: nothing here imports it.
 """
 
 import re
@@ -18,7 +18,23 @@ from ..hub.store import hub_api, retried, translated_errors
 METRICS = Path(__file__).parent / "metrics"
 _SPACE = "space"
 _APP = "app.py"
-_REQUIREMENTS = "requirements.txt"
+_WIDGET = '''\
+"""The widget of the Space. `evaluate` opens the script by its file: the repo may have another name than the metric."""
+
+from pathlib import Path
+
+import evaluate
+from evaluate.utils import launch_gradio_widget
+
+
+(script,) = set(Path(__file__).parent.glob("*.py")) - {Path(__file__)}
+launch_gradio_widget(evaluate.load(str(script)))
+'''
+_REQUIREMENTS = """\
+# The widget of evaluate 0.4.6 is for gradio 3 (sdk_version in README.md), which breaks with newer ones of these:
+fastapi<0.100
+pydantic<2
+"""
 _PLACEHOLDER = "user/"  # with the metric's name: how the README calls the Space that it will be
 
 
@@ -34,7 +50,7 @@ def metric(name: str) -> str:
         name (`str`): "lds", "mislabel_detection", "retrieval" or "tail_patch".
 
     Raises:
-        [`~lorif_hf.errors.EvaluationError`]: there is none of that name; the valid names are listed.
+        [`~lorif_hf.errors.EvaluationError`]: no metric has that name; the valid names are listed.
     """
     if name not in metric_names():
         raise EvaluationError(f"There is no metric {name!r}: choose one of {', '.join(metric_names())}.")
@@ -82,10 +98,13 @@ def push_metric_to_hub(
             f"{repo_id!r} cannot be the Space of a metric: its script is named like the repo, and Python must be able "
             f"to import it beside {_APP}. Use letters, digits, '_' and '-', for example 'lorif-{name}'."
         )
-    files = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.iterdir()) if path.is_file()}
-    files[f"{script}.py"] = files.pop(f"{name}.py")
     ours = requirement or f"lorif-hf[evaluate]=={version('lorif-hf')}"
-    files[_REQUIREMENTS] = files[_REQUIREMENTS].replace("lorif-hf[evaluate]", ours, 1)
+    files = {
+        f"{script}.py": (folder / f"{name}.py").read_text(encoding="utf-8"),
+        "README.md": (folder / "README.md").read_text(encoding="utf-8"),
+        _APP: _WIDGET,
+        "requirements.txt": f"{ours}\n{_REQUIREMENTS}",
+    }
     check_contents({file: text.encode() for file, text in files.items()}, token)
     api = hub_api(token)
     with translated_errors(repo_id, revision, token=token, repo_type=_SPACE):

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import whole_number
 from ..errors import EvaluationError
-from .arrays import as_array, numbers, whole_number
+from .arrays import as_array, finite_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +46,9 @@ def retrieval(scores: Any, sources: Sequence[Sequence[int]], *, ks: Sequence[int
 
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: another number of queries, a query without sources, a source that is no
-            row, NaN or infinity in the scores (the place is named), a k that is none.
+            row, NaN or infinity in the scores (the place is named), a k below 1.
     """
-    array = numbers(scores, "scores", ("query", "training row"))
+    array = finite_array(scores, "scores", ("query", "training row"))
     rows = _source_rows(sources, len(array), array.shape[1])
     return _result([_ranks_by_score(line, known) for line, known in zip(array, rows, strict=True)], ks)
 
@@ -64,7 +65,7 @@ def retrieval_of_rankings(
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: as in [`retrieval`]; a ranking that names a row twice.
     """
-    array = numbers(rankings, "rankings", ("query", "rank"))
+    array = finite_array(rankings, "rankings", ("query", "rank"))
     if array.dtype.kind not in "iu":
         raise EvaluationError(f"rankings must hold row numbers, found {array.dtype}. For scores there is retrieval().")
     for query, line in enumerate(array):
@@ -113,12 +114,13 @@ def _ranks_by_score(scores: np.ndarray, sources: np.ndarray) -> np.ndarray:
 
 def _ranks_in_list(ranking: np.ndarray, sources: np.ndarray) -> np.ndarray:
     """Ranks of the sources, from 1, ascending; infinite where one is not in the list."""
-    found = np.flatnonzero(np.isin(ranking, sources)) + 1.0
-    return np.concatenate([found, np.full(len(sources) - len(found), np.inf)])
+    ranks = np.flatnonzero(np.isin(ranking, sources)) + 1.0
+    return np.concatenate([ranks, np.full(len(sources) - len(ranks), np.inf)])
 
 
 def _result(ranks: list[np.ndarray], ks: Sequence[int]) -> RetrievalResult:
-    cuts = [whole_number(k, "k", 1) for k in ks]
+    """The measures of each query's ranks of its sources, ascending."""
+    cuts = [whole_number(k, "k", 1, EvaluationError) for k in ks]
     recalls = {k: np.array([(of_query <= k).mean() for of_query in ranks]) for k in cuts}
     reciprocal = np.array([1 / of_query[0] for of_query in ranks])
     means = {k: float(values.mean()) for k, values in recalls.items()}

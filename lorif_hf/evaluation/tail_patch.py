@@ -20,7 +20,7 @@ from ..tasks import Task, UserObjective, task_of
 from ..tasks.base import forward_inputs, losses_of
 from ..tasks.collation import padding_collator
 from ..tasks.query_forms import query_features
-from .arrays import numbers
+from .arrays import finite_array
 from .bootstrap import Interval, check_bootstrap, mean_interval
 
 
@@ -81,7 +81,7 @@ def tail_patch(
 
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: another number of batches than queries, no parameter to train, a
-            learning rate that is none, a step after which the loss is not finite (the query is named).
+            learning rate that is not positive, a step after which the loss is not finite (the query is named).
         [`~lorif_hf.errors.QueryError`], [`~lorif_hf.errors.ObjectiveError`]: as in [`InfluenceIndex.attribute`].
     """
     check_bootstrap(confidence, resamples)
@@ -119,7 +119,7 @@ def tail_patch(
 def tail_patch_of(
     before: Any, after: Any, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> TailPatchResult:
-    """The score from log-probabilities that were measured already.
+    """The tail-patch score of given log-probabilities.
 
     Args:
         before, after (array or `Tensor`): (Q,) log-probabilities, nats.
@@ -129,8 +129,8 @@ def tail_patch_of(
         [`~lorif_hf.errors.EvaluationError`]: lengths that differ, NaN or infinity (the query is named).
     """
     check_bootstrap(confidence, resamples)
-    first = numbers(before, "before", ("query",)).astype(np.float64)
-    second = numbers(after, "after", ("query",)).astype(np.float64)
+    first = finite_array(before, "before", ("query",)).astype(np.float64)
+    second = finite_array(after, "after", ("query",)).astype(np.float64)
     if len(first) != len(second):
         raise EvaluationError(f"after must have one value per query: expected {len(first)}, found {len(second)}.")
     change = second - first
@@ -160,7 +160,7 @@ def proponent_batches(
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: a row that the dataset does not have.
     """
-    rows = numbers(indices, "indices", ("query", "row"))
+    rows = finite_array(indices, "indices", ("query", "row"))
     if rows.dtype.kind not in "iu":
         raise EvaluationError(f"indices must be row numbers, found {rows.dtype}.")
     outside = rows[(rows < 0) | (rows >= len(dataset))]
@@ -172,6 +172,7 @@ def proponent_batches(
 
 
 def _on_device(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch on the model's device."""
     device = next(model.parameters()).device
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
@@ -186,6 +187,7 @@ def _with_target(model: nn.Module, task: Task, batch: dict[str, Any]) -> dict[st
 
 
 def _log_probability(model: nn.Module, task: Task, batch: dict[str, Any]) -> float:
+    """Minus the losses, summed over the batch; nats."""
     with torch.no_grad():
         return -float(losses_of(task, model, batch).double().sum())
 
@@ -197,6 +199,7 @@ def _step(
     optimizer: Callable[..., torch.optim.Optimizer],
     learning_rate: float,
 ) -> None:
+    """One optimizer step on the mean objective of the batch's rows."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.enable_grad():
         stepper = optimizer(trained, lr=learning_rate)

@@ -27,6 +27,7 @@ _SECTION = re.compile(r"<!-- lorif-hf: begin ([0-9a-f]{16}) -->\r?\n(.*?)<!-- lo
 _REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _BOUNDS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 _SIZES = [(10 ** (3 + i), f"{_BOUNDS[i - 1]}<n<{bound}" if i else f"n<{bound}") for i, bound in enumerate(_BOUNDS)]
+_WHITENINGS = {"kronecker": "whitened with Kronecker-factored second moments"}
 _DATASET = ("name", "config", "split", "revision")
 # No HTML: Markdown is shown as it is, so what comes from outside is cut down to harmless characters instead.
 _TEMPLATES = Environment(
@@ -77,28 +78,56 @@ def bank_card(info: Mapping[str, Any], agreement: float | None, repo_id: str, ex
         for name in ("runs", "queries")
     ]
     configs[0]["default"] = True
-    dataset = [_plain(value) for value in map(info["dataset"].get, _DATASET) if value]
+    dataset = [_harmless(value) for value in map(info["dataset"].get, _DATASET) if value]
     section = _TEMPLATES.get_template("bank_card.md").render(
         info=info,
         runs=info["num_subsets"] * len(info["seeds"]),
-        title=_plain(repo_id.rsplit("/", 1)[-1]),
+        title=_harmless(repo_id.rsplit("/", 1)[-1]),
         repo_id=_code(repo_id),
-        model=_plain(info["model"]["model_class"]),
-        began_with=_plain(info["model"].get("name") or "not recorded"),
+        model=_harmless(info["model"]["model_class"]),
+        began_with=_harmless(info["model"].get("name") or "not recorded"),
         dataset=", ".join(dataset) or "not recorded",
-        fingerprint=_plain(info["dataset"]["fingerprint"])[:16],
-        objective=_plain(info["objective"].get("name")),
+        fingerprint=_harmless(info["dataset"]["fingerprint"])[:16],
+        objective=_harmless(info["objective"].get("name")),
         agreement="not measured: one seed" if agreement is None else f"{agreement:.2f}",
         training={_cell(name): _cell(value) for name, value in sorted(info["training"].items())},
     )
     return _card(existing, CardData(tags=list(BANK_TAGS), configs=configs).to_dict(), section)
 
 
+def method_sentence(config: InfluenceConfig) -> str:
+    """How an index of this config stores a gradient, and what a query is preconditioned with, in a sentence."""
+    steps = []
+    if config.projection_dim is not None:
+        steps.append(f"projected at random, all layers together, to {config.projection_dim:,} numbers")
+    elif config.projection_factor > 1:
+        steps.append(f"projected at random to 1/{config.projection_factor} of each layer's inputs and outputs")
+    if config.whitening != "none":
+        steps.append(_WHITENINGS.get(config.whitening) or f"whitened ({_harmless(config.whitening)})")
+    if config.normalize:
+        steps.append("divided by its norm")
+    form = "without a low-rank factorisation"
+    if config.factor_rank is not None:
+        form = f"as rank-{config.factor_rank} factors"
+    precision = f"in {config.dtype}"
+    if config.bits != 16:
+        precision = f"at {config.bits} bit{'s' * (config.bits > 1)} per number"
+    rank = "" if config.curvature_rank is None else f" of rank {config.curvature_rank:,} at most"
+    queries = {
+        "none": "scores are inner products of gradients, without curvature",
+        "low-rank": f"queries are preconditioned with a damped Hessian{rank} per layer",
+        "kronecker": "queries are preconditioned with the Kronecker-factored curvature",
+    }
+    named = f"queries are preconditioned with the curvature {_harmless(config.curvature)}"
+    stored = f"{', '.join(steps)} and stored" if steps else "stored"
+    return f"Each training gradient is {stored} {form} {precision}; {queries.get(config.curvature, named)}."
+
+
 def repo_in_card(card: str) -> str | None:
     """The repo that our section of an index's card says to load."""
     section = _SECTION.search(card)
-    found = re.search(r'InfluenceIndex\.from_pretrained\("([\w./-]+)"\)', section[2]) if section else None
-    return found[1] if found else None
+    call = re.search(r'InfluenceIndex\.from_pretrained\("([\w./-]+)"\)', section[2]) if section else None
+    return call[1] if call else None
 
 
 def _card(existing: str | None, ours: dict[str, Any], section: str, tags: Sequence[str] = ()) -> str:
@@ -145,7 +174,7 @@ def _score(lds: LDSRecord | None) -> str:
     known = [f"{low:.2f} to {high:.2f} over {of}" for of, low, high in intervals if low is not None]
     how = [f"{100 * lds.confidence:g}% interval {' and '.join(known)}"] if known else []
     how.append(f"{lds.num_queries} queries; {lds.num_subsets} subsets x {lds.num_seeds} seeds")
-    bank = f", bank {_plain(lds.bank)}" if lds.bank else ""
+    bank = f", bank {_harmless(lds.bank)}" if lds.bank else ""
     return f"{lds.mean:.2f} ({'; '.join(how)}{bank})"
 
 
@@ -158,10 +187,9 @@ def _render(
     lds: str = "",
 ) -> str:
     began = manifest.model
-    source = [_plain(dataset_value) for dataset_value in map(manifest.dataset.get, _DATASET) if dataset_value]
-    auto_class = next(
-        (t.auto_class for t in TASKS if t.auto_class and t.auto_class == began.get("auto_class")), "AutoModel"
-    )
+    source = [_harmless(dataset_value) for dataset_value in map(manifest.dataset.get, _DATASET) if dataset_value]
+    known = {task.auto_class for task in TASKS} - {None}
+    auto_class = began["auto_class"] if began.get("auto_class") in known else "AutoModel"
     query = next((task.query_example for task in TASKS if task.name == manifest.objective), "batch")
     library = "transformers"
     if began.get("adapter"):
@@ -169,13 +197,14 @@ def _render(
     return _TEMPLATES.get_template(template).render(
         manifest=manifest,
         config={key: _cell(value) for key, value in config.to_dict().items()},
-        objective=_plain(manifest.objective),
+        method=method_sentence(config),
+        objective=_harmless(manifest.objective),
         repo_id=_code(repo_id),
-        title=_plain(repo_id.rsplit("/", 1)[-1]),
-        model=_plain(model_id or began.get("model_class")),
-        began_with=_plain(began.get("name") or "not recorded"),
-        began_at=_plain(began.get("commit") or "not recorded"),
-        weights=_plain(began.get("weights_sha256", ""))[:16],
+        title=_harmless(repo_id.rsplit("/", 1)[-1]),
+        model=_harmless(model_id or began.get("model_class")),
+        began_with=_harmless(began.get("name") or "not recorded"),
+        began_at=_harmless(began.get("commit") or "not recorded"),
+        weights=_harmless(began.get("weights_sha256", ""))[:16],
         model_name=_code(model_id) if model_id else "path/to/the/indexed/model",
         library=library,
         auto_class=auto_class,
@@ -189,19 +218,19 @@ def _render(
 def _with_section(text: str, section: str) -> str:
     """`text` with our section replaced, or added at its end; a section that its owner changed is left alone."""
     marked = f"{_BEGIN.format(_digest(section))}\n{section}{_END}"
-    found = _SECTION.search(text)
-    if found is None:
+    present = _SECTION.search(text)
+    if present is None:
         return f"{text.rstrip()}\n\n{marked}\n" if text.strip() else f"\n{marked}\n"
-    if found[1] != _digest(found[2]):
+    if present[1] != _digest(present[2]):
         return text
-    return text[: found.start()] + marked + text[found.end() :]
+    return text[: present.start()] + marked + text[present.end() :]
 
 
 def _digest(section: str) -> str:
     return hashlib.sha256(section.replace("\r\n", "\n").encode()).hexdigest()[:16]
 
 
-def _plain(value: Any) -> str:
+def _harmless(value: Any) -> str:
     """One line in which Markdown, HTML and a table find nothing to act on."""
     return re.sub(r"[^\w .,:;/@+=-]", "", str(value).replace("\n", " ")).replace("://", ":")[:200]
 

@@ -10,18 +10,18 @@ from typing import Any, TypeVar
 from huggingface_hub import CommitInfo, constants
 from torch import Tensor
 
-from ..building.builder import check_folder
+from ..building.builder import INDEX_FOLDER
 from ..config import InfluenceConfig
 from ..errors import BuildFolderError, ConfigError, IndexFormatError, PublishError
 from ..registry import CODECS, CURVATURES, LAYER_KINDS, Registry
 from ..storage.files import write_atomically, write_text
 from ..storage.layout import CARD, LDS, MANIFEST, Manifest, inside, is_newer
 from ..storage.measured_lds import LDSRecord, read_lds, write_lds
-from ..storage.store import LocalStore
+from ..storage.store import LocalStore, Store
 from .cards import index_card, model_card_section, repo_in_card
 from .destination import Destination
 from .publish import publish, update_file
-from .store import HubStore, StreamingStore
+from .store import HubStore, RepoStore, StreamingStore
 
 
 _LARGEST_MANIFEST = 1 << 25  # bytes of JSON that are read at all
@@ -49,7 +49,7 @@ class StoredIndex:
         commit (`str` or `None`): the commit that its revision was resolved to.
     """
 
-    def __init__(self, store: LocalStore, rows: Tensor | None = None):
+    def __init__(self, store: Store, rows: Tensor | None = None):
         self.path = store.folder
         if (self.path / MANIFEST).stat().st_size > _LARGEST_MANIFEST:
             raise IndexFormatError(f"{MANIFEST} of {self.path} has over {_LARGEST_MANIFEST:,} bytes: no index has.")
@@ -60,8 +60,7 @@ class StoredIndex:
             self.config = InfluenceConfig.from_dict(self.manifest.config, is_newer(self.manifest.format_version))
         except ConfigError as error:
             raise IndexFormatError(f"{MANIFEST} of {self.path} holds no valid config: {error}") from error
-        self.repo_id: str | None = getattr(store, "repo_id", None)
-        self.commit: str | None = getattr(store, "commit", None)
+        self.repo_id, self.commit = store.repo_id, store.commit
         self._store = store
         self._rows = rows
         self._token: str | bool | None = None  # the one it was loaded with; a model loaded by name uses it too
@@ -111,7 +110,7 @@ class StoredIndex:
         }
         if streaming and not (local_files_only or constants.HF_HUB_OFFLINE):
             pieces = Path(cache_dir) / "lorif_hf" if cache_dir is not None else None
-            store: HubStore = StreamingStore(name, revision, pieces, **options)
+            store: RepoStore = StreamingStore(name, revision, pieces, **options)
         else:
             store = HubStore(name, revision, **options)
         index = cls(store)
@@ -138,15 +137,14 @@ class StoredIndex:
         self._refuse_selection()
         target = Path(path)
         if target.resolve() != self.path.resolve():
-            check_folder(target)
+            INDEX_FOLDER.check(target)
             if (target / MANIFEST).exists():
                 raise BuildFolderError(f"{target} already holds an index. Choose another folder or delete this one.")
             sources = {entry.file: self._store.path(entry) for entry in self.manifest.files}
             if self.lds is not None:
                 sources[LDS] = inside(self.path, LDS)
-            sources |= {
-                name: inside(self.path, name) for name in (CARD, MANIFEST)
-            }  # the manifest last: it makes an index
+            # The manifest last: it makes an index.
+            sources |= {name: inside(self.path, name) for name in (CARD, MANIFEST)}
             for name, source in sources.items():
                 if source.is_file():
                     write_atomically(target / name, partial(shutil.copyfile, source))

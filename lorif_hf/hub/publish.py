@@ -24,7 +24,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import LorifError, PublishError
 from ..storage.layout import CARD, FORMAT_VERSION, LDS, MANIFEST, FileEntry, Manifest, inside
-from ..storage.store import LocalStore
+from ..storage.store import Store
 from .destination import Destination
 from .store import REPO_TYPE, hub_api, retried, translated_errors
 
@@ -32,18 +32,13 @@ from .store import REPO_TYPE, hub_api, retried, translated_errors
 logger = logging.getLogger(__name__)
 
 FORMAT_TAG = f"lorif-format-{FORMAT_VERSION.partition('.')[0]}"
-_OURS = (
-    "factors/",
-    "curvature/",
-    "data/",
-    "tokenizer/",
-    "evaluation/",
-)  # folders in which a file of no manifest is an old one
+# Folders in which a file of no manifest is an old one.
+_OURS = ("factors/", "curvature/", "data/", "tokenizer/", "evaluation/")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 
 
 def publish(
-    store: LocalStore,
+    store: Store,
     manifest: Manifest,
     destination: Destination,
     render_card: Callable[[str, str | None], str],
@@ -54,7 +49,7 @@ def publish(
     unchanged index makes no commit. Files of an older index that are no longer part of it are deleted.
 
     Args:
-        store (`LocalStore`): where the files are.
+        store (`Store`): where the files are.
         manifest (`Manifest`): every file of the index.
         destination (`Destination`): the dataset repo.
         render_card (`Callable`): from the repo's full id and the card it has (or `None`) to the one it shall have.
@@ -66,9 +61,9 @@ def publish(
     check_repo_id(destination.repo_id)
     paths = {entry.file: store.path(entry) for entry in manifest.files}
     paths[MANIFEST] = inside(store.folder, MANIFEST)
-    measured = store.optional(LDS)
-    if measured is not None:
-        paths[LDS] = measured
+    lds = store.optional(LDS)
+    if lds is not None:
+        paths[LDS] = lds
     own_card = _local_card(store)
     if own_card is not None:
         _rendered(render_card, destination.repo_id, own_card)  # a card that cannot be read shows before a repo is made
@@ -217,8 +212,8 @@ def check_card(card: str, manifest: Manifest) -> None:
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise PublishError(f"The YAML of {CARD} cannot be read ({error}): mend it by hand.") from error
     configs = data.get("configs")
-    found = [file for config in configs or [] for file in _config_files(config)]
-    if not any(file.startswith("data/") for file in found) and manifest.examples:
+    files = [file for config in configs or [] for file in _config_files(config)]
+    if not any(file.startswith("data/") for file in files) and manifest.examples:
         raise PublishError(f"The YAML of {CARD} must name the example tables under `configs`, found {configs!r}.")
 
 
@@ -237,7 +232,7 @@ def _rendered(render_card: Callable[[str, str | None], str], repo_id: str, exist
         raise PublishError(f"The YAML of {CARD} cannot be read ({error}): mend it by hand.") from error
 
 
-def _local_card(store: LocalStore) -> str | None:
+def _local_card(store: Store) -> str | None:
     """The card beside the index."""
     path = inside(store.folder, CARD)
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None

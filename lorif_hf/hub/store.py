@@ -6,6 +6,7 @@ An index is a dataset repo. Everything is read at one commit, so that two versio
 import hashlib
 import logging
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -30,7 +31,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..errors import HubAccessError, HubConnectionError, IndexCorruptedError, IndexFormatError, IndexNotFoundError
 from ..storage.files import TensorReader, header_length, parse_header, write_bytes
 from ..storage.layout import CARD, LDS, MANIFEST, FactorShard, FileEntry, Manifest, check_relative
-from ..storage.store import LocalStore
+from ..storage.store import Store
 
 
 logger = logging.getLogger(__name__)
@@ -43,46 +44,43 @@ _WAITS = (0.5, 1, 2, 4)  # seconds before each new try of a request that failed 
 T = TypeVar("T")
 
 
-class HubStore(LocalStore):
-    """An index in a dataset repo, at one commit, downloaded to the local Hub cache file by file.
+class RepoStore(Store):
+    """An index in a dataset repo, at one commit. Files that are needed whole are downloaded to the local Hub cache.
 
     Args:
         repo_id (`str`): "user/name".
-        revision (`str` or `None`): branch, tag or commit.
+        revision (`str` or `None`): branch, tag or commit; `commit` is what it was resolved to.
         options: `token`, `cache_dir`, `force_download`, `local_files_only` of `huggingface_hub.hf_hub_download`.
-
-    Attributes:
-        commit (`str`): what the revision was resolved to.
 
     Raises:
         [`~lorif_hf.errors.IndexNotFoundError`], [`~lorif_hf.errors.HubAccessError`],
         [`~lorif_hf.errors.HubConnectionError`], [`~lorif_hf.errors.IndexFormatError`].
     """
 
+    repo_id: str
+    commit: str
+
     def __init__(self, repo_id: str, revision: str | None, **options: Any):
         try:
             validate_repo_id(repo_id)
         except HFValidationError as error:
             raise IndexNotFoundError(f"{repo_id!r} is neither a folder nor a repo id ({error}).") from None
-        self.repo_id = repo_id
+        snapshot = download(repo_id, MANIFEST, revision, **options).parent
+        super().__init__(snapshot, repo_id, snapshot.name)
         self._options = options
-        manifest = download(repo_id, MANIFEST, revision, **options)
-        self.commit = manifest.parent.name
-        super().__init__(manifest.parent)
 
-    def path(self, entry: FileEntry) -> Path:
-        check_relative(entry.file)
-        if not (self.folder / entry.file).exists() or self._options.get("force_download"):
-            download(self.repo_id, entry.file, self.commit, **self._options)
-        return super().path(entry)
+    def provide(self, file: str) -> None:
+        check_relative(file)
+        if not (self.folder / file).exists() or self._options.get("force_download"):
+            download(self.repo_id, file, self.commit, **self._options)
 
-    def optional(self, file: str) -> Path | None:
-        try:
-            if not (self.folder / file).exists() or self._options.get("force_download"):
-                download(self.repo_id, file, self.commit, **self._options)
-        except (IndexCorruptedError, HubConnectionError):
-            logger.debug("%s has no %s.", self.repo_id, file)
-        return super().optional(file)
+    @abstractmethod
+    def fetch(self, manifest: Manifest) -> None:
+        """Download what is needed from the start. `force_download` ends with it: once is enough."""
+
+
+class HubStore(RepoStore):
+    """An index in a dataset repo that is downloaded file by file; the arguments are those of [`RepoStore`]."""
 
     def fetch(self, manifest: Manifest) -> None:
         """Download the index: the curvature first, then the shards, then what people read."""
@@ -91,14 +89,21 @@ class HubStore(LocalStore):
             list(pool.map(self.path, [*manifest.shards, *manifest.examples, *manifest.tokenizer]))
         for file in (CARD, LDS):  # the owner's words and the index's score, for a later push elsewhere
             self.optional(file)
-        self._options["force_download"] = False  # once is enough
+        self._options["force_download"] = False
+
+    def shard(self, entry: FactorShard) -> TensorReader:
+        return self.mapped(entry)
+
+    def parquet(self, entry: FileEntry) -> Path:
+        return self.path(entry)
 
 
-class StreamingStore(HubStore):
-    """Like `HubStore`, but factors and examples are read by HTTP range and not kept.
+class StreamingStore(RepoStore):
+    """An index in a dataset repo whose factors and examples are read by HTTP range and not kept.
 
     Args:
         pieces (`Path` or `None`): folder that keeps the tensors read, by their hash; `None` keeps nothing.
+        repo_id, revision, options: as in [`RepoStore`].
     """
 
     def __init__(self, repo_id: str, revision: str | None, pieces: Path | None, **options: Any):
@@ -112,9 +117,7 @@ class StreamingStore(HubStore):
         self.path(manifest.curvature)
         self._options["force_download"] = False
 
-    def tensors(self, entry: FileEntry) -> TensorReader:
-        if not isinstance(entry, FactorShard):
-            return super().tensors(entry)
+    def shard(self, entry: FactorShard) -> TensorReader:
         if entry not in self._heads:
             start = self._range(entry, 0, 8)
             length = header_length(entry.file, entry.bytes, start)
@@ -123,7 +126,7 @@ class StreamingStore(HubStore):
             entry, self._heads[entry], lambda begin, end: self._range(entry, begin, end), self._pieces
         )
 
-    def parquet(self, entry: FileEntry) -> Any:
+    def parquet(self, entry: FileEntry) -> "_RemoteFile":
         with translated_errors(self.repo_id, self.commit, entry.file):
             return _RemoteFile(self._open(entry), lambda: translated_errors(self.repo_id, self.commit, entry.file))
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from ..errors import IndexCorruptedError, LorifError
 from .files import write_atomically
 from .layout import Manifest, Shard
-from .store import LocalStore
+from .store import Store
 
 
 ROW_GROUP = 1000  # rows read together when a few examples are looked up
@@ -41,9 +41,9 @@ def write_examples(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     )
 
 
-def read_examples(store: LocalStore, manifest: Manifest, rows: Sequence[int]) -> list[dict[str, Any]]:
+def read_examples(store: Store, manifest: Manifest, rows: Sequence[int]) -> list[dict[str, Any]]:
     """The examples of the given rows, in their order; only the row groups that hold them are read."""
-    found: dict[int, dict[str, Any]] = {}
+    examples: dict[int, dict[str, Any]] = {}
     wanted = np.unique(np.asarray(rows, dtype=np.int64))
     for shard in manifest.examples:
         here = wanted[(wanted >= shard.start) & (wanted < shard.stop)]
@@ -55,16 +55,16 @@ def read_examples(store: LocalStore, manifest: Manifest, rows: Sequence[int]) ->
                 stop = start + file.metadata.row_group(group).num_rows
                 inside = here[(here >= start) & (here < stop)] - start
                 if len(inside):
-                    examples = _read_group(file, shard, group, SCHEMA.names).take(pa.array(inside)).to_pylist()
-                    found.update(
-                        (int(row) + start, _checked(example, int(row) + start, shard))
-                        for row, example in zip(inside, examples, strict=True)
+                    records = _read_group(file, shard, group, SCHEMA.names).take(pa.array(inside)).to_pylist()
+                    examples.update(
+                        (int(row) + start, _checked(record, int(row) + start, shard))
+                        for row, record in zip(inside, records, strict=True)
                     )
                 start = stop
-    return [found[int(row)] for row in rows]
+    return [examples[int(row)] for row in rows]
 
 
-def read_column(store: LocalStore, manifest: Manifest, name: str) -> np.ndarray:
+def read_column(store: Store, manifest: Manifest, name: str) -> np.ndarray:
     """One column of the whole table, in row order."""
     parts = []
     for shard in manifest.examples:
@@ -75,7 +75,7 @@ def read_column(store: LocalStore, manifest: Manifest, name: str) -> np.ndarray:
 
 
 @contextmanager
-def _table(store: LocalStore, shard: Shard) -> Iterator[pq.ParquetFile]:
+def _table(store: Store, shard: Shard) -> Iterator[pq.ParquetFile]:
     """One example file, open and checked: the expected columns and rows.
 
     Raises:
@@ -112,8 +112,8 @@ def _read_group(file: pq.ParquetFile, shard: Shard, group: int, columns: list[st
 
 
 def _checked(example: dict[str, Any], row: int, shard: Shard) -> dict[str, Any]:
-    """An example whose row number is its place and whose numbers are numbers."""
-    numbers = [example[name] for name in ("num_tokens", "loss", "self_influence")]
-    if example["row"] != row or not all(number is not None and math.isfinite(number) for number in numbers):
+    """An example whose row number is its place and whose values are finite."""
+    values = [example[name] for name in ("num_tokens", "loss", "self_influence")]
+    if example["row"] != row or not all(value is not None and math.isfinite(value) for value in values):
         raise IndexCorruptedError(shard.file, f"row {row} calls itself {example['row']} or holds no finite numbers")
     return example

@@ -1,4 +1,4 @@
-"""`evaluation/lds.json`: how well an index was measured to foretell retraining. It may come from anybody."""
+"""`evaluation/lds.json`: how well an index was measured to predict retraining. It may come from anybody."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import IndexCorruptedError
 from .files import write_text
 from .layout import LDS, Manifest
-from .store import LocalStore
+from .store import Store
 
 
 _LARGEST = 1 << 16  # bytes that are read at all
@@ -45,11 +45,12 @@ class LDSRecord:
     build: str
 
 
-def write_lds(store: LocalStore, record: LDSRecord) -> None:
+def write_lds(store: Store, record: LDSRecord) -> None:
+    """Keep a score with its index, whole or not at all."""
     write_text(store.folder / LDS, json.dumps(asdict(record), indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
-def read_lds(store: LocalStore, manifest: Manifest) -> LDSRecord | None:
+def read_lds(store: Store, manifest: Manifest) -> LDSRecord | None:
     """The score of an index; `None` where it has none, or one that was measured of another index.
 
     Raises:
@@ -75,6 +76,7 @@ def read_lds(store: LocalStore, manifest: Manifest) -> LDSRecord | None:
 
 
 def _fits(value: Any, kind: Any) -> bool:
+    """Whether a JSON value may stand in a field of this type: scores in [-1, 1], counts above 0."""
     if value is None:
         return kind in (float | None, str | None)
     if kind in (float, float | None):

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import IndexCorruptedError
 from .files import TensorReader, TensorSpan, write_tensors
 from .layout import FactorShard, FileEntry, ModuleEntry
-from .store import LocalStore
+from .store import Store
 
 
 Loaded = dict[str, dict[str, Tensor]]
@@ -56,13 +56,13 @@ class ShardReader:
     """Reads the factors and the curvature of an index, from disk by memory map or from the Hub by range.
 
     Args:
-        store (`LocalStore`): where the files are.
+        store (`Store`): where the files are.
         shards (`list[FactorShard]`): the factor files.
         curvature (`FileEntry` or `None`): the curvature file, once there is one.
         layout (`PartShapes`): what is stored of a module.
     """
 
-    def __init__(self, store: LocalStore, shards: list[FactorShard], curvature: FileEntry | None, layout: PartShapes):
+    def __init__(self, store: Store, shards: list[FactorShard], curvature: FileEntry | None, layout: PartShapes):
         self.store = store
         self.shards = shards
         self._curvature = curvature

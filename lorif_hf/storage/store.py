@@ -1,22 +1,43 @@
-"""Where the files of an index are: in a folder here; the Hub's stores build on this one."""
+"""Where the files of an index are: in a folder here, or in a repo of the Hub (`lorif_hf.hub.store`)."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+from ..errors import HubConnectionError, IndexCorruptedError
 from .files import TensorFile, TensorReader, verified
 from .layout import FactorShard, FileEntry, inside
 
 
-class LocalStore:
-    """An index in a folder.
+class Store(ABC):
+    """The files of an index. A kind of store says how a file gets into the folder, and how shards and tables are read.
 
     Args:
-        folder (`Path`): the index.
+        folder (`Path`): the index, or as much of it as is here.
+        repo_id (`str`, *optional*): the Hub repo it comes from.
+        commit (`str`, *optional*): the commit of that repo.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._files: dict[FileEntry, TensorFile] = {}
+    def __init__(self, folder: Path, repo_id: str | None = None, commit: str | None = None):
+        self.folder, self.repo_id, self.commit = folder, repo_id, commit
+        self._mapped: dict[FileEntry, TensorReader] = {}
+
+    @abstractmethod
+    def provide(self, file: str) -> None:
+        """Bring a file into the folder, unless it is there.
+
+        Raises:
+            [`~lorif_hf.errors.IndexCorruptedError`]: there is none, or its path leads out of the index.
+            [`~lorif_hf.errors.HubError`]: it cannot be had now.
+        """
+
+    @abstractmethod
+    def shard(self, entry: FactorShard) -> TensorReader:
+        """The tensors of a factor file."""
+
+    @abstractmethod
+    def parquet(self, entry: FileEntry) -> Any:
+        """A path or an open file for `pyarrow.parquet.ParquetFile`."""
 
     def path(self, entry: FileEntry) -> Path:
         """The path of a file, checked against its entry once per process.
@@ -24,23 +45,47 @@ class LocalStore:
         Raises:
             [`~lorif_hf.errors.IndexCorruptedError`]: it is not what the entry says.
         """
+        self.provide(entry.file)
         return verified(self.folder, entry)
 
     def optional(self, file: str) -> Path | None:
-        """The path of a file for which the manifest does not vouch, where there is one."""
+        """The path of a file for which the manifest does not vouch; `None` where it is not there or out of reach."""
+        try:
+            self.provide(file)
+        except (IndexCorruptedError, HubConnectionError):
+            pass
         path = inside(self.folder, file)
         return path if path.is_file() else None
 
     def tensors(self, entry: FileEntry) -> TensorReader:
-        """The tensors of a file. A shard is mapped as long as any of its tensors is held, not for good."""
-        if entry not in self._files:
-            self.path(entry)
-            opened = TensorFile(self.folder, entry)
-            if isinstance(entry, FactorShard):
-                return opened
-            self._files[entry] = opened
-        return self._files[entry]
+        """The tensors of a file. A shard is mapped as long as any of its tensors is held, other files for good."""
+        if isinstance(entry, FactorShard):
+            return self.shard(entry)
+        if entry not in self._mapped:
+            self._mapped[entry] = self.mapped(entry)
+        return self._mapped[entry]
 
-    def parquet(self, entry: FileEntry) -> Any:
-        """A path or an open file for `pyarrow.parquet.ParquetFile`."""
+    def mapped(self, entry: FileEntry) -> TensorReader:
+        """The tensors of a file in the folder, checked like its [`~Store.path`] and mapped to memory."""
+        self.provide(entry.file)
+        return TensorFile(self.folder, entry)
+
+
+class LocalStore(Store):
+    """An index in a folder.
+
+    Args:
+        folder (`Path`): the index.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+
+    def provide(self, file: str) -> None:
+        """Nothing to bring: all files of the index are here."""
+
+    def shard(self, entry: FactorShard) -> TensorReader:
+        return self.mapped(entry)
+
+    def parquet(self, entry: FileEntry) -> Path:
         return self.path(entry)

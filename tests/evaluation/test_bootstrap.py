@@ -47,5 +47,5 @@ def test_a_confidence_lies_between_0_and_1(confidence):
 
 
 def test_there_is_at_least_one_resample():
-    with pytest.raises(EvaluationError, match="resamples must be an integer of at least 1, found 0"):
+    with pytest.raises(EvaluationError, match="resamples must be an integer of at least 1, got 0"):
         check_bootstrap(0.9, 0)

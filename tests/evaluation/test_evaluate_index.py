@@ -39,9 +39,9 @@ def test_the_score_is_that_of_the_dense_scores(bank, index, tmp_path):
     make_gpt2().save_pretrained(tmp_path / "model")
     for model in (make_gpt2(), str(tmp_path / "model")):
         for queries in (None, QUERIES):
-            found = evaluate_lds(index, bank, model, queries, confidence=0.9, seed=3)
-            assert found.mean == expected.mean and found.query_interval == expected.query_interval
-            assert (found.per_query == expected.per_query).all() and found.confidence == 0.9
+            result = evaluate_lds(index, bank, model, queries, confidence=0.9, seed=3)
+            assert result.mean == expected.mean and result.query_interval == expected.query_interval
+            assert (result.per_query == expected.per_query).all() and result.confidence == 0.9
 
 
 def test_other_queries_or_another_order_are_refused(bank, index):

@@ -57,8 +57,8 @@ def test_proponents_that_lower_the_loss_score_one():
 
 def test_it_agrees_with_the_predictions_made_elsewhere():
     scores, losses, membership = draw(ties=True)
-    one, other = lds(scores, losses, membership), lds_of_predictions(scores @ membership.T, losses)
-    assert one.mean == other.mean and one.subset_interval == other.subset_interval
+    summed, predicted = lds(scores, losses, membership), lds_of_predictions(scores @ membership.T, losses)
+    assert summed.mean == predicted.mean and summed.subset_interval == predicted.subset_interval
 
 
 def test_tensors_of_any_precision_are_taken():
@@ -99,7 +99,7 @@ def test_a_query_of_constant_predictions_counts_as_zero():
     result = lds(scores, losses, membership)
     assert result.per_query[1] == 0 and result.num_constant_predictions == 1 and result.num_constant == 0
     assert result.mean == pytest.approx(result.per_query.sum() / 4)
-    losses[:, 1] = 0.0  # nothing could be foretold: that comes first
+    losses[:, 1] = 0.0  # there is nothing to predict: that comes first
     result = lds(scores, losses, membership)
     assert np.isnan(result.per_query[1]) and (result.num_constant, result.num_constant_predictions) == (1, 0)
 

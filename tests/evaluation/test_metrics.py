@@ -43,18 +43,11 @@ def study():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_metric_has_its_folder_and_a_card_for_a_space(name):
     folder = METRICS / name
-    assert {path.name for path in folder.iterdir() if path.is_file()} == {
-        f"{name}.py",
-        "README.md",
-        "app.py",
-        "requirements.txt",
-    }
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {f"{name}.py", "README.md"}
     _, front_matter, text = (folder / "README.md").read_text().split("---\n", 2)
     card = yaml.safe_load(front_matter)
     assert (card["sdk"], card["app_file"]) == ("gradio", "app.py") and {"evaluate", "metric"} <= set(card["tags"])
     assert card["title"] and card["description"] and f'evaluate.load("user/{name}"' in text
-    assert (folder / "requirements.txt").read_text().startswith("lorif-hf[evaluate]\n")
-    assert "launch_gradio_widget(evaluate.load(" in (folder / "app.py").read_text()
     module = load(name)
     assert module.name == name and module.module_type == "metric" and "Returns:" in module.inputs_description
 
@@ -70,8 +63,8 @@ def test_a_metric_that_there_is_not_is_refused_with_those_there_are():
 def test_lds_is_the_plain_function(study):
     scores, losses, membership = study
     expected = lds(scores, losses, membership)
-    found = load("lds").compute(predictions=scores, references=losses.T, membership=membership)
-    assert found == {
+    result = load("lds").compute(predictions=scores, references=losses.T, membership=membership)
+    assert result == {
         "lds": expected.mean,
         "per_query": expected.per_query.tolist(),
         "query_interval": list(expected.query_interval),
@@ -95,8 +88,8 @@ def test_lds_takes_its_options_at_either_place(study, tmp_path):
 def test_lds_of_predictions_needs_no_membership(study):
     scores, losses, membership = study
     predictions = scores @ membership.T
-    found = load("lds").compute(predictions=predictions, references=losses.T)
-    assert found["lds"] == lds_of_predictions(predictions, losses).mean
+    result = load("lds").compute(predictions=predictions, references=losses.T)
+    assert result["lds"] == lds_of_predictions(predictions, losses).mean
     with pytest.raises(EvaluationError, match=r"expected shape \(30, 6\), found \(10, 6\)"):  # forgotten
         load("lds").compute(predictions=scores, references=losses.T)
 
@@ -105,8 +98,8 @@ def test_lds_keeps_what_is_not_a_number_and_says_what_is_ragged(study):
     scores, losses, membership = study
     constant = losses.copy()
     constant[:, 3] = 0
-    found = load("lds", membership=membership).compute(predictions=scores, references=constant.T)
-    assert np.isnan(found["per_query"][3]) and found["num_constant"] == 1
+    result = load("lds", membership=membership).compute(predictions=scores, references=constant.T)
+    assert np.isnan(result["per_query"][3]) and result["num_constant"] == 1
     ragged = losses.T.tolist()
     ragged[2].pop()
     with pytest.raises(EvaluationError, match="references must be an array; found rows of different lengths"):
@@ -150,8 +143,8 @@ def test_metrics_combine_with_others_where_options_come_first(study):
     )
     expected = {"here_lds": lds(scores, losses, membership).mean, "width": 30}
     expected["elsewhere_lds"] = lds(scores, losses, ~membership, resamples=10).mean
-    found = both.compute(predictions=scores, references=losses.T)
-    assert {key: found[key] for key in expected} == expected
+    result = both.compute(predictions=scores, references=losses.T)
+    assert {key: result[key] for key in expected} == expected
     both.add_batch(predictions=scores[:1], references=losses.T[:1])
     both.add_batch(predictions=scores[1:], references=losses.T[1:])
     again = both.compute()
@@ -161,8 +154,8 @@ def test_metrics_combine_with_others_where_options_come_first(study):
 def test_ours_combine_by_their_paths_and_share_the_options_of_compute(study):
     scores, losses, membership = study
     both = evaluate.combine([lorif_hf.metric("lds"), lorif_hf.metric("lds")])
-    found = both.compute(predictions=scores, references=losses.T, membership=membership)
-    assert found["lds_0_lds"] == found["lds_1_lds"] == lds(scores, losses, membership).mean
+    result = both.compute(predictions=scores, references=losses.T, membership=membership)
+    assert result["lds_0_lds"] == result["lds_1_lds"] == lds(scores, losses, membership).mean
 
 
 def test_retrieval_is_the_plain_function(study):
@@ -182,7 +175,7 @@ def test_retrieval_is_the_plain_function(study):
 def test_mislabel_detection_is_the_plain_function(study):
     influence, mislabelled = study[0][0], study[2][0]
     expected = mislabel_detection(influence, mislabelled, fractions=[0.1, 0.25])
-    wanted = {"auroc": expected.auroc, "found@0.1": expected.found[0.1], "found@0.25": expected.found[0.25]}
+    wanted = {"auroc": expected.auroc, "recall@0.1": expected.recall[0.1], "recall@0.25": expected.recall[0.25]}
     inputs = {"predictions": torch.tensor(influence), "references": torch.tensor(mislabelled)}
     assert load("mislabel_detection").compute(**inputs, fractions=[0.1, 0.25]) == wanted
     assert load("mislabel_detection", fractions=[0.1, 0.25]).compute(**inputs) == wanted

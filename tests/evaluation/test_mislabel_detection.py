@@ -38,26 +38,26 @@ def test_what_is_found_among_the_most_suspect():
     result = mislabel_detection(torch.tensor(influence), torch.tensor(mislabelled), fractions=fractions)
     order = np.argsort(-influence)
     expected = {p: mislabelled[order[: int(np.ceil(p * 60))]].sum() / mislabelled.sum() for p in fractions}
-    assert result.found == pytest.approx(expected) and result.found[1.0] == 1.0
+    assert result.recall == pytest.approx(expected) and result.recall[1.0] == 1.0
     assert (result.num_mislabelled, result.num_rows) == (mislabelled.sum(), 60)
 
 
 def test_of_equal_rows_an_average_one_is_checked():
     influence, mislabelled = draw(levels=3)
-    generator, found = np.random.default_rng(1), []
+    generator, recalls = np.random.default_rng(1), []
     for _ in range(4000):
         shuffled = generator.permutation(60)
         order = shuffled[np.argsort(-influence[shuffled], kind="stable")]
-        found.append(mislabelled[order[:15]].sum() / mislabelled.sum())
-    assert mislabel_detection(influence, mislabelled, fractions=[0.25]).found[0.25] == pytest.approx(
-        np.mean(found), abs=0.01
+        recalls.append(mislabelled[order[:15]].sum() / mislabelled.sum())
+    assert mislabel_detection(influence, mislabelled, fractions=[0.25]).recall[0.25] == pytest.approx(
+        np.mean(recalls), abs=0.01
     )
 
 
 def test_a_fraction_is_rounded_up_to_rows_but_not_by_rounding_itself():
     truth = np.arange(100) < 8
     result = mislabel_detection(-np.arange(100), truth, fractions=[0.07, 0.001, 0.071])
-    assert result.found == {0.07: 7 / 8, 0.001: 1 / 8, 0.071: 1.0}  # 0.07 x 100 = 7.000000000000001
+    assert result.recall == {0.07: 7 / 8, 0.001: 1 / 8, 0.071: 1.0}  # 0.07 x 100 = 7.000000000000001
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,12 @@ def draw(queries=6, rows=40, levels=1000, seed=0):
 
 def slow(scores, sources, k):
     """Sort the rows, sources last among equals; (recall at k, reciprocal rank) per query."""
-    found = []
+    values = []
     for line, known in zip(scores, sources, strict=True):
         ranking = sorted(range(len(line)), key=lambda row: (-line[row], row in known))
         hits = [rank for rank, row in enumerate(ranking, start=1) if row in known]
-        found.append((len([rank for rank in hits if rank <= k]) / len(known), 1 / hits[0]))
-    return np.array(found).T
+        values.append((len([rank for rank in hits if rank <= k]) / len(known), 1 / hits[0]))
+    return np.array(values).T
 
 
 @pytest.mark.parametrize("levels", [3, 1000], ids=["ties", "no ties"])

@@ -50,12 +50,12 @@ def state(model):
     return tensors, grads, [module.training for module in model.modules()], torch.get_rng_state()
 
 
-def assert_same(one, other):
-    assert one[0].keys() == other[0].keys()
-    for name, tensor in one[0].items():
-        assert torch.equal(tensor.view(torch.uint8), other[0][name].view(torch.uint8)), name
-    assert all(other[1][name][0] is grad and other[1][name][1] == total for name, (grad, total) in one[1].items())
-    assert one[2] == other[2] and torch.equal(one[3], other[3])
+def assert_same(first, second):
+    assert first[0].keys() == second[0].keys()
+    for name, tensor in first[0].items():
+        assert torch.equal(tensor.view(torch.uint8), second[0][name].view(torch.uint8)), name
+    assert all(second[1][name][0] is grad and second[1][name][1] == total for name, (grad, total) in first[1].items())
+    assert first[2] == second[2] and torch.equal(first[3], second[3])
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])

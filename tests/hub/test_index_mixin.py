@@ -133,8 +133,8 @@ def _swell(folder, times):
         write_tensors(folder / shard.file, tensors)
         rows = range(number * times, (number + 1) * times)
         nothing = {"example_id": [None] * times, "text": [None] * times}
-        numbers = {"num_tokens": [1] * times, "loss": [0.0] * times, "self_influence": [0.0] * times}
-        write_examples(folder / old.examples[number].file, {"row": rows, **nothing, **numbers})
+        columns = {"num_tokens": [1] * times, "loss": [0.0] * times, "self_influence": [0.0] * times}
+        write_examples(folder / old.examples[number].file, {"row": rows, **nothing, **columns})
         place = {"start": rows.start, "rows": times}
         for table, extra in (
             ("shards", {"header_sha256": header_sha256(folder / shard.file)}),
@@ -179,8 +179,8 @@ def test_shards_that_cannot_hold_any_of_the_best_are_not_downloaded(hub, pushed,
     expected = shrunk.scores(make_gpt2(), query)[0].topk(1)
     streamed = InfluenceIndex.from_pretrained("user/shrunk", streaming=True)
     hub.reset_log()
-    found = streamed.attribute(make_gpt2(), query, top_k=1)
-    assert found.indices[0].tolist() == expected.indices.tolist() and int(found.indices) in (8, 9, 18, 19)
+    result = streamed.attribute(make_gpt2(), query, top_k=1)
+    assert result.indices[0].tolist() == expected.indices.tolist() and int(result.indices) in (8, 9, 18, 19)
     files = {request.path_in_repo for request in hub.requests if request.range and "factors" in request.path_in_repo}
     wanted = {shrunk.manifest.shards[number].file for number in (4, 9)}
     assert wanted & files and len(files - wanted - {shrunk.manifest.shards[0].file}) <= 1

@@ -70,7 +70,7 @@ def test_single_rows_are_read_alone(hub, pushed, remote, shard):
     assert hub.bytes_served(SEVENTH) - before == (span.end - span.begin) // 2
 
 
-@pytest.mark.xfail(strict=True, reason="a part of a tensor has no hash of its own: DESIGN vouches for whole ones")
+@pytest.mark.xfail(strict=True, reason="a part of a tensor has no hash of its own: hashes are of whole tensors")
 def test_a_corrupted_byte_of_selected_rows_is_noticed(hub, pushed, load):
     index = load(streaming=True).select([12])
     hub.faults.add(f"GET .*{SEVENTH}", "corrupt", skip=2, offset=1)

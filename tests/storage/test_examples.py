@@ -23,14 +23,14 @@ def small_row_groups(monkeypatch):
 
 
 def columns_of(start, rows):
-    numbers = range(start, start + rows)
+    row_ids = range(start, start + rows)
     return {
-        "row": list(numbers),
-        "example_id": [None if i % 5 == 0 else f"id-{i}" for i in numbers],
-        "text": [f"text {i} é 你好 🙂" for i in numbers],
-        "num_tokens": [i * 10 for i in numbers],
-        "loss": [i / 7 for i in numbers],
-        "self_influence": [i / 3 for i in numbers],
+        "row": list(row_ids),
+        "example_id": [None if i % 5 == 0 else f"id-{i}" for i in row_ids],
+        "text": [f"text {i} é 你好 🙂" for i in row_ids],
+        "num_tokens": [i * 10 for i in row_ids],
+        "loss": [i / 7 for i in row_ids],
+        "self_influence": [i / 3 for i in row_ids],
     }
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from lorif_hf.errors import IndexCorruptedError
+from lorif_hf.hub.store import HubStore, RepoStore, StreamingStore
 from lorif_hf.storage import files
 from lorif_hf.storage.files import file_entry, write_tensors, write_text
 from lorif_hf.storage.layout import FileEntry
-from lorif_hf.storage.store import LocalStore
+from lorif_hf.storage.store import LocalStore, Store
 
 
 NAME = "factors/x.safetensors"
@@ -31,6 +32,22 @@ def test_path_and_tensors_and_parquet_are_those_of_the_file(tmp_path, entry):
     assert store.path(entry) == store.parquet(entry) == tmp_path / NAME
     assert torch.equal(store.tensors(entry).read("a"), torch.arange(6.0).view(3, 2))
     assert torch.equal(store.tensors(entry).read("a", 1, 2), torch.tensor([[2.0, 3.0]]))
+
+
+def test_every_store_knows_where_it_is_from_and_nobody_overrides_what_does_something(tmp_path):
+    store = LocalStore(tmp_path)
+    assert (store.folder, store.repo_id, store.commit) == (tmp_path, None, None)
+    kinds = [LocalStore, RepoStore, HubStore, StreamingStore]
+    done = {name for name in vars(Store) if callable(getattr(Store, name)) and name not in Store.__abstractmethods__}
+    assert not [(kind, name) for kind in kinds for name in done - {"__init__"} if name in vars(kind)]
+    with pytest.raises(TypeError, match="abstract"):
+        Store(tmp_path)
+
+
+def test_a_file_that_need_not_be_there(tmp_path):
+    assert LocalStore(tmp_path).optional("x.json") is None
+    write_text(tmp_path / "x.json", "{}")
+    assert LocalStore(tmp_path).optional("x.json") == tmp_path / "x.json"
 
 
 def test_a_file_is_hashed_once_and_mapped_once(tmp_path, entry, monkeypatch):

@@ -98,7 +98,7 @@ class RetrainBank:
         if len(self.seeds) < 2:
             raise EvaluationError("Seeds can be compared from two on, this bank has one: retrain with seeds=2.")
         pairs = combinations(self.losses_by_seed, 2)
-        return float(np.mean([lds_of_predictions(-one.T, other, resamples=1).mean for one, other in pairs]))
+        return float(np.mean([lds_of_predictions(-first.T, second, resamples=1).mean for first, second in pairs]))
 
     def check(self, index: "InfluenceIndex") -> None:
         """See that an index is of the training set and the architecture that were retrained.
@@ -112,12 +112,12 @@ class RetrainBank:
                 f"The bank is of {self.membership.shape[1]} training rows, the index of {len(index)}: evaluate the "
                 "whole index (no selection) of the training set that the bank was made with."
             )
-        expected, found = self.info["dataset"].get("fingerprint"), manifest.dataset.get("fingerprint")
-        if found is not None and found != expected:
+        expected, indexed = self.info["dataset"].get("fingerprint"), manifest.dataset.get("fingerprint")
+        if indexed is not None and indexed != expected:
             raise EvaluationError(
                 f"The index is of other training rows than the bank, or of the same ones in another order: expected "
-                f"the fingerprint {str(expected)[:12]}..., found {str(found)[:12]}... Build the index of the dataset "
-                "that was passed to retrain(), or retrain on the dataset of the index."
+                f"the fingerprint {str(expected)[:12]}..., found {str(indexed)[:12]}... Build the index of the "
+                "dataset that was passed to retrain(), or retrain on the dataset of the index."
             )
         if manifest.model.get("model_class") != model["model_class"]:
             raise EvaluationError(
@@ -141,7 +141,7 @@ class RetrainBank:
 
         return Dataset.from_dict(runs_columns(self.membership, self.losses_by_seed, self.seeds))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write the bank to a folder, `bank.json` last: it makes a bank.
 
         Raises:
@@ -155,8 +155,6 @@ class RetrainBank:
             write_text(folder / CARD, bank_card(self.info, self._agreement(), self.repo_id or "user/my-bank", None))
         for name, content in files.items():
             write_bytes(folder / name, content)
-
-    save_to_disk = save_pretrained = save
 
     @classmethod
     def from_pretrained(
@@ -224,6 +222,7 @@ class RetrainBank:
         return commit
 
     def _agreement(self) -> float | None:
+        """[`~RetrainBank.seed_agreement`]; `None` with one seed."""
         return self.seed_agreement() if len(self.seeds) > 1 else None
 
     def _files(self) -> dict[str, bytes]:
@@ -264,8 +263,8 @@ def _checked(folder: Path, name: str, entries: dict[str, dict[str, Any]]) -> byt
     path = inside(folder, name)
     size = path.stat().st_size if path.is_file() else None
     if size != entries[name]["bytes"]:
-        found = "it is missing" if size is None else f"it has {size} bytes"
-        raise bad_file(name, f"{found}, {BANK} says {entries[name]['bytes']}")
+        fault = "it is missing" if size is None else f"it has {size} bytes"
+        raise bad_file(name, f"{fault}, {BANK} says {entries[name]['bytes']}")
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != entries[name]["sha256"]:
         raise bad_file(name, f"its SHA-256 is not the one in {BANK}")

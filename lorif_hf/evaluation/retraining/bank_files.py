@@ -35,6 +35,7 @@ _OBJECTS = ("objective", "dataset", "model", "training", "files")
 
 
 def bad_file(name: str, problem: str) -> EvaluationError:
+    """The error for a file of a bank that is not what it should be."""
     return EvaluationError(
         f"{name}: {problem}. It was truncated, edited or damaged in transfer: restore or download the bank again, or "
         "retrain."
@@ -60,10 +61,12 @@ def runs_columns(membership: Tensor, losses_by_seed: Tensor, seeds: Sequence[int
 
 
 def write_runs(columns: Mapping[str, list[Any]]) -> bytes:
+    """The Parquet file of the columns of [`runs_columns`]."""
     return _parquet(pa.table(dict(columns), schema=_SCHEMA))
 
 
 def write_queries(features: Sequence[Mapping[str, Any]]) -> bytes:
+    """The Parquet file of queries as JSON values, one a row."""
     return _parquet(pa.table({key: [feature[key] for feature in features] for key in features[0]}))
 
 
@@ -132,20 +135,20 @@ def read_runs(content: bytes, info: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     for number, run in enumerate(_rows(RUNS, file)):
         subset, seed = divmod(number, len(seeds))
         expected = {"subset": subset, "seed": seeds[seed], "num_examples": size}
-        found = {name: run[name] for name in expected}
-        if found != expected:
-            raise bad_file(RUNS, f"row {number} is of {found}, expected {expected}")
-        packed, measured = run["membership"], run["losses"]
+        actual = {name: run[name] for name in expected}
+        if actual != expected:
+            raise bad_file(RUNS, f"row {number} is of {actual}, expected {expected}")
+        packed, values = run["membership"], run["losses"]
         if packed is None or len(packed) != math.ceil(rows / 8):
             raise bad_file(RUNS, f"the membership of row {number} is not that of {rows} training rows")
         members = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=rows).astype(bool)
         if members.sum() != size or (seed and not np.array_equal(members, membership[subset])):
             raise bad_file(RUNS, f"the membership of row {number} is not that of one subset of {size} rows")
-        if measured is None or len(measured) != queries:
+        if values is None or len(values) != queries:
             raise bad_file(RUNS, f"row {number} does not have the losses of {queries} queries")
-        if not all(loss is not None and math.isfinite(loss) for loss in measured):
+        if not all(loss is not None and math.isfinite(loss) for loss in values):
             raise bad_file(RUNS, f"the losses of row {number} are not all finite numbers")
-        membership[subset], losses[seed, subset] = members, measured
+        membership[subset], losses[seed, subset] = members, values
     return torch.from_numpy(membership), torch.from_numpy(losses)
 
 
@@ -191,11 +194,13 @@ def _rows(name: str, file: pq.ParquetFile) -> Any:
 
 
 def _parquet(table: pa.Table) -> bytes:
+    """A Parquet file; equal tables give equal bytes."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, write_page_checksum=True)
     return buffer.getvalue()
 
 
 def _require(condition: bool, problem: str) -> None:
+    """Raises the error for `bank.json` where a condition does not hold."""
     if not condition:
         raise bad_file(BANK, problem)

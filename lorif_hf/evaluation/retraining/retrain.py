@@ -8,24 +8,21 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
+from ...checks import whole_number
 from ...errors import EvaluationError
 from ...layers.modules import parameter_shapes, unwrap
 from ...progress import progress
 from ...recording.identity import identify
 from ...recording.rows import TrainingRows, task_code
-from ...storage.files import write_text
+from ...storage.claim import BuildFolder
 from ...storage.layout import STAGING
 from ...tasks import Task, UserObjective, task_of
-from ..arrays import whole_number
 from .bank import RetrainBank, queries_fingerprint
 from .bank_files import BANK, BANK_VERSION
 from .runs import Feature, MakeTrainer, RetrainJob, complete_features, make_trainer
@@ -34,7 +31,14 @@ from .workers import run_in_processes
 
 logger = logging.getLogger(__name__)
 
-_PLAN = "plan.json"
+_FOLDER = BuildFolder(
+    finished=BANK,
+    note="plan.json",
+    error=EvaluationError,
+    thing="a bank",
+    stranger="holds no bank of retrained models",
+    busy="Another process is retraining in {folder}: wait for it, or choose another folder.",
+)
 # What a Trainer's arguments say of the training itself, and not of logging, saving or hardware.
 _TRAINING = (
     "learning_rate",
@@ -107,11 +111,11 @@ def retrain(
             anything is trained.
     """
     folder = Path(path)
-    whole_number(num_subsets, "num_subsets", 2)
-    whole_number(seed, "seed", 0)
+    whole_number(num_subsets, "num_subsets", 2, EvaluationError)
+    whole_number(seed, "seed", 0, EvaluationError)
     for name, value in (("seeds", seeds), ("num_processes", num_processes), ("batch_size", batch_size)):
-        whole_number(value, name, 1)
-    _check_folder(folder)
+        whole_number(value, name, 1, EvaluationError)
+    _FOLDER.check(folder)
     if not hasattr(dataset, "__len__"):
         raise EvaluationError(
             f"A {type(dataset).__name__} has no length, so no subset of it can be drawn: load it as a map-style "
@@ -124,20 +128,20 @@ def retrain(
     plan = json.loads(json.dumps(plan))
     if (folder / BANK).exists():
         bank = RetrainBank.from_pretrained(folder)
-        _refuse_another(plan, bank.info, folder)
+        if held := _different(plan, bank.info):
+            raise EvaluationError(f"{folder} holds {held}")
         shutil.rmtree(folder / STAGING, ignore_errors=True)
         return bank
     staging = folder / STAGING
     job = RetrainJob(
         make_trainer, dataset, membership, training_seeds, features, objective, processing_class, batch_size, staging
     )
-    with _claimed(folder, plan):
+    with _FOLDER.claimed(folder, plan, lambda begun: _different(plan, begun)):
         _run_missing(job, num_processes)
         losses = torch.stack([job.losses(run) for run in range(job.count)])
         by_seed = losses.view(num_subsets, seeds, len(features)).transpose(0, 1).contiguous()
         bank = RetrainBank(torch.from_numpy(membership), by_seed, features, plan)
-        bank.save(folder)
-    shutil.rmtree(staging)
+        bank.save_pretrained(folder)
     return RetrainBank.from_pretrained(folder)
 
 
@@ -207,13 +211,12 @@ def _plan(
 def _training(trainer: Any) -> dict[str, Any]:
     """The settings of the training that a Trainer's arguments hold."""
     values = {name: getattr(getattr(trainer, "args", None), name, None) for name in _TRAINING}
-    plain = {
-        name: getattr(value, "value", value) for name, value in values.items()
-    }  # enumerations are strings in JSON
-    return {name: value for name, value in plain.items() if isinstance(value, (bool, int, float, str))}
+    values = {name: getattr(value, "value", value) for name, value in values.items()}  # of enumerations
+    return {name: value for name, value in values.items() if isinstance(value, (bool, int, float, str))}
 
 
 def _run_missing(job: RetrainJob, num_processes: int) -> None:
+    """Do the runs that are not finished yet."""
     missing = [run for run in range(job.count) if not job.finished(run)]
     done = job.count - len(missing)
     if done:
@@ -227,43 +230,15 @@ def _run_missing(job: RetrainJob, num_processes: int) -> None:
             run_in_processes(job, missing, num_processes, bar.update)
 
 
-@contextmanager
-def _claimed(folder: Path, plan: dict[str, Any]) -> Iterator[None]:
-    """Hold the folder for this process, and see that what it holds is this plan's."""
-    staging = folder / STAGING
-    staging.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(staging / "lock", timeout=0):
-            note = staging / _PLAN
-            if note.exists():
-                _refuse_another(plan, json.loads(note.read_text(encoding="utf-8")), folder)
-            else:
-                write_text(note, json.dumps(plan))
-            for left_over in folder.rglob("*.tmp"):  # of a write that was killed
-                left_over.unlink()
-            yield
-    except Timeout:
-        raise EvaluationError(
-            f"Another process is retraining in {folder}: wait for it, or choose another folder."
-        ) from None
-
-
-def _refuse_another(plan: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
-    """Raises [`~lorif_hf.errors.EvaluationError`] where a folder holds another plan's runs; says what differs."""
-    different = [name for name in plan if name != "dataset" and plan[name] != found.get(name)]
+def _different(plan: dict[str, Any], begun: dict[str, Any]) -> str | None:
+    """What a folder holds whose bank was begun with another plan; `None` where the runs of this plan fit into it."""
+    names = [name for name in plan if name != "dataset" and plan[name] != begun.get(name)]
     # A name or a licence may change where the rows do not.
-    if plan["dataset"]["fingerprint"] != found.get("dataset", {}).get("fingerprint"):
-        different.append("dataset")
-    if different:
-        raise EvaluationError(
-            f"{folder} holds a bank of other settings: {', '.join(sorted(different))} differ(s). Choose another "
-            "folder, or call retrain() with the same arguments as before."
-        )
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise EvaluationError(f"{folder} is a file; a bank needs a folder.")
-    ours = (folder / STAGING / _PLAN).exists() or (folder / BANK).exists()
-    if folder.is_dir() and not ours and any(one.name != STAGING for one in folder.iterdir()):
-        raise EvaluationError(f"{folder} is not empty and holds no bank of retrained models. Choose another folder.")
+    if plan["dataset"]["fingerprint"] != begun.get("dataset", {}).get("fingerprint"):
+        names.append("dataset")
+    if not names:
+        return None
+    return (
+        f"a bank of other settings: {', '.join(sorted(names))} differ(s). Choose another folder, or call retrain() "
+        "with the same arguments as before."
+    )

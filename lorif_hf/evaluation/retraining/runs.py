@@ -55,6 +55,7 @@ class RetrainJob:
 
     @property
     def count(self) -> int:
+        """Runs altogether, M k."""
         return len(self.membership) * len(self.seeds)
 
     def name(self, run: int) -> str:
@@ -63,6 +64,7 @@ class RetrainJob:
         return f"Run {run + 1} of {self.count} (subset {subset}, seed {self.seeds[seed]})"
 
     def path(self, run: int) -> Path:
+        """The file of a run's losses."""
         return self.folder / f"run-{run + 1:05d}-of-{self.count:05d}.safetensors"
 
     def finished(self, run: int) -> bool:
@@ -79,7 +81,7 @@ class RetrainJob:
         return make_trainer(self.make_trainer, self.dataset, np.flatnonzero(self.membership[subset]), self.seeds[seed])
 
     def run(self, run: int) -> None:
-        """Train, measure, write.
+        """Train, measure the queries, write their losses.
 
         Raises:
             [`~lorif_hf.errors.EvaluationError`]: names the run; nothing is written.
@@ -87,7 +89,7 @@ class RetrainJob:
         try:
             trainer = self.trainer(run)
             trainer.train()
-            losses = self._measured(unwrap(trainer.model))
+            losses = self._query_losses(unwrap(trainer.model))
         except EvaluationError as error:
             raise EvaluationError(f"{self.name(run)}: {error}") from error
         except Exception as error:  # whatever the user's training raises
@@ -108,7 +110,8 @@ class RetrainJob:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _measured(self, model: nn.Module) -> Tensor:
+    def _query_losses(self, model: nn.Module) -> Tensor:
+        """The losses of the queries under a model, float64 (Q,), nats."""
         task = task_of(model, self.objective)
         collator = padding_collator(model, self.processing_class, task.makes_labels)
         device = next(model.parameters()).device

@@ -71,10 +71,12 @@ class _Worker:
         self.run = -1
 
     def give(self, run: int) -> None:
+        """Let it do a run."""
         self.run = run
         self.send(run)
 
     def send(self, message: Any) -> None:
+        """Send it the job or the number of a run."""
         try:
             self.connection.send(message)
         except OSError:
@@ -98,6 +100,7 @@ class _Worker:
             raise EvaluationError(message) from RuntimeError(f"in the worker process:\n{trace}")
 
     def stop(self) -> None:
+        """Kill it, where it still runs."""
         if self.process.is_alive():
             self.process.kill()
         self.process.join()
@@ -145,6 +148,7 @@ _IMPORTABLE = (
 
 
 def _packed(job: RetrainJob, num_processes: int) -> bytes:
+    """The job as it is sent to the workers."""
     try:
         return pickle.dumps(job)
     except Exception as error:  # PicklingError, AttributeError, TypeError: it depends on what cannot be pickled

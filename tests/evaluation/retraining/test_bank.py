@@ -34,12 +34,12 @@ def bank(folder):
     return RetrainBank.from_pretrained(folder)
 
 
-def same(one, other):
-    tensors = [(one.membership, other.membership), (one.losses_by_seed, other.losses_by_seed)]
-    for mine, yours in zip(one.queries, other.queries, strict=True):
+def same(first, second):
+    tensors = [(first.membership, second.membership), (first.losses_by_seed, second.losses_by_seed)]
+    for mine, yours in zip(first.queries, second.queries, strict=True):
         assert mine.keys() == yours.keys()
         tensors += [(mine[key], yours[key]) for key in mine]
-    return all(torch.equal(*pair) for pair in tensors) and one.info == other.info
+    return all(torch.equal(*pair) for pair in tensors) and first.info == second.info
 
 
 def test_queries_are_kept_as_the_model_takes_them(bank):
@@ -71,12 +71,12 @@ def test_one_row_for_each_run(bank):
 
 def test_a_saved_bank_is_the_same_byte_for_byte(folder, bank, tmp_path):
     for _ in range(2):  # over itself too
-        bank.save(tmp_path / "copy")
+        bank.save_pretrained(tmp_path / "copy")
     assert bank_bytes(tmp_path / "copy") == bank_bytes(folder)
     assert same(RetrainBank.from_pretrained(tmp_path / "copy"), bank)
     other = dataclasses.replace(bank, losses_by_seed=bank.losses_by_seed + 1)
     with pytest.raises(EvaluationError, match="copy already holds another bank. Choose another folder or delete this"):
-        other.save(tmp_path / "copy")
+        other.save_pretrained(tmp_path / "copy")
 
 
 # The Hub
@@ -166,7 +166,7 @@ def test_a_damaged_file_is_named(folder, tmp_path, file, damage, message):
 
 
 def test_other_queries_than_the_fingerprint_says(bank, tmp_path):
-    dataclasses.replace(bank, info=bank.info | {"queries": "0" * 64}).save(tmp_path / "bank")
+    dataclasses.replace(bank, info=bank.info | {"queries": "0" * 64}).save_pretrained(tmp_path / "bank")
     with pytest.raises(EvaluationError, match="these are not the queries whose fingerprint is in bank.json"):
         RetrainBank.from_pretrained(tmp_path / "bank")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lorif_hf.errors import EvaluationError
-from lorif_hf.evaluation import bank_files
+from lorif_hf.evaluation.retraining import bank_files
 from lorif_hf.evaluation.retraining.bank_files import (
     parse_info,
     read_queries,

@@ -144,12 +144,12 @@ def test_rows_are_the_same_however_they_are_shown(folder, untrained):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_subsets": 1}, "num_subsets must be an integer of at least 2, found 1"),
-        ({"num_subsets": 2.0}, "num_subsets must be an integer of at least 2, found 2.0"),
-        ({"seeds": 0}, "seeds must be an integer of at least 1, found 0"),
-        ({"num_processes": 0}, "num_processes must be an integer of at least 1, found 0"),
-        ({"batch_size": True}, "batch_size must be an integer of at least 1, found True"),
-        ({"seed": -1}, "seed must be an integer of at least 0, found -1"),
+        ({"num_subsets": 1}, "num_subsets must be an integer of at least 2, got 1"),
+        ({"num_subsets": 2.0}, "num_subsets must be an integer of at least 2, got 2.0"),
+        ({"seeds": 0}, "seeds must be an integer of at least 1, got 0"),
+        ({"num_processes": 0}, "num_processes must be an integer of at least 1, got 0"),
+        ({"batch_size": True}, "batch_size must be an integer of at least 1, got True"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
         ({"fraction": 0.04}, "fraction=0.04 of 12 rows makes subsets of 0 rows; expected at least 1 and at most 11"),
         ({"fraction": 0.97}, "fraction=0.97 of 12 rows makes subsets of 12 rows; expected at least 1 and at most 11"),
         ({"fraction": 1}, "fraction=1 of 12 rows makes subsets of 0 rows"),
@@ -176,8 +176,8 @@ def test_one_query_two_subsets_one_seed(tmp_path):
     assert bank.losses.shape == (2, 3) and bank.seeds == [5]
     with pytest.raises(EvaluationError, match="Seeds can be compared from two on, this bank has one: retrain with se"):
         bank.seed_agreement()
-    one = retrain(make_trainer, ROWS, {"input_ids": [1, 2, 3]}, tmp_path / "one", num_subsets=2, seeds=1)
-    assert one.losses.shape == (2, 1) and "not measured: one seed" in (tmp_path / "one" / "README.md").read_text()
+    single = retrain(make_trainer, ROWS, {"input_ids": [1, 2, 3]}, tmp_path / "one", num_subsets=2, seeds=1)
+    assert single.losses.shape == (2, 1) and "not measured: one seed" in (tmp_path / "one" / "README.md").read_text()
 
 
 def test_a_text_is_measured_as_an_index_measures_it(tmp_path, tokenizer):

@@ -85,21 +85,21 @@ def features(queries=QUERIES):
 
 
 def test_a_run_is_finished_when_its_file_holds_the_losses_of_these_queries(tmp_path):
-    one = job(tmp_path, features())
-    assert one.count == 4 and one.name(2) == "Run 3 of 4 (subset 1, seed 3)" and not one.finished(2)
-    one.run(2)
-    assert one.finished(2) and one.losses(2).dtype == torch.float64 and not one.finished(0)
+    made = job(tmp_path, features())
+    assert made.count == 4 and made.name(2) == "Run 3 of 4 (subset 1, seed 3)" and not made.finished(2)
+    made.run(2)
+    assert made.finished(2) and made.losses(2).dtype == torch.float64 and not made.finished(0)
     assert not job(tmp_path, features(QUERIES.select([0]))).finished(2)
-    one.path(2).write_bytes(one.path(2).read_bytes()[:-1])
-    assert not one.finished(2)
+    made.path(2).write_bytes(made.path(2).read_bytes()[:-1])
+    assert not made.finished(2)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
 def test_losses_do_not_depend_on_the_batch_nor_on_the_padding(tmp_path, batch_size):
-    expected, found = job(tmp_path / "a", features()), job(tmp_path / "b", features(), batch_size=batch_size)
-    for one in (expected, found):
-        one.run(0)
-    torch.testing.assert_close(found.losses(0), expected.losses(0), rtol=1e-5, atol=0)
+    expected, batched = job(tmp_path / "a", features()), job(tmp_path / "b", features(), batch_size=batch_size)
+    for made in (expected, batched):
+        made.run(0)
+    torch.testing.assert_close(batched.losses(0), expected.losses(0), rtol=1e-5, atol=0)
 
 
 def test_the_same_queries_are_the_same_in_every_form():

@@ -26,9 +26,9 @@ def test_workers_measure_what_one_process_does_also_when_one_is_killed(tmp_path)
         make_bank(tmp_path / "two", Interrupted(tmp_path, 3, "kill"), num_processes=2)
     assert "The finished runs are kept" in str(caught.value) and '`if __name__ == "__main__":`' in str(caught.value)
     assert 1 <= len(list((tmp_path / "two" / ".lorif-build").glob("run-*"))) <= 2
-    two, one = make_bank(tmp_path / "two"), make_bank(tmp_path / "one")
-    assert two.info == one.info and torch.equal(two.membership, one.membership)
-    torch.testing.assert_close(two.losses_by_seed, one.losses_by_seed, rtol=1e-5, atol=0)
+    parallel, serial = make_bank(tmp_path / "two"), make_bank(tmp_path / "one")
+    assert parallel.info == serial.info and torch.equal(parallel.membership, serial.membership)
+    torch.testing.assert_close(parallel.losses_by_seed, serial.losses_by_seed, rtol=1e-5, atol=0)
 
 
 @pytest.mark.slow
@@ -82,11 +82,11 @@ def test_workers_end_with_whoever_started_them(tmp_path, how):
 def _until(look, count):
     """What `look` finds, once it finds so many."""
     for _ in range(600):
-        found = look()
-        if len(found) == count:
-            return found
+        seen = look()
+        if len(seen) == count:
+            return seen
         time.sleep(0.1)
-    raise AssertionError(f"found {found}, expected {count}")
+    raise AssertionError(f"found {seen}, expected {count}")
 
 
 def _runs(process):

@@ -12,7 +12,7 @@ from lorif_hf.evaluation.arrays import as_array
 
 
 _DESCRIPTION = """\
-Linear datamodeling score (LDS): do attribution scores foretell how models retrained on subsets of the data behave?
+Linear datamodeling score (LDS): do attribution scores predict how models retrained on subsets of the data behave?
 Spearman correlation, over subsets, between the summed scores of a subset's members and minus the measured loss; mean
 over queries. Positive is good.
 """

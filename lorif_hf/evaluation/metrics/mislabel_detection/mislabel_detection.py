@@ -11,7 +11,7 @@ from lorif_hf.evaluation import mislabel_detection
 
 _DESCRIPTION = """\
 Mislabel detection: does high self-influence tell the mislabelled training rows from the others? Area under the ROC
-curve (0.5 is chance, 1 is perfect), and the part of all mislabelled rows found when the top p of all rows are checked.
+curve (0.5 is chance, 1 is perfect), and the recall of mislabelled rows when the top p of all rows are checked.
 """
 _CITATION = """\
 @misc{koh2017understanding,
@@ -29,7 +29,7 @@ Args:
     fractions: parts of the rows to check, [0.05, 0.1, 0.2, 0.3] by default. To `compute`, or to `evaluate.load`.
 
 Returns:
-    auroc, and found@p for each fraction p.
+    auroc, and recall@p for each fraction p.
 """
 
 
@@ -52,4 +52,4 @@ class MislabelDetection(evaluate.Metric):
     def _compute(self, predictions: Any, references: Any, fractions: Any = None) -> dict[str, Any]:
         fractions = self.fractions if fractions is None else fractions
         result = mislabel_detection(predictions, np.asarray(references, dtype=bool), fractions=fractions)
-        return {"auroc": result.auroc, **{f"found@{p:g}": value for p, value in result.found.items()}}
+        return {"auroc": result.auroc, **{f"recall@{p:g}": value for p, value in result.recall.items()}}
