@@ -10,11 +10,12 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
-from lorif_hf.building.builder import INDEX_FOLDER, IndexBuilder, plan_build
+from lorif_hf.building.builder import IndexBuilder, plan_build
 from lorif_hf.building.options import BuildOptions
 from lorif_hf.errors import BuildFolderError, DatasetError, RecordingError
 from lorif_hf.hub.destination import Destination
 from lorif_hf.hub.publish import prepare_repo
+from lorif_hf.storage.claim import INDEX_FOLDER
 from lorif_hf.storage.layout import MANIFEST
 from lorif_hf.tasks import Task, UserObjective
 

@@ -31,7 +31,7 @@ from ..recording.identity import identify
 from ..recording.recorder import GradientRecorder, without_gradient
 from ..recording.rows import TrainingRows, task_code
 from ..registry import outside_module
-from ..storage.claim import BuildFolder
+from ..storage.claim import INDEX_FOLDER
 from ..storage.examples import write_examples
 from ..storage.files import file_entry, header_sha256, is_intact, write_tensors, write_text
 from ..storage.layout import (
@@ -59,14 +59,6 @@ logger = logging.getLogger(__name__)
 
 _PATIENCE = 1000  # first rows, none with a target, before the pass is called off
 
-INDEX_FOLDER = BuildFolder(
-    finished=MANIFEST,
-    note="build.json",
-    error=BuildFolderError,
-    thing="an index",
-    stranger="holds neither an index nor an unfinished build of one",
-    busy="Another process is building the index in {folder}.",
-)
 _ANOTHER = "another model, dataset or config. Choose another folder or delete this one."
 
 OnShard = Callable[[FactorShard], None]

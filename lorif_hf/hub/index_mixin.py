@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 from huggingface_hub import CommitInfo, constants
 from torch import Tensor
 
-from ..building.builder import INDEX_FOLDER
 from ..config import InfluenceConfig
 from ..errors import BuildFolderError, ConfigError, IndexFormatError, PublishError
 from ..registry import CODECS, CURVATURES, LAYER_KINDS, Registry
+from ..storage.claim import INDEX_FOLDER
 from ..storage.files import write_atomically, write_text
 from ..storage.layout import CARD, LDS, MANIFEST, Manifest, inside, is_newer
 from ..storage.measured_lds import LDSRecord, read_lds, write_lds

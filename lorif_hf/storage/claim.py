@@ -13,8 +13,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..errors import BuildFolderError
 from .files import write_text
-from .layout import STAGING
+from .layout import MANIFEST, STAGING
 
 
 @dataclass(frozen=True)
@@ -88,3 +89,13 @@ class BuildFolder:
         finally:
             lock.release()
         shutil.rmtree(staging)
+
+
+INDEX_FOLDER = BuildFolder(
+    finished=MANIFEST,
+    note="build.json",
+    error=BuildFolderError,
+    thing="an index",
+    stranger="holds neither an index nor an unfinished build of one",
+    busy="Another process is building the index in {folder}.",
+)
