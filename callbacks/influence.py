@@ -128,7 +128,7 @@ class InfluenceCallback(TrainerCallback):
             loader.dataset,
             folder,
             self.config,
-            BuildOptions.of(batch_size, self.max_tokens_per_batch, auto, self.max_memory),
+            BuildOptions(batch_size, self.max_tokens_per_batch, auto, self.max_memory),
             objective=self.objective,
             processing_class=kwargs.get("processing_class"),
             data_collator=self.data_collator or loader.collate_fn,

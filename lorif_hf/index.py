@@ -117,7 +117,7 @@ class InfluenceIndex(StoredIndex):
             dataset,
             folder,
             config,
-            BuildOptions.of(batch_size, max_tokens_per_batch, auto_find_batch_size, max_memory),
+            BuildOptions(batch_size, max_tokens_per_batch, auto_find_batch_size, max_memory),
             objective=objective,
             processing_class=processing_class,
             data_collator=data_collator,

@@ -5,32 +5,32 @@ does. Others are registered by the module that defines them.
 """
 
 from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from .errors import UnknownKindError
 
 
-K = TypeVar("K")
-
-
-class Registry(Generic[K]):
+class Registry:
     """The kinds of one sort, by name.
 
     Args:
         what (`str`): what errors call a kind.
         folder (`str`): the package whose `register` takes new kinds.
+        instances (`bool`, *optional*, defaults to `False`): kept are instances, else classes.
     """
 
-    def __init__(self, what: str, folder: str):
-        self.what, self.folder = what, folder
-        self._kinds: dict[str, K] = {}
+    def __init__(self, what: str, folder: str, instances: bool = False):
+        self.what, self.folder, self.instances = what, folder, instances
+        self._kinds: dict[str, Any] = {}
 
-    def register(self, kind: K) -> K:
-        """Take in a kind under its `name`. The same class may come again (a notebook's cell runs twice).
+    def register(self, kind: Any) -> Any:
+        """Make a kind known under its `name`; usable as a decorator of its class. The same class may come again (a
+        notebook's cell runs twice).
 
         Raises:
             `ValueError`: it has no name, or another kind has it.
         """
+        given, kind = kind, kind() if self.instances and isinstance(kind, type) else kind
         name = getattr(kind, "name", None)
         if not isinstance(name, str) or not name:
             raise ValueError(f"{kind!r} needs a class attribute `name`, a string by which an index finds it again.")
@@ -38,9 +38,9 @@ class Registry(Generic[K]):
         if known is not None and _origin(known) != _origin(kind):
             raise ValueError(f"The {self.what} {name!r} is there already, {_origin(known)}: choose another name.")
         self._kinds[name] = kind
-        return kind
+        return given
 
-    def get(self, name: str, hint: str | None = None) -> K:
+    def get(self, name: str, hint: str | None = None) -> Any:
         """The kind of a name.
 
         Args:
@@ -54,7 +54,7 @@ class Registry(Generic[K]):
             raise UnknownKindError(self.what, name, list(self._kinds), self.folder, hint)
         return self._kinds[name]
 
-    def __iter__(self) -> Iterator[K]:
+    def __iter__(self) -> Iterator[Any]:
         """The kinds, the last registered first: a user's own goes before the library's."""
         return reversed(list(self._kinds.values()))
 
@@ -75,7 +75,7 @@ def outside_module(kind: Any) -> str | None:
     return None if module.partition(".")[0] == "lorif_hf" else module
 
 
-LAYER_KINDS: Registry[Any] = Registry("kind of layer", "lorif_hf.layers")
-TASKS: Registry[Any] = Registry("task", "lorif_hf.tasks")
-CURVATURES: Registry[Any] = Registry("curvature", "lorif_hf.curvature")
-CODECS: Registry[Any] = Registry("codec", "lorif_hf.codecs")
+LAYER_KINDS = Registry("kind of layer", "lorif_hf.layers", instances=True)
+TASKS = Registry("task", "lorif_hf.tasks", instances=True)
+CURVATURES = Registry("curvature", "lorif_hf.curvature")
+CODECS = Registry("codec", "lorif_hf.codecs")

@@ -91,7 +91,7 @@ class IndexBuilder:
         self.task = rows.task
         self.objective = OUTPUTS[config.output](rows.task)
         self.codec, self.curvature = codec_of(config), curvature_of(config)
-        self.passing = RecordingPass(rows, options.batching)
+        self.passing = RecordingPass(rows, options)
         self.staging = folder / STAGING
         self.modules = tracked_modules(model, config.target_modules, config.exclude_modules)
         self.projections: dict[str, TwoSidedProjection] = {}
@@ -102,7 +102,7 @@ class IndexBuilder:
         self._shards: dict[int, FactorShard] = {}
         self._seen = self._empty = 0
         # Too little memory shows before the pass.
-        check_memory(self.curvature, self.codec, self.stored, rows.count, options.max_memory)
+        check_memory(self.curvature, self.codec, self.stored, rows.count, options.memory)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -123,7 +123,7 @@ class IndexBuilder:
 
     def check_first_batch(self) -> None:
         """Collate the first rows, so that a dataset that cannot be recorded shows before the pass begins."""
-        self.rows.batch(range(min(self.passing.batching.batch_size, self.rows.count)))
+        self.rows.batch(range(min(self.options.batch_size, self.rows.count)))
 
     def run(self, on_shard: OnShard = lambda shard: None) -> None:
         """Build what is missing. Returns at once where the folder holds this build's finished index."""
@@ -264,7 +264,7 @@ class IndexBuilder:
             self.stored,
             self.rows.count,
             self._curvature_path,
-            self.options.max_memory,
+            self.options.memory,
         )
         if self.curvature.first_pass is not None:
             tensors = load_file(self._first_path) | tensors

@@ -8,24 +8,32 @@ from ..errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Batching:
-    """How many rows go through the model at once. Changes the result by rounding only.
+class BuildOptions:
+    """How a build runs. Changes the index by rounding at most.
 
     Args:
-        batch_size (`int`): rows, where `max_tokens` is not given.
+        batch_size (`int`): rows that go through the model at once, where `max_tokens` is not given.
         max_tokens (`int`, *optional*): tokens, padding included: rows of like length go together, as many as fit. A
             row that is longer goes alone.
         auto (`bool`): halve what did not fit into memory and go on.
+        max_memory (`int` or `str`, *optional*): bytes that fitting one layer's curvature may take.
     """
 
     batch_size: int
     max_tokens: int | None = None
     auto: bool = False
+    max_memory: int | str | None = None
 
     def __post_init__(self) -> None:
         whole_number(self.batch_size, "batch_size", 1, ConfigError)
         if self.max_tokens is not None:
             whole_number(self.max_tokens, "max_tokens_per_batch", 1, ConfigError)
+        whole_bytes(self.max_memory, "max_memory", ConfigError)
+
+    @property
+    def memory(self) -> int | None:
+        """`max_memory` in bytes."""
+        return whole_bytes(self.max_memory, "max_memory", ConfigError)
 
     def groups(self, numbers: Sequence[int], lengths: Callable[[Sequence[int]], Sequence[int]]) -> Iterator[list[int]]:
         """Row numbers in groups that go through the model together, each once.
@@ -49,28 +57,3 @@ class Batching:
             longest = longest if group else max(1, length)
             group.append(number)
         yield sorted(group)
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """How a build runs. Changes the index by rounding at most.
-
-    Args:
-        batching (`Batching`): which rows go through the model together.
-        max_memory (`int` or `None`): bytes that fitting one layer's curvature may take.
-    """
-
-    batching: Batching
-    max_memory: int | None = None
-
-    @classmethod
-    def of(
-        cls,
-        batch_size: int,
-        max_tokens_per_batch: int | None = None,
-        auto_find_batch_size: bool = False,
-        max_memory: int | str | None = None,
-    ) -> "BuildOptions":
-        """From the arguments of [`InfluenceIndex.build`], checked."""
-        batching = Batching(batch_size, max_tokens_per_batch, auto_find_batch_size)
-        return cls(batching, whole_bytes(max_memory, "max_memory", ConfigError))

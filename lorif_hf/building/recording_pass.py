@@ -13,7 +13,7 @@ from ..errors import DatasetError, RecordingError
 from ..recording.recorder import GradientRecorder, Recording
 from ..recording.rows import TrainingRows, tokens_per_example
 from ..storage.layout import ModuleEntry
-from .options import Batching
+from .options import BuildOptions
 
 
 logger = logging.getLogger(__name__)
@@ -26,11 +26,11 @@ class RecordingPass:
 
     Args:
         rows (`TrainingRows`): the training set.
-        batching (`Batching`): which rows go together.
+        options (`BuildOptions`): which rows go together.
     """
 
-    def __init__(self, rows: TrainingRows, batching: Batching):
-        self.rows, self.batching = rows, batching
+    def __init__(self, rows: TrainingRows, options: BuildOptions):
+        self.rows, self.options = rows, options
         self._pieces = 1  # into which each group is cut, since larger ones did not fit into memory
 
     def run(
@@ -41,7 +41,7 @@ class RecordingPass:
         Raises:
             [`~lorif_hf.errors.DatasetError`], [`~lorif_hf.errors.RecordingError`]: name the rows.
         """
-        for group in self.batching.groups(numbers, self.rows.lengths):
+        for group in self.options.groups(numbers, self.rows.lengths):
             waiting: list[tuple[list[int], frozenset[str]]] = [(part, frozenset()) for part in self._cut(group)]
             while waiting:
                 part, before = waiting.pop(0)
@@ -76,7 +76,7 @@ class RecordingPass:
             text = str(error).lower()
             if not isinstance(error, MemoryError) and "out of memory" not in text and "allocate memory" not in text:
                 raise
-            if not self.batching.auto or len(part) == 1:
+            if not self.options.auto or len(part) == 1:
                 smaller = "with a smaller batch_size" if len(part) > 1 else "on a device with more memory"
                 raise RecordingError(
                     f"Out of memory at {_named(part)}, {len(part)} at once. The finished shards are kept: build again "

@@ -7,7 +7,7 @@ A codec turns a batch of gradient matrices (n, d1, d2) into named tensors with t
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -98,18 +98,6 @@ class Codec(ABC):
     def bytes_per_example(self, d1: int, d2: int) -> int:
         """Bytes of one example in one layer."""
         return sum(math.prod(shape) * dtype.itemsize for dtype, shape in self.layout(d1, d2).values())
-
-
-C = TypeVar("C", bound=type[Codec])
-
-
-def register(kind: C) -> C:
-    """Make a codec known under its `name`; usable as a decorator.
-
-    Raises:
-        `ValueError`: it has no name, or another codec has it.
-    """
-    return CODECS.register(kind)
 
 
 def codec_of(config: InfluenceConfig) -> Codec:

@@ -1,11 +1,13 @@
 """Kinds of curvature: what is gathered first, how it is fitted, loaded and applied to a query. One file a kind."""
 
-from .base import Cost, Curvature, FirstPass, Fitted, Tensors, Whitener, curvature_of, register
+from ..registry import CURVATURES
+from .base import Cost, Curvature, FirstPass, Fitted, Tensors, curvature_of
 from .kronecker import KroneckerCurvature
 from .low_rank import LowRankCurvature
 from .none import NoCurvature
 
 
+register = CURVATURES.register
 for _kind in (LowRankCurvature, KroneckerCurvature, NoCurvature):
     register(_kind)
 
@@ -18,7 +20,6 @@ __all__ = [
     "LowRankCurvature",
     "NoCurvature",
     "Tensors",
-    "Whitener",
     "curvature_of",
     "register",
 ]

@@ -7,7 +7,7 @@ preconditioned by it.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -53,19 +53,6 @@ class Fitted:
     self_influence: Tensor
 
 
-class Whitener(ABC):
-    """What is done to a layer's gradients, of both sides alike, before the training side is cut and stored."""
-
-    @abstractmethod
-    def whiten(self, gradients: Tensor) -> Tensor:
-        """Projected gradients (n, d1, d2), float32, whitened."""
-
-    @abstractmethod
-    def reduction(self, width: int) -> Reduction | None:
-        """What finds the `width` strongest directions of whitened gradients from their tokens, without forming them;
-        `None`: they are formed."""
-
-
 class FirstPass(ABC):
     """What a curvature must know before anything is stored: gathered from a sample of rows.
 
@@ -92,8 +79,14 @@ class FirstPass(ABC):
         """The same, read from an index that may come from anybody: every tensor's shape is checked by `stored`."""
 
     @abstractmethod
-    def whitener(self, tensors: Tensors) -> Whitener | None:
-        """What whitens a layer's gradients; `None`: they are stored as they are."""
+    def whiten(self, gradients: Tensor, tensors: Tensors) -> Tensor:
+        """What is done to a layer's projected gradients (n, d1, d2), float32, of both sides alike, before the training
+        side is cut and stored."""
+
+    @abstractmethod
+    def reduction(self, tensors: Tensors, width: int) -> Reduction | None:
+        """What finds the `width` strongest directions of whitened gradients from their tokens, without forming them;
+        `None`: they are formed."""
 
     @abstractmethod
     def cost(self, entry: ModuleEntry) -> Cost:
@@ -153,16 +146,23 @@ class Curvature(ABC):
         """Q~ = H^-1 G~_q of queries' (whitened) gradients, float32 (Q, d1, d2)."""
 
 
-C = TypeVar("C", bound=type[Curvature])
+class FixedCurvature(Curvature):
+    """A curvature of which nothing is fitted: H is the identity on what is stored, whitened or not. Its kinds say which
+    configs they go with."""
 
+    keeps_rank = True
 
-def register(kind: C) -> C:
-    """Make a curvature known under its `name`; usable as a decorator.
+    def cost(self, gradients: StoredGradients, max_memory: int | None) -> Cost:
+        return Cost()
 
-    Raises:
-        `ValueError`: it has no name, or another curvature has it.
-    """
-    return CURVATURES.register(kind)
+    def fit(self, gradients: StoredGradients, max_memory: int | None) -> None:
+        return None
+
+    def load(self, stored: ModuleTensors, entry: ModuleEntry) -> Tensors:
+        return {}
+
+    def precondition(self, gradients: Tensor, tensors: Tensors) -> Tensor:
+        return gradients
 
 
 def curvature_of(config: InfluenceConfig) -> Curvature:

@@ -16,7 +16,7 @@ from ..config import InfluenceConfig
 from ..errors import ConfigError, IndexCorruptedError, ModelMismatchError
 from ..layers.modules import TrackedModule
 from ..storage.layout import MANIFEST, ModuleEntry
-from .base import Tensors, Whitener, curvature_of
+from .base import Tensors, curvature_of
 
 
 GLOBAL = "all-layers"
@@ -61,7 +61,7 @@ class Encoder:
     def __init__(self, config: InfluenceConfig, modules: Sequence[ModuleEntry], first: Mapping[str, Tensors]):
         self.config = config
         self._codec = codec_of(config)
-        self._whiteners = _whiteners(config, first)
+        self._first_pass, self._first = curvature_of(config).first_pass, first
         self._sketches: dict[str, SparseProjection] = {}
         if config.projection_dim is not None:
             for module in modules:
@@ -75,12 +75,11 @@ class Encoder:
         The other layers' gradients are formed. A query's always are: nothing of it is cut.
         """
         reductions = {}
-        for name, whitener in self._whiteners.items():
+        for name, tensors in self._first.items():
             width = reduced_width(self._codec, self.config, *self._shapes[name])
-            reduction = None if width is None else whitener.reduction(width)
-            if reduction is not None:
-                reductions[name] = reduction
-        return reductions
+            if self._first_pass is not None and width is not None:
+                reductions[name] = self._first_pass.reduction(tensors, width)
+        return {name: reduction for name, reduction in reductions.items() if reduction is not None}
 
     def encode(self, gradients: Mapping[str, Matrices]) -> dict[str, Matrices]:
         """Projected gradients (B, d1, d2) of the tracked layers to those of the stored entries, float32.
@@ -95,21 +94,14 @@ class Encoder:
             squares = torch.stack([formed.flatten(1).square().sum(dim=1) for formed in encoded.values()]).sum(dim=0)
             inverse = torch.where(squares > 0, squares.rsqrt(), 0).view(-1, 1, 1)
             encoded = {name: formed * inverse for name, formed in encoded.items()}
-        for name in encoded.keys() & self._whiteners.keys():
-            encoded[name] = self._whiteners[name].whiten(encoded[name])
+        if self._first_pass is not None:
+            for name in encoded.keys() & self._first.keys():
+                encoded[name] = self._first_pass.whiten(encoded[name], self._first[name])
         return {**encoded, **reduced}
 
     def _global(self, gradients: Mapping[str, Tensor]) -> Tensor:
         parts = [self._sketches[name].project(gradient.flatten(1)) for name, gradient in gradients.items()]
         return torch.stack(parts).sum(dim=0).unsqueeze(2)
-
-
-def _whiteners(config: InfluenceConfig, first: Mapping[str, Tensors]) -> dict[str, Whitener]:
-    first_pass = curvature_of(config).first_pass
-    if first_pass is None:
-        return {}
-    made = {name: first_pass.whitener(tensors) for name, tensors in first.items()}
-    return {name: whitener for name, whitener in made.items() if whitener is not None}
 
 
 def draw_global(name: str, size: int, config: InfluenceConfig) -> SparseProjection:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..algebra.gradients import StoredGradients
 from ..algebra.matrices import Reduction
 from ..algebra.rangefinder import RangeFinder
 from ..algebra.statistic import Statistic
@@ -14,25 +13,10 @@ from ..config import InfluenceConfig
 from ..errors import ConfigError, RecordingError
 from ..storage.layout import ModuleEntry
 from ..storage.shards import ModuleTensors
-from .base import Cost, Curvature, FirstPass, Tensors, Whitener
+from .base import Cost, FirstPass, FixedCurvature, Tensors
 
 
 SIDES = ("in_whitener", "out_whitener")
-
-
-@dataclass(frozen=True)
-class KroneckerWhitener(Whitener):
-    """in_whitener G~ out_whitener, of symmetric (d1, d1) and (d2, d2)."""
-
-    in_whitener: Tensor
-    out_whitener: Tensor
-
-    def whiten(self, gradients: Tensor) -> Tensor:
-        device = gradients.device
-        return self.in_whitener.to(device) @ gradients @ self.out_whitener.to(device)
-
-    def reduction(self, width: int) -> Reduction:
-        return RangeFinder(self.in_whitener, self.out_whitener, width)
 
 
 @dataclass(frozen=True)
@@ -68,8 +52,12 @@ class MomentsPass(FirstPass):
     def load(self, stored: ModuleTensors, entry: ModuleEntry) -> Tensors:
         return {side: stored.read(side, (size, size)) for side, size in zip(SIDES, (entry.d1, entry.d2), strict=True)}
 
-    def whitener(self, tensors: Tensors) -> KroneckerWhitener:
-        return KroneckerWhitener(*(tensors[side] for side in SIDES))
+    def whiten(self, gradients: Tensor, tensors: Tensors) -> Tensor:
+        in_whitener, out_whitener = (tensors[side].to(gradients.device) for side in SIDES)
+        return in_whitener @ gradients @ out_whitener
+
+    def reduction(self, tensors: Tensors, width: int) -> Reduction:
+        return RangeFinder(tensors["in_whitener"], tensors["out_whitener"], width)
 
     def cost(self, entry: ModuleEntry) -> Cost:
         squares = entry.d1**2 + entry.d2**2
@@ -78,7 +66,7 @@ class MomentsPass(FirstPass):
 
 
 @dataclass(frozen=True)
-class KroneckerCurvature(Curvature):
+class KroneckerCurvature(FixedCurvature):
     """The second moments that whitened the index: both sides are whitened, and nothing more is to be done.
 
     Source: K-FAC (Martens and Grosse 2015, arXiv:1503.05671).
@@ -86,7 +74,6 @@ class KroneckerCurvature(Curvature):
 
     first_pass: MomentsPass
     name = "kronecker"
-    keeps_rank = True
 
     @classmethod
     def from_config(cls, config: InfluenceConfig) -> "KroneckerCurvature":
@@ -94,15 +81,3 @@ class KroneckerCurvature(Curvature):
         if first_pass is None:
             raise ConfigError("curvature='kronecker' is what whitening='kronecker' estimates: set both.")
         return cls(first_pass)
-
-    def cost(self, gradients: StoredGradients, max_memory: int | None) -> Cost:
-        return Cost()
-
-    def fit(self, gradients: StoredGradients, max_memory: int | None) -> None:
-        return None
-
-    def load(self, stored: ModuleTensors, entry: ModuleEntry) -> Tensors:
-        return {}
-
-    def precondition(self, gradients: Tensor, tensors: Tensors) -> Tensor:
-        return gradients

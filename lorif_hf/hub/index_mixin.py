@@ -31,7 +31,7 @@ Index = TypeVar("Index", bound="StoredIndex")
 
 def _check_kinds(manifest: Manifest) -> None:
     """Raises [`~lorif_hf.errors.UnknownKindError`] where nobody here has registered a kind that the index names."""
-    named: list[tuple[Registry[Any], Any]] = [(LAYER_KINDS, module.kind) for module in manifest.modules]
+    named: list[tuple[Registry, Any]] = [(LAYER_KINDS, module.kind) for module in manifest.modules]
     named += [(CURVATURES, manifest.config.get("curvature")), (CODECS, manifest.config.get("codec"))]
     for registry, name in named:
         if isinstance(name, str):

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -73,19 +73,6 @@ class LayerKind(ABC):
     @abstractmethod
     def output_gradients(self, module: nn.Module, gradient: Tensor, batch: BatchShape) -> Tensor | None:
         """dY of the gradient with regard to the module's output, (B, T, O); `None` as above."""
-
-
-L = TypeVar("L", bound=LayerKind | type[LayerKind])
-
-
-def register(kind: L) -> L:
-    """Make a kind of layer known under its `name`: the class or an instance; usable as a decorator.
-
-    Raises:
-        `ValueError`: it has no name, or another kind has it.
-    """
-    LAYER_KINDS.register(kind() if isinstance(kind, type) else kind)
-    return kind
 
 
 def kind_of(module: nn.Module) -> LayerKind | None:

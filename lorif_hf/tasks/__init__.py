@@ -1,6 +1,7 @@
 """Kinds of task: the loss of one example, what of it is a target, how a query of it is written. One file a kind."""
 
-from .base import Feature, Task, UserObjective, register
+from ..registry import TASKS
+from .base import Feature, Task, UserObjective
 from .causal_lm import CausalLM
 from .custom import Custom
 from .objectives import task_of
@@ -8,6 +9,7 @@ from .sequence_classification import SequenceClassification
 from .text import TextReader
 
 
+register = TASKS.register
 for _kind in (CausalLM, SequenceClassification):
     register(_kind)
 

@@ -6,7 +6,7 @@ The loss of an example is a sum over its own targets, in nats: an example's grad
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -77,19 +77,6 @@ class Task(ABC):
     @abstractmethod
     def check_query(self, feature: Feature, number: int) -> None:
         """Raises [`~lorif_hf.errors.QueryError`] where a query has nothing to measure."""
-
-
-T = TypeVar("T", bound=Task | type[Task])
-
-
-def register(task: T) -> T:
-    """Make a task known under its `name`: the class or an instance; usable as a decorator.
-
-    Raises:
-        `ValueError`: it has no name, or another task has it.
-    """
-    TASKS.register(task() if isinstance(task, type) else task)
-    return task
 
 
 def known_task(model: nn.Module) -> Task | None:
