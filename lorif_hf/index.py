@@ -251,12 +251,12 @@ class InfluenceIndex(StoredIndex):
         whole_number(top_k, "top_k", 1, QueryError)
         options = QueryOptions(modules, processing_class, objective, batch_size, strict)
         scored = self._queried.scored(modules)
-        measured = self._measure(model, query, scored, options)
-        best = best_scores(self._scan(measured, scored), top_k, largest)
+        prepared = self._measure(model, query, scored, options)
+        best = best_scores(self._scan(prepared, scored), top_k, largest)
         rows = best.indices.unique().tolist()
         examples = dict(zip(rows, read_examples(self._store, self.manifest, rows), strict=True))
         return Attribution(
-            best.scores, best.indices, examples, measured.texts, measured.losses, self.repo_id, self.commit
+            best.scores, best.indices, examples, prepared.texts, prepared.losses, self.repo_id, self.commit
         )
 
     def scores(
@@ -285,11 +285,11 @@ class InfluenceIndex(StoredIndex):
         """
         options = QueryOptions(modules, processing_class, objective, batch_size, strict)
         scored = self._queried.scored(modules)
-        measured = self._measure(model, queries, scored, options)
-        shape = (len(measured.texts), len(self))
+        prepared = self._measure(model, queries, scored, options)
+        shape = (len(prepared.texts), len(self))
         names = [module.name for module in scored]
         dense = _allocate((len(names), *shape) if per_module else shape)
-        every_score(self._scan(measured, scored, weighted), dense)
+        every_score(self._scan(prepared, scored, weighted), dense)
         return dict(zip(names, dense, strict=True)) if per_module else dense
 
     def example_weights(self) -> Tensor:
@@ -344,10 +344,10 @@ class InfluenceIndex(StoredIndex):
         if outside:
             raise QueryError(f"Row {outside[0]} is outside the index, which has rows 0 to {count - 1}.")
 
-    def _scan(self, measured: MeasuredQueries, scored: Sequence[ModuleEntry], weighted: bool = True) -> Scan:
-        index, queries = self._queried, len(measured.texts)
+    def _scan(self, prepared: MeasuredQueries, scored: Sequence[ModuleEntry], weighted: bool = True) -> Scan:
+        index, queries = self._queried, len(prepared.texts)
         weighted = weighted and self.config.weighted
-        return Scan(queries, measured.preconditioned, index.reader, scored, index.codec, index.rows, weighted)
+        return Scan(queries, prepared.preconditioned, index.reader, scored, index.codec, index.rows, weighted)
 
     def _measure(
         self, model: Any, query: Any, scored: Sequence[ModuleEntry], options: QueryOptions

@@ -35,19 +35,19 @@ class BuildOptions:
         """`max_memory` in bytes."""
         return whole_bytes(self.max_memory, "max_memory", ConfigError)
 
-    def groups(self, numbers: Sequence[int], lengths: Callable[[Sequence[int]], Sequence[int]]) -> Iterator[list[int]]:
+    def groups(self, row_ids: Sequence[int], lengths: Callable[[Sequence[int]], Sequence[int]]) -> Iterator[list[int]]:
         """Row numbers in groups that go through the model together, each once.
 
         Args:
-            numbers (`Sequence[int]`): the rows.
+            row_ids (`Sequence[int]`): the rows.
             lengths (`Callable`): tokens of each; asked for only where tokens are counted.
         """
         if self.max_tokens is None:
-            for start in range(0, len(numbers), self.batch_size):
-                yield list(numbers[start : start + self.batch_size])
+            for start in range(0, len(row_ids), self.batch_size):
+                yield list(row_ids[start : start + self.batch_size])
             return
         # The longest first: what does not fit into memory shows at once.
-        by_length = sorted(zip(lengths(numbers), numbers, strict=True), key=lambda pair: (-pair[0], pair[1]))
+        by_length = sorted(zip(lengths(row_ids), row_ids, strict=True), key=lambda pair: (-pair[0], pair[1]))
         group: list[int] = []
         longest = 0
         for length, number in by_length:

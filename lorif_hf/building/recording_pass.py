@@ -34,14 +34,14 @@ class RecordingPass:
         self._pieces = 1  # into which each group is cut, since larger ones did not fit into memory
 
     def run(
-        self, recorder: GradientRecorder, numbers: Sequence[int]
+        self, recorder: GradientRecorder, row_ids: Sequence[int]
     ) -> Iterator[tuple[list[int], dict[str, Any], Recording]]:
         """Record rows. Yields (row numbers, batch, recording), in an order of its own.
 
         Raises:
             [`~lorif_hf.errors.DatasetError`], [`~lorif_hf.errors.RecordingError`]: name the rows.
         """
-        for group in self.options.groups(numbers, self.rows.lengths):
+        for group in self.options.groups(row_ids, self.rows.lengths):
             waiting: list[tuple[list[int], frozenset[str]]] = [(part, frozenset()) for part in self._cut(group)]
             while waiting:
                 part, before = waiting.pop(0)

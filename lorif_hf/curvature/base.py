@@ -147,7 +147,7 @@ class Curvature(ABC):
 
 
 class FixedCurvature(Curvature):
-    """A curvature of which nothing is fitted: H is the identity on what is stored, whitened or not. Its kinds say which
+    """A curvature of which nothing is fitted: H is the identity on what is stored, whitened or not. Kinds say which
     configs they go with."""
 
     keeps_rank = True

@@ -200,13 +200,13 @@ def measure(
     losses: list[float] = []
     recorder = GradientRecorder(model, modules, index.projections, OUTPUTS[config.output](task))
     with recorder, progress(len(features), "Measuring queries", "queries") as bar:
-        for numbers in _batches(features, options.batch_size):
-            batch = collator([features[i] for i in numbers])
-            recording = recorder.record(batch, numbers)
-            tokens = tokens_per_example(batch, len(numbers)).tolist()
-            preconditioned.add(encoder.encode(recording.gradients), torch.tensor(numbers), tokens)
+        for query_ids in _batches(features, options.batch_size):
+            batch = collator([features[i] for i in query_ids])
+            recording = recorder.record(batch, query_ids)
+            tokens = tokens_per_example(batch, len(query_ids)).tolist()
+            preconditioned.add(encoder.encode(recording.gradients), torch.tensor(query_ids), tokens)
             losses += recording.losses.tolist()
-            bar.update(len(numbers))
+            bar.update(len(query_ids))
     texts = [query_text(feature, processing_class) for feature in features]
     return MeasuredQueries(preconditioned.groups(), texts, losses)
 
@@ -234,7 +234,7 @@ class _Preconditioner:
         self.index, self.scored, self.queries = index, scored, queries
         self._groups: dict[str, list[QueryGroup]] = {entry.name: [] for entry in scored}
 
-    def add(self, gradients: dict[str, Matrices], numbers: Tensor, tokens: Sequence[int]) -> None:
+    def add(self, gradients: dict[str, Matrices], query_ids: Tensor, tokens: Sequence[int]) -> None:
         """Take in the gradients (B, d1, d2) of a batch of queries, by layer, and how many tokens each query has (0:
         none that are known)."""
         config, pairs = self.index.config, self.index.codec.pairs
@@ -243,13 +243,13 @@ class _Preconditioner:
             if config.factorize_query and config.factor_rank is not None:
                 gradient = reconstruct(*factorize(gradient, config.factor_rank))
             if not self.index.curvature.keeps_rank or pairs is None:
-                self._groups[entry.name].append(QueryGroup(numbers, gradient))
+                self._groups[entry.name].append(QueryGroup(query_ids, gradient))
                 continue
             # Queries that fill the memory are held thin also where that takes longer.
             examples = self.index.count if 4 * self.queries * entry.d1 * entry.d2 <= _WHOLE_QUERIES else math.inf
             widest = widest_rank(pairs, entry.d1, entry.d2, self.queries, examples)
             ranks = [count or widest for count in tokens]
-            self._groups[entry.name] += compress(gradient, numbers, widest, ranks)
+            self._groups[entry.name] += compress(gradient, query_ids, widest, ranks)
 
     def groups(self) -> dict[str, list[QueryGroup]]:
         """Of all queries, by layer."""

@@ -143,9 +143,9 @@ def best_scores(scan: Scan, k: int, largest: bool = True) -> RunningTopK:
         threshold = best.threshold
         if threshold is not None and not bool((sign * scores >= threshold.unsqueeze(1)).any()):
             return
-        numbers = torch.arange(rows.start, rows.stop) if task.chosen is None else task.chosen[rows]
+        row_ids = torch.arange(rows.start, rows.stop) if task.chosen is None else task.chosen[rows]
         with lock:
-            best.update(scores, numbers + task.shard.start)
+            best.update(scores, row_ids + task.shard.start)
 
     scan.run(work)
     return best

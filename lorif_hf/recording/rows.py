@@ -71,12 +71,12 @@ class TrainingRows:
         self.store_text = store_text
         self._collate = data_collator or padding_collator(model, processing_class, task.makes_labels)
 
-    def batch(self, numbers: Sequence[int]) -> dict[str, Any]:
+    def batch(self, row_ids: Sequence[int]) -> dict[str, Any]:
         """The rows of these numbers, collated."""
         together = getattr(self.dataset, "__getitems__", None)
-        return self._collated(together(list(numbers)) if together else [self.dataset[i] for i in numbers])
+        return self._collated(together(list(row_ids)) if together else [self.dataset[i] for i in row_ids])
 
-    def lengths(self, numbers: Sequence[int]) -> list[int]:
+    def lengths(self, row_ids: Sequence[int]) -> list[int]:
         """Tokens of each row.
 
         Raises:
@@ -88,7 +88,7 @@ class TrainingRows:
                 f"max_tokens_per_batch counts the tokens in column 'input_ids'; the dataset has "
                 f"{', '.join(columns) or 'no columns'}. Use batch_size."
             )
-        return [len(self.dataset[i]["input_ids"]) for i in numbers]
+        return [len(self.dataset[i]["input_ids"]) for i in row_ids]
 
     def spaced(self, count: int) -> list[int]:
         """Numbers of at most `count` rows, evenly spaced over the dataset."""

@@ -21,7 +21,7 @@ class _CrossEntropy(torch.autograd.Function):
         # One that is no normal number is rounded coarsely, or to 0: there, from the likeliest class.
         lost = (likelihoods < torch.finfo(logits.dtype).tiny).nonzero()[:, 0]
         if len(lost):
-            top, likeliest = (one[lost].amax(dim=1, keepdim=True) for one in (logits, gradient))
+            top, likeliest = (tensor[lost].amax(dim=1, keepdim=True) for tensor in (logits, gradient))
             losses[lost] = top - likeliest.log() - logits[lost].gather(1, places[lost])
         gradient.scatter_add_(1, places, torch.full_like(losses, -1))
         gradient.index_fill_(0, (~counted).nonzero()[:, 0], 0)  # a mask would be read once for each class

@@ -8,7 +8,8 @@ from tiny import make_gpt2, make_rows, plain_config
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.algebra.projection import TwoSidedProjection
 from lorif_hf.algebra.whitening import SecondMoments
-from lorif_hf.building.recording_pass import Batching, RecordingPass
+from lorif_hf.building.options import BuildOptions
+from lorif_hf.building.recording_pass import RecordingPass
 from lorif_hf.errors import ConfigError, DatasetError, RecordingError
 from lorif_hf.layers.modules import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
@@ -38,7 +39,7 @@ def factors(index):
 @pytest.mark.parametrize("budget", [1, 7, 20, 64, 10_000])
 def test_a_token_budget_is_kept_and_every_row_goes_once(seed, budget):
     lengths = torch.randint(0, 30, (50,), generator=torch.Generator().manual_seed(seed)).tolist()
-    found = groups(Batching(8, max_tokens=budget), lengths)
+    found = groups(BuildOptions(8, max_tokens=budget), lengths)
     assert sorted(row for group in found for row in group) == list(range(50))
     for group in found:
         assert group == sorted(group)
@@ -49,11 +50,11 @@ def test_a_token_budget_is_kept_and_every_row_goes_once(seed, budget):
 
 def test_a_token_budget_wastes_no_room():
     """Of equal rows as many go together as fit."""
-    assert [len(group) for group in groups(Batching(8, max_tokens=20), [5] * 10)] == [4, 4, 2]
+    assert [len(group) for group in groups(BuildOptions(8, max_tokens=20), [5] * 10)] == [4, 4, 2]
 
 
 def test_without_a_budget_rows_go_in_order_and_no_length_is_asked_for():
-    assert list(Batching(3).groups(range(2, 9), None)) == [[2, 3, 4], [5, 6, 7], [8]]
+    assert list(BuildOptions(3).groups(range(2, 9), None)) == [[2, 3, 4], [5, 6, 7], [8]]
 
 
 def test_row_order_is_restored(tmp_path):
@@ -113,7 +114,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(tmp_path, monkeypatch
 def test_memory_that_ends_halfway_through_a_backward_pass_counts_no_token_twice(monkeypatch, where):
     """The layers before the `where`-th have the batch in their moments already when it is halved."""
     model, rows = make_gpt2(), make_rows(20)
-    expected = moments_of(model, rows, Batching(5))
+    expected = moments_of(model, rows, BuildOptions(5))
     of, calls = SecondMoments.of, []
 
     def limited(cls, inputs, output_gradients):
@@ -123,7 +124,7 @@ def test_memory_that_ends_halfway_through_a_backward_pass_counts_no_token_twice(
         return of(inputs, output_gradients)
 
     monkeypatch.setattr(SecondMoments, "of", classmethod(limited))
-    found = moments_of(model, rows, Batching(10, auto=True))
+    found = moments_of(model, rows, BuildOptions(10, auto=True))
     assert calls.count(10) == where + 1 and 5 in calls and 3 in calls
     for name, one in expected.items():
         assert found[name].tokens == one.tokens > 0
