@@ -1,4 +1,9 @@
-"""Which training examples made my model say this? Low-rank influence functions for Hugging Face models."""
+"""Which training examples made my model say this? Low-rank influence functions for Hugging Face models.
+
+`lorif_hf.callbacks` (the Trainer's side) and `lorif_hf.model_cards` (the templates of the cards) lie beside this
+folder in the repository, in `callbacks/` and `model_cards/`, and are installed under these names. Kinds of your own
+are registered with `lorif_hf.layers`, `lorif_hf.tasks`, `lorif_hf.curvature` and `lorif_hf.codecs`.
+"""
 
 from importlib.metadata import version
 

@@ -57,16 +57,16 @@ def fit(stored: StoredGradients, plan: Plan, *, damping: float) -> Curvature:
 
     Source: LoRIF (arXiv:2601.21929), section 3.2; the damping rule is the authors' released one.
     """
-    found = _eigenpairs(stored, plan)
+    eigenpairs = _eigenpairs(stored, plan)
     # A layer without any gradient has no scale of its own: lambda = 1 leaves its scores at zero. So does one whose
     # squares are too small for float32.
-    strength = damping * found.trace / stored.dim
+    strength = damping * eigenpairs.trace / stored.dim
     strength = strength if strength > _LEAST_DAMPING else 1.0
     influence = None
-    if found.row_squares is not None and found.row_norms is not None:
-        outside = (found.row_norms - found.row_squares.sum(dim=1)).clamp_min(0)
-        influence = (found.row_squares @ (found.values + strength).reciprocal() + outside / strength).float()
-    return Curvature(found.vectors, found.values.float(), strength, found.trace, influence)
+    if eigenpairs.row_squares is not None and eigenpairs.row_norms is not None:
+        outside = (eigenpairs.row_norms - eigenpairs.row_squares.sum(dim=1)).clamp_min(0)
+        influence = (eigenpairs.row_squares @ (eigenpairs.values + strength).reciprocal() + outside / strength).float()
+    return Curvature(eigenpairs.vectors, eigenpairs.values.float(), strength, eigenpairs.trace, influence)
 
 
 def _eigenpairs(stored: StoredGradients, plan: Plan) -> Eigenpairs:
@@ -122,13 +122,13 @@ def self_influence(left: Tensor, right: Tensor | None, curvature: Curvature, num
     step = max(1, numbers // (2 * dim))
     for start in range(0, len(left), step):
         rows = slice(start, start + step)
-        one, other = left[rows].float(), None if right is None else right[rows].float()
-        gradients = expand(one, other)
+        u, v = left[rows].float(), None if right is None else right[rows].float()
+        gradients = expand(u, v)
         if 2 * rank > dim:
             result[rows] = (gradients @ curvature.inverse_root).square().sum(dim=1)
             continue
         coordinates = gradients @ vectors
-        norms = squared_norms(one, other)
+        norms = squared_norms(u, v)
         outside = norms - coordinates.double().square().sum(dim=1)
         # There the two parts of |g|^2 would cancel in float32.
         again = outside < _CANCELLED * norms

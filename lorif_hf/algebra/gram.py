@@ -149,7 +149,7 @@ def _folded_gram(stored: StoredGradients, numbers: int) -> Tensor:
     folded = torch.zeros(sides[0].shape[1], sides[1].shape[1], dtype=torch.float64)
     for left, right in stored.factors(max(1, numbers // (6 * stored.dim))):
         assert right is not None
-        pairs = [one[:, i, 0] * one[:, j, 0] for one, (i, j) in zip((left, right), sides, strict=True)]
+        pairs = [side[:, i, 0] * side[:, j, 0] for side, (i, j) in zip((left, right), sides, strict=True)]
         folded += pairs[0].T @ pairs[1]
     places = []
     for d, (i, j) in zip((stored.d1, stored.d2), sides, strict=True):
@@ -167,11 +167,11 @@ def _gathered(stored: StoredGradients, numbers: int) -> tuple[Tensor, Tensor | N
     left = torch.empty(stored.count, stored.d1, stored.factor_rank or stored.d2)
     right = None if stored.factor_rank is None else torch.empty(stored.count, stored.d2, stored.factor_rank)
     start = 0
-    for some_left, some_right in stored.factors(max(1, numbers // stored.numbers)):
-        rows = slice(start, start + len(some_left))
-        start, left[rows] = rows.stop, some_left
-        if right is not None and some_right is not None:
-            right[rows] = some_right
+    for left_part, right_part in stored.factors(max(1, numbers // stored.numbers)):
+        rows = slice(start, start + len(left_part))
+        start, left[rows] = rows.stop, left_part
+        if right is not None and right_part is not None:
+            right[rows] = right_part
     return left, right
 
 

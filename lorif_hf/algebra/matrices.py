@@ -28,9 +28,9 @@ class LowRankMatrices:
         # Each vector is one run of memory, and stays one.
         left, right = (
             torch.cat([side.mT for side in sides]).mT
-            for sides in zip(*((one.left, one.right) for one in batches), strict=True)
+            for sides in zip(*((matrices.left, matrices.right) for matrices in batches), strict=True)
         )
-        return cls(left, right, torch.cat([one.squares for one in batches]))
+        return cls(left, right, torch.cat([matrices.squares for matrices in batches]))
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -57,15 +57,15 @@ class RangeFinder:
 
     def _found(self, inputs: Tensor, outputs: Tensor) -> LowRankMatrices:
         # All vectors are rows: a product with few columns takes several times as long as one with few rows.
-        one, other = self._sides
-        rows = (self._start.expand(len(inputs), -1, -1) @ outputs.mT @ inputs) @ one
+        short_whitener, long_whitener = self._sides
+        rows = (self._start.expand(len(inputs), -1, -1) @ outputs.mT @ inputs) @ short_whitener
         sizes = _squared_sizes(rows)
         squares = sizes / rows.shape[1]
         lefts = _orthonormal(rows, sizes)
-        rights = (lefts @ one @ inputs.mT @ outputs) @ other
-        rows = (unit(rights * other.diagonal(), dim=2) @ outputs.mT @ inputs) @ one
+        rights = (lefts @ short_whitener @ inputs.mT @ outputs) @ long_whitener
+        rows = (unit(rights * long_whitener.diagonal(), dim=2) @ outputs.mT @ inputs) @ short_whitener
         further = _orthonormal(rows - (rows @ lefts.mT) @ lefts, _squared_sizes(rows))
-        others = (further @ one @ inputs.mT @ outputs) @ other
+        others = (further @ short_whitener @ inputs.mT @ outputs) @ long_whitener
         # A direction that the first block holds only just is in the second too: it must not count twice.
         lefts = torch.cat([lefts, further], dim=1)
         turn = _inverse_root((lefts @ lefts.mT).double(), _SHARED)

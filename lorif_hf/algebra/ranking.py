@@ -35,11 +35,11 @@ class RunningTopK:
         """Take in the scores (Q, n) of some rows (n,), ascending; no row twice."""
         values, columns = _top(scores, self.k, self.largest)
         values = torch.cat([self.scores.to(values.dtype), values], dim=1)
-        numbers = torch.cat([self.indices, rows[columns]], dim=1)
-        by_row = numbers.sort(dim=1).indices
-        values, numbers = values.gather(1, by_row), numbers.gather(1, by_row)
+        row_ids = torch.cat([self.indices, rows[columns]], dim=1)
+        by_row = row_ids.sort(dim=1).indices
+        values, row_ids = values.gather(1, by_row), row_ids.gather(1, by_row)
         order = values.sort(dim=1, descending=self.largest, stable=True).indices[:, : self.k]
-        self.indices = numbers.gather(1, order)
+        self.indices = row_ids.gather(1, order)
         self.scores = values.gather(1, order)
 
 

@@ -29,12 +29,12 @@ class Workspace:
         last = self._last.get(name)
         if last is not None and last.shape == shape and last.dtype == dtype:
             return last
-        numbers = math.prod(shape)
+        size = math.prod(shape)
         buffer = self._buffers.get(name)
-        if buffer is None or buffer.dtype != dtype or buffer.numel() < numbers:
+        if buffer is None or buffer.dtype != dtype or buffer.numel() < size:
             # Not what was left in memory: rows that only fill up are multiplied too, and denormal numbers are slow.
-            buffer = self._buffers[name] = torch.zeros(numbers, dtype=dtype)
-        self._last[name] = buffer[:numbers].view(shape)
+            buffer = self._buffers[name] = torch.zeros(size, dtype=dtype)
+        self._last[name] = buffer[:size].view(shape)
         return self._last[name]
 
 
@@ -103,14 +103,14 @@ def _products(group: QueryGroup, left: Tensor, right: Tensor, scales: Tensor | N
     """u^T Q~ of every pair and query, times v: c D operations for a query and example."""
     queries, d1, d2 = group.left.shape
     count, pairs, _ = left.shape
-    numbers = count * pairs
-    rows, columns = left.reshape(1, numbers, d1), right.reshape(numbers, d2).numpy()
-    sums = workspace.take("sums", queries, numbers, dtype=left.dtype)
-    step = max(1, BLOCK_NUMBERS // max(1, numbers * d2))
+    vectors = count * pairs
+    rows, columns = left.reshape(1, vectors, d1), right.reshape(vectors, d2).numpy()
+    sums = workspace.take("sums", queries, vectors, dtype=left.dtype)
+    step = max(1, BLOCK_NUMBERS // max(1, vectors * d2))
     for start in range(0, queries, step):
-        some = group.left if step >= queries else group.left[start : start + step]
-        images = workspace.take("images", some.shape[0], numbers, d2, dtype=left.dtype)
-        torch.bmm(rows if queries == 1 else rows.expand(some.shape[0], -1, -1), some, out=images)
+        chunk = group.left if step >= queries else group.left[start : start + step]
+        images = workspace.take("images", chunk.shape[0], vectors, d2, dtype=left.dtype)
+        torch.bmm(rows if queries == 1 else rows.expand(chunk.shape[0], -1, -1), chunk, out=images)
         # One pass, where torch takes one for the product and one for the sum.
         np.einsum("qnd,nd->qn", images.numpy(), columns, out=sums.numpy()[start : start + step])
     return _over_pairs(sums, scales, count, workspace)
@@ -127,14 +127,14 @@ def _low_rank_products(
     sums = workspace.take("sums", queries, len(rows), dtype=left.dtype)
     step = max(1, BLOCK_NUMBERS // max(1, rank * len(rows)))
     for start in range(0, queries, step):
-        some = slice(start, min(start + step, queries))
-        width = (some.stop - start) * rank
+        chunk = slice(start, min(start + step, queries))
+        width = (chunk.stop - start) * rank
         images = workspace.take("images", width, len(rows), dtype=left.dtype)
         others = workspace.take("others", width, len(rows), dtype=left.dtype)
-        torch.mm(group.left[some].flatten(0, 1), rows.T, out=images)
-        torch.mm(group.right[some].flatten(0, 1), columns.T, out=others)
-        one, other = (side.numpy().reshape(-1, rank, len(rows)) for side in (images, others))
-        np.einsum("qkn,qkn->qn", one, other, out=sums.numpy()[some])
+        torch.mm(group.left[chunk].flatten(0, 1), rows.T, out=images)
+        torch.mm(group.right[chunk].flatten(0, 1), columns.T, out=others)
+        left_images, right_images = (side.numpy().reshape(-1, rank, len(rows)) for side in (images, others))
+        np.einsum("qkn,qkn->qn", left_images, right_images, out=sums.numpy()[chunk])
     return _over_pairs(sums, scales, count, workspace)
 
 
@@ -154,12 +154,12 @@ def _rebuilt_products(
     step = max(1, min(d1, BLOCK_NUMBERS // (_REBUILT * d2)))
     for start in range(0, d1, step):
         stop = min(start + step, d1)
-        some_rows = group.left[:, start:stop].flatten(1)
+        matrix_rows = group.left[:, start:stop].flatten(1)
         for first in range(0, count, _REBUILT):
-            some = slice(first, min(first + _REBUILT, count))
-            gradients = workspace.take("images", some.stop - first, stop - start, d2, dtype=left.dtype)
-            torch.bmm(left[some, :, start:stop].mT, right[some], out=gradients)
-            scores[:, some].addmm_(some_rows, gradients.flatten(1).T)
+            chunk = slice(first, min(first + _REBUILT, count))
+            gradients = workspace.take("images", chunk.stop - first, stop - start, d2, dtype=left.dtype)
+            torch.bmm(left[chunk, :, start:stop].mT, right[chunk], out=gradients)
+            scores[:, chunk].addmm_(matrix_rows, gradients.flatten(1).T)
     return scores
 
 
@@ -173,10 +173,10 @@ def _over_pairs(sums: Tensor, scales: Tensor | None, count: int, workspace: Work
     queries, pairs = sums.shape[0], sums.shape[1] // count
     if pairs == 1 and scales is None:
         return sums
-    found = workspace.take("over pairs", queries, count, dtype=sums.dtype)
+    totals = workspace.take("over pairs", queries, count, dtype=sums.dtype)
     products = sums.numpy().reshape(queries, count, pairs)
     if scales is None:
-        np.einsum("qnc->qn", products, out=found.numpy())
+        np.einsum("qnc->qn", products, out=totals.numpy())
     else:
-        np.einsum("qnc,nc->qn", products, scales.numpy(), out=found.numpy())
-    return found
+        np.einsum("qnc,nc->qn", products, scales.numpy(), out=totals.numpy())
+    return totals

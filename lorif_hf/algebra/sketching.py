@@ -40,9 +40,9 @@ def nystroem_eigenpairs(
     sketch, trace = _sketch(stored, a, b, numbers)
     chunks = list(_chunks(stored, max(1, numbers // (2 * stored.d2 * width))))
     core, total = torch.zeros(width, width, dtype=torch.float64), 0.0
-    for rows, some in chunks:
-        core += _test_vectors(a[rows], b).double().T @ sketch[some].double()
-        total += float(sketch[some].double().square().sum())
+    for rows, span in chunks:
+        core += _test_vectors(a[rows], b).double().T @ sketch[span].double()
+        total += float(sketch[span].double().square().sum())
     if total == 0:  # no gradient at all, or none whose square is a float32
         return Eigenpairs(torch.eye(stored.dim, rank), torch.zeros(rank, dtype=torch.float64), trace)
     if not total < float("inf"):
@@ -56,17 +56,17 @@ def nystroem_eigenpairs(
         shift *= 10
         root, info = torch.linalg.cholesky_ex(core + shift * overlap, upper=True)
     small = torch.zeros_like(core)
-    for rows, some in chunks:
-        part = sketch[some].double().add_(_test_vectors(a[rows], b), alpha=shift)
+    for rows, span in chunks:
+        part = sketch[span].double().add_(_test_vectors(a[rows], b), alpha=shift)
         part = torch.linalg.solve_triangular(root, part, upper=True, left=False)
         small += part.T @ part
-        sketch[some] = part
+        sketch[span] = part
     values, rotation = torch.linalg.eigh(small)
     values, rotation = values[-rank:].flip(0).clamp_min(shift), rotation[:, -rank:].flip(1)
     rotation = (rotation / values.sqrt()).float()
     vectors = torch.empty(stored.dim, rank)
-    for _, some in chunks:
-        torch.mm(sketch[some], rotation, out=vectors[some])
+    for _, span in chunks:
+        torch.mm(sketch[span], rotation, out=vectors[span])
     return Eigenpairs(vectors, values - shift, trace)
 
 
@@ -91,8 +91,8 @@ def _accumulate(
     image: Tensor, left: Tensor, right: Tensor | None, coefficients: Tensor, stored: StoredGradients, numbers: int
 ) -> None:
     """Add sum_i vec(G~_i) coefficients_i to (D, l): a slice of it at a time, all rows in one product."""
-    for rows, some in _chunks(stored, max(1, numbers // (max(1, len(left)) * stored.d2))):
-        image[some].addmm_(expand(left, right, rows).T, coefficients)
+    for rows, span in _chunks(stored, max(1, numbers // (max(1, len(left)) * stored.d2))):
+        image[span].addmm_(expand(left, right, rows).T, coefficients)
 
 
 def _rows(stored: StoredGradients, width: int, numbers: int) -> int:
