@@ -13,6 +13,7 @@ from torch import Tensor
 from ..building.builder import check_folder
 from ..config import InfluenceConfig
 from ..errors import BuildFolderError, ConfigError, IndexFormatError, PublishError
+from ..registry import CODECS, CURVATURES, LAYER_KINDS
 from ..storage.files import write_atomically, write_text
 from ..storage.layout import CARD, LDS, MANIFEST, Manifest, inside
 from ..storage.measured_lds import LDSRecord, read_lds, write_lds
@@ -45,6 +46,7 @@ class StoredIndex:
             raise IndexFormatError(f"{MANIFEST} of {self.path} has over {_LARGEST_MANIFEST:,} bytes: no index has.")
         text = (self.path / MANIFEST).read_text(encoding="utf-8", errors="replace")
         self.manifest = Manifest.from_json(text)
+        _check_kinds(self.manifest)
         try:
             self.config = InfluenceConfig.from_dict(self.manifest.config)
         except ConfigError as error:
@@ -82,6 +84,8 @@ class StoredIndex:
 
         Raises:
             [`~lorif_hf.errors.IndexFormatError`]: the folder or repo is no index that this version can read.
+            [`~lorif_hf.errors.UnknownKindError`]: its codec, its curvature or a kind of its layers is somebody's own:
+            says what to import.
             [`~lorif_hf.errors.IndexCorruptedError`]: a file is not what the manifest says; names it.
             [`~lorif_hf.errors.HubError`]: the repo, the revision or the Hub cannot be reached; says what to do.
         """
@@ -250,3 +254,15 @@ class StoredIndex:
     def _refuse_selection(self) -> None:
         if self._rows is not None:
             raise PublishError("A selection of rows is a view: save or push the index that it was selected from.")
+
+
+def _check_kinds(manifest: Manifest) -> None:
+    """See that the kinds without which an index cannot be read are registered here.
+
+    Its task is not among them: a query may come with another.
+    """
+    named = [(CODECS, manifest.config.get("codec")), (CURVATURES, manifest.config.get("curvature"))]
+    named += [(LAYER_KINDS, kind) for kind in sorted({module.kind for module in manifest.modules})]
+    for kinds, name in named:
+        if isinstance(name, str):  # what is not even a name is for the config to refuse
+            kinds.get(name, manifest.extensions.get(name))
