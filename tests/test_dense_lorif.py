@@ -260,7 +260,7 @@ def test_a_cut_is_the_best_one_where_power_iteration_converges(tmp_path, kind, r
     share = float(torch.cat(converged).double().mean())
     total = off(sum(scores.values()), sum(expected.values()))
     print(f"power iteration converged for {share:.0%} of the gradients; the sum over layers is off by {total:.1e}")
-    assert share > 0.1 and total <= 0.05
+    assert share > 0.05 and total <= 0.05
 
 
 @both_models
