@@ -23,6 +23,7 @@ from own_kinds import (
     make_model,
     make_rows,
     register_all,
+    registries_restored,
 )
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
@@ -43,11 +44,9 @@ AS_ROWS = [
 @pytest.fixture
 def registered() -> Iterator[None]:
     """The four kinds, for the time of a test."""
-    before = [(kinds, dict(kinds._kinds)) for _, kinds, _ in REGISTERED]
-    register_all()
-    yield
-    for kinds, known in before:
-        kinds._kinds = known
+    with registries_restored():
+        register_all()
+        yield
 
 
 # The reference.
@@ -78,8 +77,8 @@ def reference(rows: list[dict[str, Any]], config: InfluenceConfig) -> tuple[Tens
     return scores, own
 
 
-def off(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected).abs().max() / expected.abs().max())
+def off(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected).abs().max() / expected.abs().max())
 
 
 PLAIN = InfluenceConfig.grad_dot(projection_factor=1, dtype="float32", shard_size=7)
@@ -178,8 +177,8 @@ def test_a_reader_without_the_kind_is_told_what_to_import(hub, tmp_path, tokeniz
         assert error == "UnknownKindError", message
         assert f"The {kind} is not registered" in message
         assert "import own_kinds first" in message
-    for repo, found in scores.items():
-        assert torch.equal(found, expected[repo])
+    for repo, streamed in scores.items():
+        assert torch.equal(streamed, expected[repo])
 
 
 def test_a_manifest_that_names_no_module_is_refused(tmp_path):

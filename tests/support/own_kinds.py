@@ -3,7 +3,8 @@
 They are registered by [`register_all`] alone: importing them changes nothing for the tests of everything else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -251,3 +252,14 @@ ALL_FOUR = {"curvature": "diagonal-fisher", "codec": "top-entries", "whitening":
 def register_all() -> None:
     for folder, _, kind in REGISTERED:
         folder.register(kind)
+
+
+@contextmanager
+def registries_restored() -> Iterator[None]:
+    """Whatever is registered inside is gone afterwards: other tests see the library's own kinds alone."""
+    before = [(kinds, dict(kinds._kinds)) for _, kinds, _ in REGISTERED]
+    try:
+        yield
+    finally:
+        for kinds, known in before:
+            kinds._kinds = known
