@@ -262,6 +262,7 @@ class IndexBuilder:
             self.codec,
             reader,
             self.stored,
+            self._first_tensors(),
             self.rows.count,
             self._curvature_path,
             self.options.memory,

@@ -1,6 +1,6 @@
 """Fitting the curvature to what was stored: layer by layer, in one resumable file each."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..algebra.gradients import StoredGradients
 from ..codecs import Codec
-from ..curvature import Curvature
+from ..curvature import Curvature, Tensors
 from ..errors import ConfigError, RecordingError
 from ..progress import progress
 from ..storage.files import is_intact, write_tensors
@@ -25,6 +25,7 @@ def fit_curvature(
     codec: Codec,
     reader: ShardReader,
     entries: Sequence[ModuleEntry],
+    first: Mapping[str, Tensors],
     count: int,
     path: Callable[[int], Path],
     max_memory: int | None = None,
@@ -36,6 +37,7 @@ def fit_curvature(
         codec (`Codec`): how the gradients are stored.
         reader (`ShardReader`): of the recorded shards.
         entries (`Sequence[ModuleEntry]`): what is stored.
+        first (`Mapping[str, Tensors]`): by module, what the curvature's first pass kept.
         count (`int`): N.
         path (`Callable`): the file of entry 0, 1, ...
         max_memory (`int`, *optional*): bytes that one layer may take, its result included; by default 2 GiB, or the
@@ -54,7 +56,8 @@ def fit_curvature(
         for number, entry in enumerate(entries):
             if not is_intact(path(number)):
                 try:
-                    fitted = curvature.fit(stored_gradients(reader, entry, count, codec), max_memory)
+                    gradients = stored_gradients(reader, entry, count, codec)
+                    fitted = curvature.fit(gradients, first.get(entry.name, {}), max_memory)
                 except ValueError as error:
                     raise RecordingError(
                         f"The curvature of module '{entry.name}' cannot be fitted: {error}. Leave it out with "

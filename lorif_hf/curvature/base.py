@@ -128,9 +128,10 @@ class Curvature(ABC):
         """
 
     @abstractmethod
-    def fit(self, gradients: StoredGradients, max_memory: int | None) -> Fitted | None:
+    def fit(self, gradients: StoredGradients, first: Tensors, max_memory: int | None) -> Fitted | None:
         """Fit it to what was stored of a layer; `None`, of every layer, where nothing is left to be fitted: H is the
-        identity on what is stored, and self-influence is that of the gradients before they were cut.
+        identity on what is stored, and self-influence is that of the gradients before they were cut. `first` is what
+        the first pass kept of the layer.
 
         Raises:
             `ValueError`: the gradients are too large for float32.
@@ -155,7 +156,7 @@ class FixedCurvature(Curvature):
     def cost(self, gradients: StoredGradients, max_memory: int | None) -> Cost:
         return Cost()
 
-    def fit(self, gradients: StoredGradients, max_memory: int | None) -> None:
+    def fit(self, gradients: StoredGradients, first: Tensors, max_memory: int | None) -> None:
         return None
 
     def load(self, stored: ModuleTensors, entry: ModuleEntry) -> Tensors:

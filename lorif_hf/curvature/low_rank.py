@@ -45,7 +45,7 @@ class LowRankCurvature(Curvature):
         plan = self._plan(gradients, max_memory)
         return Cost(torch.float32.itemsize * gradients.dim * plan.rank, plan.memory, plan.flops)
 
-    def fit(self, gradients: StoredGradients, max_memory: int | None) -> Fitted:
+    def fit(self, gradients: StoredGradients, first: Tensors, max_memory: int | None) -> Fitted:
         plan = self._plan(gradients, max_memory)
         fitted = fit(gradients, plan, damping=self.damping)
         influence = fitted.self_influence

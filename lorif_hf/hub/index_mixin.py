@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import InfluenceConfig
 from ..errors import BuildFolderError, ConfigError, IndexFormatError, PublishError
-from ..registry import CODECS, CURVATURES, LAYER_KINDS, Registry
+from ..registry import CODECS, CURVATURES, LAYER_KINDS
 from ..storage.claim import INDEX_FOLDER
 from ..storage.files import write_atomically, write_text
 from ..storage.layout import CARD, LDS, MANIFEST, Manifest, inside, is_newer
@@ -27,15 +27,6 @@ from .store import HubStore, RepoStore, StreamingStore
 _LARGEST_MANIFEST = 1 << 25  # bytes of JSON that are read at all
 
 Index = TypeVar("Index", bound="StoredIndex")
-
-
-def _check_kinds(manifest: Manifest) -> None:
-    """Raises [`~lorif_hf.errors.UnknownKindError`] where nobody here has registered a kind that the index names."""
-    named: list[tuple[Registry, Any]] = [(LAYER_KINDS, module.kind) for module in manifest.modules]
-    named += [(CURVATURES, manifest.config.get("curvature")), (CODECS, manifest.config.get("codec"))]
-    for registry, name in named:
-        if isinstance(name, str):
-            registry.get(name, manifest.extensions.get(name))
 
 
 class StoredIndex:
@@ -92,6 +83,8 @@ class StoredIndex:
 
         Raises:
             [`~lorif_hf.errors.IndexFormatError`]: the folder or repo is no index that this version can read.
+            [`~lorif_hf.errors.UnknownKindError`]: its codec, its curvature or a kind of its layers is somebody's own:
+            says what to import.
             [`~lorif_hf.errors.IndexCorruptedError`]: a file is not what the manifest says; names it.
             [`~lorif_hf.errors.HubError`]: the repo, the revision or the Hub cannot be reached; says what to do.
         """
@@ -259,3 +252,15 @@ class StoredIndex:
     def _refuse_selection(self) -> None:
         if self._rows is not None:
             raise PublishError("A selection of rows is a view: save or push the index that it was selected from.")
+
+
+def _check_kinds(manifest: Manifest) -> None:
+    """See that the kinds without which an index cannot be read are registered here.
+
+    Its task is not among them: a query may come with another.
+    """
+    named = [(CODECS, manifest.config.get("codec")), (CURVATURES, manifest.config.get("curvature"))]
+    named += [(LAYER_KINDS, kind) for kind in sorted({module.kind for module in manifest.modules})]
+    for kinds, name in named:
+        if isinstance(name, str):  # what is not even a name is for the config to refuse
+            kinds.get(name, manifest.extensions.get(name))

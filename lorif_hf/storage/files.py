@@ -29,6 +29,9 @@ DTYPES = {
     "F16": torch.float16,
     "F64": torch.float64,
     "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
     "U8": torch.uint8,
 }
 _HASHES = "sha256"  # key of the tensors' hashes in a file's metadata

@@ -173,6 +173,7 @@ class Manifest:
                 row = shard.stop
             _require(row == self.num_examples, f"the {what} hold {row} rows, num_examples says {self.num_examples}")
         _require(bool(self.modules), "there is no module")
+        _require(all(isinstance(name, str) for name in self.extensions.values()), "an extension is no module's name")
         _require(len({module.name for module in self.modules}) == len(self.modules), "a module is listed twice")
         for module in self.modules:
             sides = (module.in_features, module.d1), (module.out_features, module.d2)
