@@ -84,7 +84,7 @@ def recording_pass(builder: IndexBuilder) -> float:
     for recorded in builder.staging.glob("rows-*"):
         recorded.unlink()
     start = time.perf_counter()
-    builder.record()
+    builder.record(lambda shard: None)
     _synchronize()
     return time.perf_counter() - start
 
@@ -105,7 +105,7 @@ def main(
         model, dataset = make(width, layers, vocabulary, length, batch, batches)
         for name, config in CONFIGS.items():
             with tempfile.TemporaryDirectory() as folder:
-                builder = plan_build(model, dataset, Path(folder) / "index", config(), BuildOptions.of(batch))
+                builder = plan_build(model, dataset, Path(folder) / "index", config(), BuildOptions(batch))
                 start = time.perf_counter()
                 builder.gather()
                 moments = time.perf_counter() - start
