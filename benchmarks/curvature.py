@@ -26,24 +26,25 @@ from torch import Tensor
 
 from lorif_hf import InfluenceConfig
 from lorif_hf.algebra import curvature
-from lorif_hf.algebra.gradients import StoredGradients
+from lorif_hf.algebra.gradients import BLOCK_NUMBERS, StoredGradients
 from lorif_hf.algebra.gram import dual_eigenpairs
-from lorif_hf.algebra.planning import MEMORY, Plan, plan_fit, plan_method
-from lorif_hf.algebra.scoring import bilinear_scores
-from lorif_hf.algebra.sketching import PUBLISHED_PASSES
-from lorif_hf.curvature.fitting import stored_gradients
+from lorif_hf.algebra.planning import plan_fit
+from lorif_hf.building.fitting import stored_gradients
+from lorif_hf.codecs import codec_of
 from lorif_hf.storage.files import file_entry, header_sha256
 from lorif_hf.storage.layout import FactorShard, ModuleEntry, factor_file
 from lorif_hf.storage.shards import ShardReader, write_shard
 from lorif_hf.storage.store import LocalStore
 
+from . import published_svd
 from .machine import machine
 
 
 RESULTS = Path(__file__).parent / "results"
 CASES = {"gram": (20_000, 48, 48, 2048), "dual": (5_000, 192, 192, 1024), "both large": (20_000, 192, 192, 512)}
-PUBLISHED = f"published, {PUBLISHED_PASSES} passes"
+PUBLISHED = f"published, {published_svd.PASSES} passes"
 QUERIES = 16
+DAMPING = 0.5
 _DECAY = 0.5  # entry j of a factor has standard deviation j^-0.5 in a random basis
 _EXACT = 5_000  # largest N whose kernel is decomposed whole, for the best that any method could capture
 
@@ -52,22 +53,21 @@ class Layer:
     """One layer's factors on disk, and queries of the same spectrum."""
 
     def __init__(self, folder: Path, count: int, d1: int, d2: int):
-        self.config = InfluenceConfig.paper(projection_factor=1)
-        entry, codec = ModuleEntry("layer", "linear", d1, d2, d1, d2, ""), self.config.codec()
+        config = InfluenceConfig.paper(projection_factor=1)
+        entry, codec = ModuleEntry("layer", "linear", d1, d2, d1, d2, ""), codec_of(config)
         generator = torch.Generator().manual_seed(0)
         bases = [torch.linalg.qr(torch.randn(d, d, generator=generator)).Q * _scales(d) for d in (d1, d2)]
-        starts = range(0, count, self.config.shard_size)
-        shards = []
-        for number, start in enumerate(starts):
-            rows = min(self.config.shard_size, count - start)
+        shards: list[FactorShard] = []
+        for start in range(0, count, config.shard_size):
+            rows = min(config.shard_size, count - start)
             sides = [torch.randn(rows, len(basis), generator=generator) @ basis.T for basis in bases]
             parts = {part: side.unsqueeze(1).bfloat16() for part, side in zip(("u", "v"), sides, strict=True)}
-            path = folder / factor_file(number, len(starts))
+            path = folder / factor_file(len(shards))
             write_shard(path, {entry.name: parts})
             file = file_entry(folder, path.relative_to(folder).as_posix())
             shards.append(FactorShard(file.file, file.bytes, file.sha256, start, rows, header_sha256(path)))
         reader = ShardReader(LocalStore(folder), shards, None, codec.layout)
-        self.stored: StoredGradients = stored_gradients(reader, entry, count, self.config)
+        self.stored: StoredGradients = stored_gradients(reader, entry, count, codec)
         noise = torch.randn(QUERIES, d1, d2, generator=generator)
         self.queries = (bases[0] @ noise @ bases[1].T).flatten(1)
 
@@ -77,11 +77,8 @@ class Layer:
 
     def scores(self, fitted: curvature.Curvature) -> Tensor:
         """Of all examples, by the inverse Hessian: (Q, N)."""
-        solved = curvature.woodbury_solve(self.queries, fitted.eigenvectors, fitted.eigenvalues, fitted.damping).view(
-            -1, self.stored.d1, self.stored.d2
-        )
-        blocks = self.stored.factors(5_000)
-        return torch.cat([bilinear_scores(solved, u, v) for u, v in blocks if v is not None], dim=1)
+        solved = curvature.woodbury_solve(self.queries, fitted.eigenvectors, fitted.eigenvalues, fitted.damping)
+        return torch.cat([solved @ gradients.T for gradients in self.stored.matrices()], dim=1)
 
     def reading(self) -> float:
         """Seconds to read and convert the factors once."""
@@ -91,46 +88,44 @@ class Layer:
         return time.perf_counter() - start
 
 
-def methods(layer: Layer, rank: int) -> dict[str, Plan]:
-    """The chosen plan, the published one, and the cheaper randomised SVD where a sketch is called for."""
-    chosen = plan_fit(layer.stored, rank)
-    randomized = {PUBLISHED: PUBLISHED_PASSES, **({"randomised, 2 passes": 2} if chosen.method == "nystroem" else {})}
-    return {f"chosen: {chosen.method}": chosen} | {
-        name: plan_method(layer.stored, rank, "randomized", passes=passes, max_memory=MEMORY)
-        for name, passes in randomized.items()
+def methods(layer: Layer, rank: int) -> dict[str, Callable[[], curvature.Curvature]]:
+    """The method that is chosen, the published one, and the cheaper randomised SVD where a sketch is called for."""
+    stored, plan = layer.stored, plan_fit(layer.stored, rank)
+    fits: dict[str, Callable[[], curvature.Curvature]] = {
+        f"chosen: {plan.method}": lambda: curvature.fit(stored, plan, damping=DAMPING),
+        PUBLISHED: lambda: published_svd.fit(stored, rank, DAMPING),
     }
+    if plan.method == "nystroem":
+        fits["randomised, 2 passes"] = lambda: published_svd.fit(stored, rank, DAMPING, passes=2)
+    return fits
 
 
 def measure(layer: Layer, rank: int, repeats: int, console: Console) -> dict[str, Any]:
     """Everything about one size."""
-    plans, fitted = methods(layer, rank), {}
-    seconds: dict[str, list[float]] = {name: [] for name in plans}
-    peaks = dict.fromkeys(plans, 0)
+    fits, fitted = methods(layer, rank), {}
+    seconds: dict[str, list[float]] = {name: [] for name in fits}
+    peaks = dict.fromkeys(fits, 0)
     for repeat in range(repeats):
-        for name, plan in plans.items():
+        for name, fit in fits.items():
             fitted.pop(name, None)
             start = time.perf_counter()
-            fitted[name], peak = _with_peak(lambda plan=plan: curvature.fit(layer.stored, plan, damping=0.5))
+            fitted[name], peak = _with_peak(fit)
             seconds[name].append(time.perf_counter() - start)
             peaks[name] = max(peaks[name], peak)
             console.print(f"  {repeat + 1}/{repeats} {name}: {seconds[name][-1]:.1f} s")
     best, reference, of = _best(layer, rank, fitted)
     expected, median = layer.scores(reference), {name: statistics.median(times) for name, times in seconds.items()}
     rows = {}
-    for name, plan in plans.items():
-        one = fitted[name]
-        energy = layer.energy(one.eigenvectors)
+    for name, result in fitted.items():
+        energy = layer.energy(result.eigenvectors)
         rows[name] = {
-            "passes": plan.passes,
-            "width": plan.width,
             "seconds": median[name],
             "published_to_this": median[PUBLISHED] / median[name],
-            "energy": energy / one.trace,
+            "energy": energy / result.trace,
             "energy_to_best": None if best is None else energy / best,
-            "score_correlation": _correlation(layer.scores(one), expected),
+            "score_correlation": _correlation(layer.scores(result), expected),
             "peak_bytes": peaks[name],
-            "planned_bytes": plan.memory,
-            "self_influence_seconds": 0.0 if one.self_influence is not None else _self_influence(layer, one, plan),
+            "self_influence_seconds": 0.0 if result.self_influence is not None else _self_influence(layer, result),
         }
     return {"correlation_with": of, "reading_seconds": layer.reading(), "rows": rows}
 
@@ -139,7 +134,7 @@ def _best(
     layer: Layer, rank: int, fitted: dict[str, curvature.Curvature]
 ) -> tuple[float | None, curvature.Curvature, str]:
     """The most that rank r can capture, its curvature, and what that is called; the published where it is unknown."""
-    exact = next((one for name, one in fitted.items() if name == "chosen: gram"), None)
+    exact = fitted.get("chosen: gram")
     if exact is not None:
         return float(exact.eigenvalues.double().sum()), exact, "the exact eigenpairs"
     if layer.stored.count > _EXACT:
@@ -150,15 +145,16 @@ def _best(
     return float(whole.values[:rank].sum()), kept, "the exact eigenpairs"
 
 
-def _self_influence(layer: Layer, fitted: curvature.Curvature, plan: Plan) -> float:
+def _self_influence(layer: Layer, fitted: curvature.Curvature) -> float:
     start = time.perf_counter()
-    for left, right in layer.stored.blocks(max(1, plan.block // (2 * layer.stored.dim))):
-        curvature.self_influence(left, right, fitted, plan.block)
+    for left, right in layer.stored.blocks(max(1, BLOCK_NUMBERS // (2 * layer.stored.dim))):
+        curvature.self_influence(left, right, fitted)
     return time.perf_counter() - start
 
 
-def _correlation(found: Tensor, expected: Tensor) -> float:
-    pairs = zip(found, expected, strict=True)
+def _correlation(scores: Tensor, expected: Tensor) -> float:
+    """Mean over queries."""
+    pairs = zip(scores, expected, strict=True)
     return statistics.fmean(float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in pairs)
 
 
@@ -180,28 +176,26 @@ def _scales(size: int) -> Tensor:
     return torch.arange(1, size + 1) ** -_DECAY
 
 
-def _table(name: str, count: int, d1: int, d2: int, rank: int, found: dict[str, Any]) -> Table:
-    table = Table(title=f"{name}: N = {count:,}, D = {d1 * d2:,}, r = {rank:,}")
-    heads = ("", "passes", "time", "published / this", "energy", "of the best", "score correlation")
-    for head in (*heads, "peak MB", "planned MB", "self-influence"):
+def _table(name: str, case: dict[str, Any]) -> Table:
+    table = Table(title=f"{name}: N = {case['count']:,}, D = {case['d1'] * case['d2']:,}, r = {case['rank']:,}")
+    heads = ("", "time", "published / this", "energy", "of the best", "score correlation", "peak MB", "self-influence")
+    for head in heads:
         table.add_column(head, justify="left" if not head else "right")
-    for method, row in found["rows"].items():
+    for method, row in case["rows"].items():
         best = row["energy_to_best"]
         table.add_row(
             method,
-            str(row["passes"]),
             f"{row['seconds']:.1f} s",
             f"{row['published_to_this']:.1f}",
             f"{row['energy']:.4f}",
             "-" if best is None else f"{best:.4f}",
             f"{row['score_correlation']:.4f}",
             f"{row['peak_bytes'] / 1e6:,.0f}",
-            f"{row['planned_bytes'] / 1e6:,.0f}",
             f"{row['self_influence_seconds']:.1f} s",
         )
     table.caption = (
-        f"Correlation with the scores of {found['correlation_with']}. "
-        f"Reading the factors once: {found['reading_seconds']:.2f} s."
+        f"Correlation with the scores of {case['correlation_with']}. "
+        f"Reading the factors once: {case['reading_seconds']:.2f} s."
     )
     return table
 
@@ -223,9 +217,9 @@ def main(
         count, d1, d2, rank = CASES[name]
         console.print(f"{name}: N = {count:,}, {d1} x {d2}, r = {rank:,}")
         with tempfile.TemporaryDirectory() as folder:
-            found = measure(Layer(Path(folder), count, d1, d2), rank, repeats, console)
-        console.print(_table(name, count, d1, d2, rank, found))
-        saved["cases"][name] = {"count": count, "d1": d1, "d2": d2, "rank": rank, "repeats": repeats, **found}
+            result = measure(Layer(Path(folder), count, d1, d2), rank, repeats, console)
+        saved["cases"][name] = {"count": count, "d1": d1, "d2": d2, "rank": rank, "repeats": repeats, **result}
+        console.print(_table(name, saved["cases"][name]))
         results.parent.mkdir(parents=True, exist_ok=True)
         results.write_text(json.dumps(saved, indent=2) + "\n")
 

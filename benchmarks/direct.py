@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
-from lorif_hf.algebra.projection import rademacher
+from lorif_hf.algebra.projection import draw_signs
 from lorif_hf.evaluation import retrain
 from lorif_hf.evaluation.lds import lds
 from lorif_hf.layers.modules import tracked_modules
@@ -38,14 +38,17 @@ PUBLISHED = "LoRIF as published, c = 1"
 
 def projected_gradients(model: Any, rows: Any, config: InfluenceConfig) -> dict[str, Tensor]:
     """P_in^T G P_out of every row by layer, float64 (n, d1, d2): G is the gradient of its token-summed loss."""
-    found: dict[str, list[Tensor]] = {}
+    gradients: dict[str, list[Tensor]] = {}
     layers = {}
     for tracked in tracked_modules(model):
         shape = tracked.in_features, tracked.out_features
         sides = zip(("in", "out"), shape, config.projected_shape(*shape), strict=True)
         layers[tracked.name] = (
             tracked.module,
-            [rademacher(full, d, seed=config.seed, name=f"{tracked.name}/{side}").double() for side, full, d in sides],
+            [
+                draw_signs((full, d), seed=config.seed, name=f"{tracked.name}/{side}").double() / d**0.5
+                for side, full, d in sides
+            ],
         )
     for row in rows:
         ids = torch.tensor([row["input_ids"]])
@@ -53,8 +56,8 @@ def projected_gradients(model: Any, rows: Any, config: InfluenceConfig) -> dict[
         logits = model(input_ids=ids).logits[0, :-1]
         torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").backward()
         for name, (module, (left, right)) in layers.items():
-            found.setdefault(name, []).append(left.T @ module.weight.grad.double() @ right)  # Conv1D: I x O
-    return {name: torch.stack(some) for name, some in found.items()}
+            gradients.setdefault(name, []).append(left.T @ module.weight.grad.double() @ right)  # Conv1D: I x O
+    return {name: torch.stack(of_rows) for name, of_rows in gradients.items()}
 
 
 def logra(train: Tensor, queries: Tensor, config: InfluenceConfig) -> Tensor:
@@ -102,7 +105,7 @@ def main(
     model = bed.finetuned().eval()
     table = Table("", "LDS", "LDS, directly", "difference", "Spearman of the scores", title=machine())
     rows = {}
-    theirs, asked = (projected_gradients(model, some, InfluenceConfig.logra()) for some in (train, queries))
+    theirs, asked = (projected_gradients(model, dataset, InfluenceConfig.logra()) for dataset in (train, queries))
     for config, formulas in (
         (InfluenceConfig.logra(), {"LoGRA, f = 4": logra}),
         (
@@ -117,12 +120,23 @@ def main(
         with tempfile.TemporaryDirectory() as place:
             index = InfluenceIndex.build(model, train, Path(place) / "index", config=config, batch_size=25)
             ours = index.scores(model, queries)
-        one = lds(ours, bank.losses, bank.membership).mean
+        of_index = lds(ours, bank.losses, bank.membership).mean
         for name, formula in formulas.items():
             direct = torch.stack([formula(theirs[layer], asked[layer], config) for layer in theirs]).sum(dim=0)
-            other = lds(direct, bank.losses, bank.membership).mean
-            rows[name] = {"lds": one, "direct": other, "difference": one - other, "spearman": spearman(ours, direct)}
-            table.add_row(name, f"{one:.4f}", f"{other:.4f}", f"{one - other:+.4f}", f"{rows[name]['spearman']:.5f}")
+            of_direct = lds(direct, bank.losses, bank.membership).mean
+            rows[name] = {
+                "lds": of_index,
+                "direct": of_direct,
+                "difference": of_index - of_direct,
+                "spearman": spearman(ours, direct),
+            }
+            table.add_row(
+                name,
+                f"{of_index:.4f}",
+                f"{of_direct:.4f}",
+                f"{of_index - of_direct:+.4f}",
+                f"{rows[name]['spearman']:.5f}",
+            )
     (RESULTS / "direct.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
     Console().print(table)
 

@@ -50,15 +50,15 @@ class MislabeledBed:
 
     def articles(self) -> list[tuple[str, str]]:
         """Title and text of all articles, longest first. The first ones are the classes, in this order."""
-        found = []
+        articles = []
         for name in ("valid.txt", "test.txt"):
             text = (self.data / name).read_text(encoding="utf-8")
             titles = list(re.finditer(r"^ = ([^=\n]+) = *$", text, re.MULTILINE))
             ends = [match.start() for match in titles[1:]] + [len(text)]
-            found += [
+            articles += [
                 (title[1], " ".join(text[title.end() : end].split())) for title, end in zip(titles, ends, strict=True)
             ]
-        return sorted(found, key=lambda article: -len(article[1].split()))
+        return sorted(articles, key=lambda article: -len(article[1].split()))
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:

@@ -26,6 +26,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
 from lorif_hf import InfluenceConfig
 from lorif_hf.building.builder import IndexBuilder, plan_build
+from lorif_hf.building.options import BuildOptions
 
 from .machine import machine, peak_memory
 from .quality import RESULTS
@@ -83,7 +84,7 @@ def recording_pass(builder: IndexBuilder) -> float:
     for recorded in builder.staging.glob("rows-*"):
         recorded.unlink()
     start = time.perf_counter()
-    builder.record()
+    builder.record(lambda shard: None)
     _synchronize()
     return time.perf_counter() - start
 
@@ -104,21 +105,9 @@ def main(
         model, dataset = make(width, layers, vocabulary, length, batch, batches)
         for name, config in CONFIGS.items():
             with tempfile.TemporaryDirectory() as folder:
-                builder = plan_build(
-                    model,
-                    dataset,
-                    Path(folder) / "index",
-                    config=config(),
-                    processing_class=None,
-                    data_collator=None,
-                    batch_size=batch,
-                    max_tokens_per_batch=None,
-                    auto_find_batch_size=False,
-                    max_memory=None,
-                    objective=None,
-                )
+                builder = plan_build(model, dataset, Path(folder) / "index", config(), BuildOptions(batch))
                 start = time.perf_counter()
-                builder.estimate_moments()
+                builder.gather()
                 moments = time.perf_counter() - start
                 plain_pass(model, builder, batch)
                 recording_pass(builder)

@@ -25,8 +25,8 @@ from transformers.pytorch_utils import Conv1D
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.evaluation.ranks import average_ranks
 from lorif_hf.layers.modules import tracked_modules
+from lorif_hf.tasks import CausalLM, task_of
 from lorif_hf.tasks.collation import padding_collator
-from lorif_hf.tasks.objectives import CausalLMObjective, find_objective
 
 
 _ALL = "all"  # kronfluence's name for one set of factors or scores
@@ -93,13 +93,12 @@ def kronfluence_scores(
     from kronfluence.utils.constants import ALL_MODULE_NAME
     from kronfluence.utils.dataset import DataLoaderKwargs
 
-    causal = isinstance(find_objective(model), CausalLMObjective)
     shutil.rmtree(folder, ignore_errors=True)
-    prepared, task = _prepared(model)
-    collator = padding_collator(model, None, make_labels=causal)
+    prepared, summed_loss = _prepared(model)
+    collator = padding_collator(model, None, make_labels=task_of(model).makes_labels)
     _check_same(model, prepared, collator([queries[0]]))
     analyzer = Analyzer(
-        _ALL, prepared, task, cpu=not torch.cuda.is_available(), disable_tqdm=True, output_dir=str(folder)
+        _ALL, prepared, summed_loss, cpu=not torch.cuda.is_available(), disable_tqdm=True, output_dir=str(folder)
     )
     analyzer.set_dataloader_kwargs(DataLoaderKwargs(collate_fn=collator))
     arguments = FactorArguments(
@@ -139,11 +138,11 @@ class _BiasAfter(nn.Module):
 
 
 def _prepared(model: nn.Module) -> tuple[nn.Module, Any]:
-    """A copy with kronfluence's wrappers around what our index tracks, and the task: our objective, summed."""
+    """A copy with kronfluence's wrappers around what our index tracks, and its task: our losses, summed."""
     from kronfluence.analyzer import prepare_model
     from kronfluence.task import Task
 
-    objective = find_objective(model)
+    task = task_of(model)
     changed = copy.deepcopy(model).float().eval()
     names = [module.name for module in tracked_modules(model)]
     for name in names:
@@ -151,35 +150,36 @@ def _prepared(model: nn.Module) -> tuple[nn.Module, Any]:
 
     class SummedLoss(Task):
         def compute_train_loss(self, batch: Any, model: nn.Module, sample: bool = False) -> Tensor:
-            return objective(model, batch).sum()
+            return task.losses(model, batch).sum()
 
         def compute_measurement(self, batch: Any, model: nn.Module) -> Tensor:
-            return objective(model, batch).sum()
+            return task.losses(model, batch).sum()
 
         def get_influence_tracked_modules(self) -> list[str]:
             return [f"{name}.linear" for name in names]
 
         def get_attention_mask(self, batch: Any) -> Tensor:
             mask = batch["attention_mask"]
-            if not isinstance(objective, CausalLMObjective):
+            if not isinstance(task, CausalLM):
                 return mask
             # A position behind the last target has no gradient: it does not count, as in our second moments.
             predicts = nn.functional.pad(batch["labels"][:, 1:] != -100, (0, 1)).long()
             return mask * predicts.flip(1).cummax(dim=1).values.flip(1)
 
-    task = SummedLoss()
-    return prepare_model(changed, task), task
+    summed_loss = SummedLoss()
+    return prepare_model(changed, summed_loss), summed_loss
 
 
 @torch.no_grad()
 def _check_same(model: nn.Module, prepared: nn.Module, batch: dict[str, Tensor]) -> None:
     """The copy must be the same function."""
-    objective = find_objective(model)
-    mode = model.training
-    one = objective(model.eval(), {key: value.to(next(model.parameters()).device) for key, value in batch.items()})
-    other = objective(prepared, {key: value.to(next(prepared.parameters()).device) for key, value in batch.items()})
+    task, mode = task_of(model), model.training
+    expected, losses = (
+        task.losses(each, {name: tensor.to(next(each.parameters()).device) for name, tensor in batch.items()})
+        for each in (model.eval(), prepared)
+    )
     model.train(mode)
-    torch.testing.assert_close(one.cpu().float(), other.cpu(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses.cpu(), expected.cpu().float(), rtol=1e-4, atol=1e-4)
 
 
 def _damp_factors(analyzer: Any, strategy: str, damping: float) -> None:
@@ -212,9 +212,9 @@ def _weight(analyzer: Any, strategy: str, examples: int) -> int:
     return int(max(analyzer.load_covariance_matrices(_ALL)["num_activation_covariance_processed"].values()))
 
 
-def spearman(one: Any, other: Any) -> float:
+def spearman(scores: Any, expected: Any) -> float:
     """Mean over queries of the rank correlation over training examples of two score matrices (Q, N)."""
-    ranks = [average_ranks(np.asarray(scores, dtype=np.float64)) for scores in (one, other)]
+    ranks = [average_ranks(np.asarray(matrix, dtype=np.float64)) for matrix in (scores, expected)]
     centred = [rank - rank.mean(axis=1, keepdims=True) for rank in ranks]
     norms = [np.linalg.norm(rank, axis=1) for rank in centred]
     return float(((centred[0] * centred[1]).sum(axis=1) / (norms[0] * norms[1])).mean())
@@ -275,7 +275,7 @@ def main(
 
     bed = TestBed(folder)
     train, asked = bed.split()
-    found = ours_vs_kronfluence(
+    correlations = ours_vs_kronfluence(
         bed.finetuned(),
         train.select(range(examples)),
         asked.select(range(queries)),
@@ -283,7 +283,7 @@ def main(
         rank=rank,
     )
     table = Table("", "Spearman", title=f"{examples} training rows, {queries} queries")
-    for name, value in found.items():
+    for name, value in correlations.items():
         table.add_row(name, f"{value:.4f}")
     Console().print(table)
 

@@ -165,20 +165,9 @@ def _query(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row in results["rows"]:
         ratios = [f"{row[name]:,.1f}" if name in row else "-" for name in ("to_published", "to_dense")]
-        looked = [f"{row['looked_at'][name]:.0%}" for name in ("read", "scored")]
         size = [f"{row['examples']:,}", str(row["queries"]), f"{row['seconds']:.3f}", f"{row['to_reading']:.2f}"]
-        rows.append([row["index"], *size, *ratios, *looked])
-    head = [
-        "index, queries",
-        "N",
-        "Q",
-        "s",
-        "to reading",
-        "published / ours",
-        "LoGRA / ours",
-        "read",
-        "scored in full",
-    ]
+        rows.append([row["index"], *size, *ratios])
+    head = ["index, queries", "N", "Q", "s", "to reading", "published / ours", "LoGRA / ours"]
     for count, peaks in results["memory"].items():
         own = f"peak {peaks['RssAnon'] / 2**20:,.0f} MiB of its own, {peaks['RssFile'] / 2**20:,.0f} MiB mapped"
         rows.append([own, f"{int(count):,}", "8", *["-"] * (len(head) - 3)])

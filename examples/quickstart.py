@@ -42,7 +42,7 @@ MAX_TOKENS = 96
 
 
 def passages() -> Dataset:
-    """The language reference, cut into passages of at most 400 characters, each with its topic."""
+    """The language reference, cut into passages of at most 400 characters, each under the name of its topic."""
     rows = []
     for topic, text in sorted(topics.items()):
         # Underlines of headings and the like teach nothing; what is left are paragraphs.
@@ -50,7 +50,7 @@ def passages() -> Dataset:
             paragraph = " ".join(part.split())
             for passage in textwrap.wrap(paragraph, width=400, break_long_words=False, break_on_hyphens=False):
                 if len(passage) >= 80:
-                    rows.append({"topic": topic, "text": passage})
+                    rows.append({"example_id": topic, "text": passage})
     unique = list({row["text"]: row for row in rows}.values())  # the topics overlap
     return Dataset.from_list(unique)
 
@@ -91,7 +91,7 @@ def train(folder: Path, epochs: float = 7) -> tuple[GPT2LMHeadModel, PreTrainedT
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    callback = InfluenceCallback(folder / "index", batch_size=32, examples=dataset, example_id="topic")
+    callback = InfluenceCallback(folder / "index", batch_size=32, examples=dataset)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(

@@ -137,8 +137,8 @@ def _run(runner: str, variant: str, folder: Path, bed: Path, repeats: int, keep:
         if code:
             print(f"{name}: {phase} failed, see {log}", file=sys.stderr)
             return row | {"error": f"{phase} fails: {_last_error(log, code)}"}
-        found = json.loads(result.read_text())
-        row |= {f"{phase}_peak_memory" if key == "peak_memory" else key: value for key, value in found.items()}
+        of_phase = json.loads(result.read_text())
+        row |= {f"{phase}_peak_memory" if key == "peak_memory" else key: value for key, value in of_phase.items()}
     row["scores"] = f"{name}-query.npy"
     if not keep:
         shutil.rmtree(store)
@@ -157,12 +157,12 @@ RATIOS = ("bytes", "bytes_per_example", "build_seconds", "query_seconds", "one_q
 
 def _compare(rows: dict[str, Any], base: str, bed: Path) -> None:
     """Ratios to the base row, from the same run, and rank correlations with the reference."""
-    measured = [row for row in rows.values() if "error" not in row]
-    scored = [row for row in measured if row["bytes"]]
+    finished = [row for row in rows.values() if "error" not in row]
+    scored = [row for row in finished if row["bytes"]]
     for row in scored:
         row["bytes_per_example"] = (row["bytes"] - row["bytes_fixed"]) / row["scores_shape"][1]
     ours, reference = rows.get(base, {}), rows.get(REFERENCE, {})
-    for row in measured:
+    for row in finished:
         row["ratios"] = {key: row[key] / ours[key] for key in RATIOS if ours.get(key) and key in row}
     for row in scored:
         row.pop("spearman", None)

@@ -72,7 +72,7 @@ def version_of(python: Path, package: str) -> str:
 
 def _pip(python: Path, *arguments: str) -> None:
     print(f"{python.parents[1].name}: pip {' '.join(arguments)}", file=sys.stderr)
-    found = subprocess.run([python, "-m", "pip", *arguments], capture_output=True, text=True, check=False)
-    if found.returncode:
-        errors = [line for line in found.stderr.splitlines() if line.startswith("ERROR")]
-        raise InstallError((errors or [f"pip exited with {found.returncode}"])[-1])
+    ran = subprocess.run([python, "-m", "pip", *arguments], capture_output=True, text=True, check=False)
+    if ran.returncode:
+        errors = [line for line in ran.stderr.splitlines() if line.startswith("ERROR")]
+        raise InstallError((errors or [f"pip exited with {ran.returncode}"])[-1])

@@ -138,9 +138,9 @@ def _timed_build(build: Any, bed: Bed, given: argparse.Namespace, fixed: tuple[s
         seconds.append(time.perf_counter() - start)
     stored = size(given.store)
     constant = sum(
-        found.stat().st_size if found.is_file() else size(found)
-        for found in (given.store / name for name in fixed)
-        if found.exists()
+        path.stat().st_size if path.is_file() else size(path)
+        for path in (given.store / name for name in fixed)
+        if path.exists()
     )
     return {
         "build_seconds": statistics.median(seconds),
@@ -156,14 +156,14 @@ def _timed_query(open_index: Any, query: Any, bed: Bed, given: argparse.Namespac
     start = time.perf_counter()
     opened = open_index(bed, model, given.store, given.variant)
     open_seconds = time.perf_counter() - start
-    found = {}
+    result: dict[str, Any] = {}
     for name, asked in (("query", rows), ("one_query", rows[:1])):
         seconds: list[float] = []
         for _ in range(1 + given.repeats):
             start = time.perf_counter()
             scores = query(opened, asked)
             seconds.append(time.perf_counter() - start)
-        found |= {
+        result |= {
             f"first_{name}_seconds": seconds[0],
             f"{name}_seconds": statistics.median(seconds[1:]),
             f"{name}_times": seconds[1:],
@@ -171,5 +171,5 @@ def _timed_query(open_index: Any, query: Any, bed: Bed, given: argparse.Namespac
         if name == "query":
             scores = torch.as_tensor(scores).detach().float().numpy()
             np.save(given.result.with_suffix(".npy"), scores)
-            found["scores_shape"] = list(scores.shape)
-    return {"open_seconds": open_seconds, **found}
+            result["scores_shape"] = list(scores.shape)
+    return {"open_seconds": open_seconds, **result}

@@ -50,10 +50,10 @@ def query(opened: tuple[Any, ...], rows: torch.Tensor) -> torch.Tensor:
     scores = torch.empty(len(rows), attributor.N)
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        with attributor.trace(model.base_model, None) as found:
+        with attributor.trace(model.base_model, None) as trace:
             summed_loss(model, batch).backward()
             model.zero_grad()
-        scores[start : start + batch_size] = torch.empty_like(found.scores).scatter_(1, found.indices, found.scores)
+        scores[start : start + batch_size] = torch.empty_like(trace.scores).scatter_(1, trace.indices, trace.scores)
     return scores
 
 

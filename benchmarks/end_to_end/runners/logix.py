@@ -65,10 +65,10 @@ def query(opened: tuple[Any, ...], rows: torch.Tensor) -> torch.Tensor:
             model.zero_grad()
             summed_loss(model, batch).backward()
         logs.append(copy.deepcopy(started.get_log()))
-    found = started.influence.compute_influence_all(merge_logs(logs), loader)
-    order = torch.tensor([int(name) for name in found["tgt_ids"]])
+    influence = started.influence.compute_influence_all(merge_logs(logs), loader)
+    order = torch.tensor([int(name) for name in influence["tgt_ids"]])
     scores = torch.empty(len(rows), len(order))
-    scores[:, order] = found["influence"].float()
+    scores[:, order] = influence["influence"].float()
     return scores
 
 
