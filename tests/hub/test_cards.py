@@ -9,9 +9,9 @@ import pytest
 from huggingface_hub import DatasetCard, HfApi
 from tiny import make_gpt2, make_rows, plain_config
 
-from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf import InfluenceIndex
 from lorif_hf.errors import HubAccessError, HubConnectionError, IndexNotFoundError, PublishError
-from lorif_hf.hub.cards import TAGS, index_card, method_sentence, model_card_section, repo_in_card
+from lorif_hf.hub.cards import TAGS, index_card, model_card_section, repo_in_card
 from lorif_hf.storage.layout import FactorShard, FileEntry, Manifest, ModuleEntry
 from lorif_hf.storage.measured_lds import LDSRecord
 
@@ -237,61 +237,6 @@ def test_the_code_is_python_that_does_nothing_else(objective, model):
         imported = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         assert set(imported) <= {"transformers", "lorif_hf"}
         assert not any(isinstance(node, ast.Import) for node in ast.walk(tree))
-
-
-FACTORS = "Each training gradient is whitened with Kronecker-factored second moments and stored as rank-"
-PROJECTED = "Each training gradient is projected at random to 1/4 of each layer's inputs and outputs and "
-KRONECKER = "queries are preconditioned with the Kronecker-factored curvature."
-
-
-@pytest.mark.parametrize(
-    ("config", "sentence"),
-    [
-        (InfluenceConfig(), f"{FACTORS}3 factors at 1 bit per number; {KRONECKER}"),
-        (InfluenceConfig.smallest(), f"{FACTORS}1 factors at 1 bit per number; {KRONECKER}"),
-        (InfluenceConfig.best(), f"{FACTORS}8 factors at 4 bits per number; {KRONECKER}"),
-        (
-            InfluenceConfig.paper(),
-            f"{PROJECTED}stored as rank-1 factors in bfloat16; queries are preconditioned with a damped Hessian of "
-            "rank 512 at most per layer.",
-        ),
-        (
-            InfluenceConfig.logra(),
-            f"{PROJECTED}stored without a low-rank factorisation in bfloat16; queries are preconditioned with a "
-            "damped Hessian per layer.",
-        ),
-        (
-            InfluenceConfig.trak(),
-            "Each training gradient is projected at random, all layers together, to 2,048 numbers and stored without "
-            "a low-rank factorisation in bfloat16; queries are preconditioned with a damped Hessian per layer.",
-        ),
-        (
-            InfluenceConfig.grad_dot(factor_rank=2, bits=8),
-            f"{PROJECTED}stored as rank-2 factors at 8 bits per number; scores are inner products of gradients, "
-            "without curvature.",
-        ),
-        (
-            InfluenceConfig.grad_cos(projection_factor=1, dtype="float32"),
-            "Each training gradient is divided by its norm and stored without a low-rank factorisation in float32; "
-            "scores are inner products of gradients, without curvature.",
-        ),
-    ],
-    ids=["default", "smallest", "best", "paper", "logra", "trak", "grad_dot", "grad_cos"],
-)
-def test_the_card_says_how_this_very_index_was_made(config, sentence):
-    assert method_sentence(config) == sentence
-    text = card(config=config)
-    assert f"not a proof that an example caused an output. {sentence}\n" in text and "low-rank, projected" not in text
-
-
-def test_kinds_that_others_registered_are_named_as_they_are_and_harmless():
-    config = InfluenceConfig()
-    object.__setattr__(config, "whitening", "diagonal")
-    object.__setattr__(config, "curvature", "e-kfac`<script>](x)\n\n# Big")
-    assert method_sentence(config) == (
-        "Each training gradient is whitened (diagonal) and stored as rank-3 factors at 1 bit per number; queries are "
-        "preconditioned with the curvature e-kfacscriptx   Big."
-    )
 
 
 # On the Hub

@@ -46,7 +46,9 @@ torch.save([scores, index.commit, result.commit, result.to_list()[0]["example_id
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_fresh_process_with_an_empty_cache_gets_the_same_scores_bit_for_bit(hub, pushed, tmp_path, streaming):
     _, expected = pushed
-    script = LOAD_IN_A_FRESH_PROCESS.format(tests=str(Path(__file__).parent), repo=REPO, streaming=streaming)
+    script = LOAD_IN_A_FRESH_PROCESS.format(
+        tests=str(Path(__file__).parents[1] / "support"), repo=REPO, streaming=streaming
+    )
     command = [sys.executable, "-c", script, str(tmp_path / "found.pt")]
     subprocess.run(command, check=True, env=hub.environment(tmp_path / "home"), timeout=300)
     scores, commit, resolved, name = torch.load(tmp_path / "found.pt")
@@ -109,7 +111,9 @@ def test_streaming_holds_less_than_two_shards_in_memory(hub, tmp_path):
     shard = swollen.manifest.shards[0].bytes
     assert len(swollen.manifest.shards) == 20 and shard > 10e6
     modules = ["h.0.mlp.c_fc", "h.1.mlp.c_proj"]
-    script = STREAM_UNDER_A_MEMORY_LIMIT.format(tests=str(Path(__file__).parent), repo=REPO, modules=modules)
+    script = STREAM_UNDER_A_MEMORY_LIMIT.format(
+        tests=str(Path(__file__).parents[1] / "support"), repo=REPO, modules=modules
+    )
     command = [sys.executable, "-c", script]
     # What is held counts, not what the allocator keeps of freed buffers: it gives each of them back at once.
     environment = {**hub.environment(tmp_path / "home"), "MALLOC_MMAP_THRESHOLD_": "65536"}
