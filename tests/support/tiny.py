@@ -31,7 +31,11 @@ def make_rows(count: int, seed: int = 0) -> Dataset:
     lengths = torch.randint(3, 16, (count,), generator=generator).tolist()
     ids = [torch.randint(1, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
     return Dataset.from_dict(
-        {"input_ids": ids, "name": [f"row-{i}" for i in range(count)], "text": [f"text {i}" for i in range(count)]}
+        {
+            "input_ids": ids,
+            "example_id": [f"row-{i}" for i in range(count)],
+            "text": [f"text {i}" for i in range(count)],
+        }
     )
 
 
