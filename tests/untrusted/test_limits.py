@@ -20,7 +20,7 @@ from lorif_hf.storage.examples import SCHEMA
 from lorif_hf.storage.layout import MANIFEST
 
 
-TABLE = "data/train-00002-of-00003.parquet"
+TABLE = "data/train-00002.parquet"
 
 
 def rewrite(folder, table=None, **options):
@@ -58,7 +58,7 @@ def huge_projection(folder):
 
 
 def huge_header(folder):
-    path = folder / "factors/factors-00002-of-00003.safetensors"
+    path = folder / "factors/factors-00002.safetensors"
     path.write_bytes((2**62).to_bytes(8, "little") + path.read_bytes()[8:])
     sign(folder)
 
