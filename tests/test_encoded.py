@@ -1,10 +1,9 @@
 """Every way to store gradients goes through the same build, files, Hub and streaming."""
 
-import hashlib
-
 import pytest
 import torch
 from dense import make_task
+from digests import digests
 from tiny import plain_config
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
@@ -29,11 +28,6 @@ CONFIGS = {
 }
 every = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 COUNT = 17
-
-
-def digests(folder):
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def build(folder, config, **options):

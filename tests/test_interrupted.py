@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from test_build import digests
+from digests import digests
 from tiny import make_gpt2, make_rows, plain_config
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
@@ -23,7 +23,7 @@ CONFIGS = {
 # Sends itself Ctrl-C when a function is called for the n-th time.
 BUILD = """
 import importlib, os, signal, sys, time
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {support!r})
 from tiny import make_gpt2, make_rows
 from lorif_hf import InfluenceConfig, InfluenceIndex
 module = importlib.import_module({module!r})
@@ -57,7 +57,7 @@ def test_ctrl_c_leaves_an_index_that_resumes(tmp_path, phase):
     name, module, owner, function, call = PHASES[phase]
     config = CONFIGS[name]
     script = BUILD.format(
-        tests=os.path.dirname(__file__),
+        support=os.path.join(os.path.dirname(__file__), "support"),
         module=module,
         owner=owner,
         function=function,

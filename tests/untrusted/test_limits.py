@@ -106,7 +106,7 @@ HOSTILE = [huge_numbers, huge_module, huge_projection, huge_header, sparse_manif
 
 MEASURE = """
 import resource, sys, time
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {support!r})
 from tiny import make_gpt2, make_rows
 from lorif_hf import InfluenceIndex
 from lorif_hf.errors import LorifError
@@ -132,7 +132,7 @@ print(peak() - before, time.monotonic() - start, outcome)
 @pytest.mark.parametrize("tamper", HOSTILE, ids=lambda tamper: tamper.__name__)
 def test_nothing_is_allocated_that_the_files_do_not_hold(built, folder, tamper, pytestconfig):
     tamper(folder)
-    places = {"tests": str(pytestconfig.rootpath / "tests"), "good": str(built), "folder": str(folder)}
+    places = {"support": str(pytestconfig.rootpath / "tests" / "support"), "good": str(built), "folder": str(folder)}
     command = [sys.executable, "-c", MEASURE.format(**places)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
