@@ -40,12 +40,10 @@ def saved(tmp_path_factory):
     """A folder with a model and an index of it that has its tokenizer."""
     folder, tokenizer = tmp_path_factory.mktemp("saved"), train_tokenizer()
     texts = [text for text in SENTENCES if " " in text]
-    rows = Dataset.from_dict({"input_ids": tokenizer(texts)["input_ids"], "text": texts, "name": list("abcde")})
+    rows = Dataset.from_dict({"input_ids": tokenizer(texts)["input_ids"], "text": texts, "example_id": list("abcde")})
     make_gpt2().save_pretrained(folder / "model")
     config = plain_config(projection_factor=2, shard_size=2)
-    InfluenceIndex.build(
-        make_gpt2(), rows, folder / "index", config=config, processing_class=tokenizer, example_id="name"
-    )
+    InfluenceIndex.build(make_gpt2(), rows, folder / "index", config=config, processing_class=tokenizer)
     return folder
 
 
@@ -139,9 +137,9 @@ def test_attribute_measures_a_completion(saved):
 
 @pytest.mark.parametrize("hostile", [ESCAPES, MARKUP, EMOJI], ids=["escapes", "markup", "emoji"])
 def test_hostile_text_is_printed_as_it_is_or_not_at_all(tmp_path, saved, hostile):
-    rows = make_rows(3).map(lambda row: {"text": hostile, "name": hostile})
+    rows = make_rows(3).map(lambda row: {"text": hostile, "example_id": hostile})
     tokenizer = train_tokenizer()
-    InfluenceIndex.build(make_gpt2(), rows, tmp_path / "i", processing_class=tokenizer, example_id="name")
+    InfluenceIndex.build(make_gpt2(), rows, tmp_path / "i", processing_class=tokenizer)
     edit(tmp_path / "i", lambda manifest: manifest["model"].update(name=hostile))
     for command in (["attribute", tmp_path / "i", saved / "model", "the cat [red]x"], ["info", tmp_path / "i"]):
         result = run(*command, COLUMNS="400")

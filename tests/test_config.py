@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 
 from lorif_hf import InfluenceConfig
-from lorif_hf.errors import ConfigError
+from lorif_hf.errors import ConfigError, IndexFormatError, UnknownKindError
 
 
 CHANGES = {
@@ -23,6 +23,7 @@ CHANGES = {
     "target_modules": ["q_proj", "v_proj"],
     "exclude_modules": r".*lm_head",
     "dtype": "float16",
+    "codec": "factored",
     "shard_size": 1,
     "factorize_query": False,
 }
@@ -189,7 +190,6 @@ def test_an_unknown_dtype_is_refused_with_the_choices(value):
 CHOICES = {
     "bits": ("16, 8, 4, 2, 1", [0, 3, 5, 7, 32, -1, 4.0, True, "4", None, float("nan"), [4]]),
     "whitening": ("none, kronecker", ["Kronecker", "", None, True, False, 0, ["none"], {"none": 1}]),
-    "curvature": ("low-rank, kronecker, none", ["low_rank", "", None, True, 1]),
     "output": ("loss, margin", ["margins", "", None, True, 1]),
 }
 
@@ -199,6 +199,47 @@ def test_an_unknown_choice_is_refused_with_the_choices(name, value):
     with pytest.raises(ConfigError) as caught:
         InfluenceConfig(**{name: value})
     assert str(caught.value) == f"{name} must be one of {CHOICES[name][0]}, got {value!r}."
+
+
+KINDS = [("curvature", "low-rank, kronecker, none", "curvature"), ("codec", "dense, factored, packed", "codecs")]
+
+
+@pytest.mark.parametrize("name, known, folder", KINDS)
+@pytest.mark.parametrize("value", ["low_rank", "Kronecker", "", True, 1, ["none"], {"none": 1}], ids=repr)
+def test_an_unknown_kind_is_refused_with_the_known_ones(name, known, folder, value):
+    with pytest.raises(UnknownKindError) as caught:
+        InfluenceConfig(**{name: value})
+    assert isinstance(caught.value, ConfigError) and isinstance(caught.value, IndexFormatError)
+    assert str(caught.value) == (
+        f"The {name} {value!r} is not registered: known are {known}. If it is an extension, your own or that of the "
+        f"index's author, import its module first, which must call lorif_hf.{folder}.register."
+    )
+
+
+def test_a_curvature_may_not_be_none_and_a_codec_may():
+    with pytest.raises(UnknownKindError, match="^The curvature None is not registered"):
+        InfluenceConfig(curvature=None)
+    assert InfluenceConfig(codec=None).codec is None
+
+
+@pytest.mark.parametrize(
+    "config, name",
+    [
+        (InfluenceConfig(), "packed"),
+        (InfluenceConfig.paper(), "factored"),
+        (InfluenceConfig.paper(codec="factored"), "factored"),
+        (InfluenceConfig.logra(), "dense"),
+        (InfluenceConfig.trak(), "dense"),
+        (InfluenceConfig(bits=16), "factored"),
+    ],
+)
+def test_the_codec_follows_from_rank_and_bits_unless_it_is_named(config, name):
+    assert config.codec_name == name
+
+
+def test_only_margins_are_weighted():
+    assert InfluenceConfig.trak().weighted and InfluenceConfig(output="margin").weighted
+    assert not InfluenceConfig().weighted
 
 
 @pytest.mark.parametrize("name", ["factorize_query", "normalize"])
@@ -217,6 +258,18 @@ TOGETHER = {
     "a query truncated to no rank": (
         {"factor_rank": None, "factorize_query": True},
         "factorize_query=True needs a rank to truncate to: set factor_rank.",
+    ),
+    "a dense codec and a rank": (
+        {"codec": "dense"},
+        "A dense index has no rank: set factor_rank=None, got 1.",
+    ),
+    "factors at few bits": (
+        {"codec": "factored", "bits": 4},
+        "Factors in a floating-point type need a rank and bits=16, got factor_rank=1 and bits=4.",
+    ),
+    "packed factors at 16 bits": (
+        {"codec": "packed"},
+        "Packed factors need a rank and at most 8 bits a number, got factor_rank=1 and bits=16.",
     ),
     "bits and a dtype": (
         {"bits": 1, "dtype": "float16"},

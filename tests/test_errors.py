@@ -21,6 +21,7 @@ def test_everything_raised_on_purpose_has_one_base_class_and_an_explanation(kind
         (errors.QueryError, ValueError),
         (errors.ObjectiveError, ValueError),
         (errors.IndexFormatError, ValueError),
+        (errors.UnknownKindError, ValueError),
         (errors.ModelMismatchError, ValueError),
         (errors.UnsupportedModuleError, ValueError),
         (errors.EvaluationError, ValueError),

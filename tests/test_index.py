@@ -166,7 +166,7 @@ def test_a_positive_score_means_that_training_on_the_example_lowers_the_query_lo
 
 
 def test_rows_are_joined_to_their_examples(gpt2, rows, tmp_path):
-    index = InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=plain_config(shard_size=6), example_id="name")
+    index = InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=plain_config(shard_size=6))
     for row in index.attribute(gpt2, rows.select([3]), top_k=5).to_list():
         assert row["example_id"] == f"row-{row['row']}"
         assert row["text"] == f"text {row['row']}"
@@ -254,7 +254,9 @@ def test_another_projection_is_noticed(gpt2, rows, tmp_path):
     text = (index.path / "influence_config.json").read_text()
     digest = index.manifest.modules[0].projection_sha256
     (index.path / "influence_config.json").write_text(text.replace(digest, "0" * 64))
-    with pytest.raises(ModelMismatchError, match=r"draws another projection for module 'transformer.h.0.attn.c_attn'"):
+    with pytest.raises(
+        ModelMismatchError, match=r"made with another projection of module 'transformer.h.0.attn.c_attn'"
+    ):
         InfluenceIndex.from_pretrained(index.path).attribute(gpt2, rows.select([0]))
 
 
@@ -262,9 +264,9 @@ def test_another_projection_is_noticed(gpt2, rows, tmp_path):
 @pytest.mark.parametrize(
     "file",
     [
-        "factors/factors-00002-of-00004.safetensors",
+        "factors/factors-00002.safetensors",
         "curvature/curvature.safetensors",
-        "data/train-00001-of-00004.parquet",
+        "data/train-00001.parquet",
     ],
 )
 def test_a_damaged_file_is_named(gpt2, rows, tmp_path, file, damage):
@@ -311,8 +313,10 @@ def test_a_config_of_nonsense_is_refused(gpt2, rows, tmp_path):
 
 def test_queries_that_cannot_be_asked(gpt2, rows, tmp_path):
     index = InfluenceIndex.build(gpt2, rows, tmp_path / "index")
-    with pytest.raises(QueryError, match="top_k must be an integer of at least 1, got 0"):
-        index.attribute(gpt2, rows.select([0]), top_k=0)
+    for top_k in (0, -1, 2.0, "3", True, None):
+        with pytest.raises(QueryError) as caught:
+            index.attribute(gpt2, rows.select([0]), top_k=top_k)
+        assert str(caught.value) == f"top_k must be an integer of at least 1, got {top_k!r}."
     with pytest.raises(QueryError, match="holds no tokenizer"):
         index.attribute(gpt2, "text")
     with pytest.raises(QueryError, match="The query is empty"):

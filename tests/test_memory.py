@@ -16,7 +16,7 @@ pytestmark = [
 # Pages mapped from files are not counted: the system takes them back when it needs them.
 SCRIPT = """
 import os, sys, threading, time
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {support!r})
 from pathlib import Path
 from tiny import make_gpt2, make_rows
 from lorif_hf import InfluenceConfig, InfluenceIndex
@@ -52,7 +52,7 @@ print(built, asked, index.manifest.shards[0].bytes)
 def measured(folder: Path, count: int) -> list[int]:
     """Bytes that a build and a query of `count` rows take at their peaks, and bytes of a shard."""
     folder.mkdir()
-    script = SCRIPT.format(tests=os.path.dirname(__file__), count=count)
+    script = SCRIPT.format(support=str(Path(__file__).parent / "support"), count=count)
     # What is held counts, not what the allocator keeps of freed buffers: it gives each of them back at once.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lorif_hf.algebra.factors import factorize
-from lorif_hf.algebra.matrices import LowRankMatrices, dense, matrix_sizes, squared_norms
+from lorif_hf.algebra.matrices import dense
 from lorif_hf.algebra.quantization import quantized_factors
 from lorif_hf.algebra.rangefinder import RangeFinder
 
@@ -140,24 +140,6 @@ def test_one_gradient_that_is_not_finite_leaves_the_others_alone():
     outputs[1, 2, 3] = torch.nan
     right = found((inputs, outputs, sides, whole), 8).right
     assert torch.isfinite(right).flatten(1).all(dim=1).tolist() == [True, False, True]
-
-
-def test_low_rank_matrices_multiply_as_dense_ones():
-    generator = torch.Generator().manual_seed(0)
-    left, right = torch.randn(4, 9, 3, generator=generator), torch.randn(4, 7, 3, generator=generator)
-    matrices = LowRankMatrices(left, right, torch.ones(4, dtype=torch.float64))
-    vectors, others = torch.randn(4, 7, 2, generator=generator), torch.randn(4, 9, 2, generator=generator)
-    whole = left @ right.mT
-    assert matrices.shape == (4, 9, 7) and matrices.mT.shape == (4, 7, 9) and len(matrices) == 4
-    torch.testing.assert_close(matrices @ vectors, whole @ vectors)
-    torch.testing.assert_close(matrices.mT @ others, whole.mT @ others)
-    sizes = torch.tensor([1.0, 2.0, 4.0, 8.0]).view(4, 1, 1)
-    torch.testing.assert_close(dense(matrices / sizes), whole / sizes)
-    assert (matrices / sizes).squares.tolist() == [1, 1 / 4, 1 / 16, 1 / 64]
-    both = LowRankMatrices.cat([matrices, matrices])
-    torch.testing.assert_close(dense(both), torch.cat([whole, whole]))
-    assert float(squared_norms(whole)[0]) == pytest.approx(float(whole[0].square().sum()))
-    assert bool((matrix_sizes(matrices) > 0).all()) and matrix_sizes(matrices).shape == (4, 1, 1)
 
 
 def test_factors_of_low_rank_matrices_are_those_of_the_dense_ones():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lorif_hf.algebra.whitening import SecondMoments, whiteners
+from lorif_hf.algebra.whitening import SecondMoments, inverse_roots
 
 
 D1, D2 = 4, 3
@@ -95,7 +95,7 @@ def test_half_precision_tokens_are_summed_in_float32(dtype):
 @pytest.mark.parametrize("scale", [1.0, 7.5])
 def test_whiteners_are_the_inverse_square_roots(damping, scale):
     moments = moments_of(*tokens(50))
-    in_whitener, out_whitener = whiteners(moments, damping=damping, scale=scale)
+    in_whitener, out_whitener = inverse_roots(moments, damping=damping, scale=scale)
     assert in_whitener.dtype == out_whitener.dtype == torch.float32
     for found, moment in ((in_whitener, moments.inputs / 50), (out_whitener, moments.outputs * scale)):
         expected = inverse_square_root(damped(moment, damping))
@@ -107,7 +107,7 @@ def test_whiteners_are_the_inverse_square_roots(damping, scale):
 def test_the_whitened_inner_product_is_that_under_the_inverse_kronecker_product(scale):
     """vec(G_q)^T (A' (x) S')^-1 vec(G_i), by a D x D inverse."""
     moments = moments_of(*tokens(60))
-    in_whitener, out_whitener = whiteners(moments, damping=0.1, scale=scale)
+    in_whitener, out_whitener = inverse_roots(moments, damping=0.1, scale=scale)
     gradients = torch.randn(5, D1, D2, generator=torch.Generator().manual_seed(3)).double()
     whitened = in_whitener.double() @ gradients @ out_whitener.double()
     found = whitened.flatten(1) @ whitened.flatten(1).T
@@ -138,20 +138,20 @@ def test_a_side_without_any_moment_is_left_as_it_is(empty):
         moments.inputs.zero_()
     if empty != "inputs":
         moments.outputs.zero_()
-    in_whitener, out_whitener = whiteners(moments, damping=0.1)
+    in_whitener, out_whitener = inverse_roots(moments, damping=0.1)
     assert torch.equal(in_whitener, torch.eye(D1)) == (empty != "outputs")
     assert torch.equal(out_whitener, torch.eye(D2)) == (empty != "inputs")
 
 
 def test_no_token_at_all_whitens_nothing():
-    in_whitener, out_whitener = whiteners(SecondMoments.zeros(D1, D2), damping=0.1, scale=100.0)
+    in_whitener, out_whitener = inverse_roots(SecondMoments.zeros(D1, D2), damping=0.1, scale=100.0)
     assert torch.equal(in_whitener, torch.eye(D1)) and torch.equal(out_whitener, torch.eye(D2))
 
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("damping", [1e-30, 1e-6, 0.1])
 def test_singular_moments_are_damped_and_never_nan(count, damping):
-    sides = whiteners(moments_of(*tokens(count)), damping=damping)
+    sides = inverse_roots(moments_of(*tokens(count)), damping=damping)
     assert all(bool(side.isfinite().all()) for side in sides)
 
 
@@ -159,13 +159,13 @@ def test_rounding_below_zero_is_no_eigenvalue():
     """A moment of rank one whose eigenvalues come out a little negative, with next to no damping."""
     moments = moments_of(*tokens(1, scale=1e3))
     moments.inputs -= 1e-9 * torch.eye(D1, dtype=torch.float64)
-    for side in whiteners(moments, damping=1e-12):
+    for side in inverse_roots(moments, damping=1e-12):
         assert bool(side.isfinite().all()) and bool((torch.linalg.eigvalsh(side.double()) > 0).all())
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_the_unit_of_the_gradients_does_not_matter(scale):
-    one, other = (whiteners(moments_of(*tokens(40, scale=s)), damping=0.1) for s in (1.0, scale))
+    one, other = (inverse_roots(moments_of(*tokens(40, scale=s)), damping=0.1) for s in (1.0, scale))
     torch.testing.assert_close(other[0], one[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(other[1] * scale, one[1], rtol=1e-4, atol=1e-5)
 
@@ -176,4 +176,4 @@ def test_a_moment_that_is_not_finite_is_refused(side, value):
     moments = moments_of(*tokens(10))
     getattr(moments, side)[1, 1] = value
     with pytest.raises(ValueError, match="^a second moment is not finite$"):
-        whiteners(moments, damping=0.1)
+        inverse_roots(moments, damping=0.1)

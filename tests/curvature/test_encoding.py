@@ -24,7 +24,7 @@ def entries(config):
     found = []
     for tracked in tracked_modules(make_gpt2(), "all-linear", None):
         shape = tracked.in_features, tracked.out_features
-        found.append(ModuleEntry(tracked.name, tracked.kind, *shape, *config.projected_shape(*shape), ""))
+        found.append(ModuleEntry(tracked.name, tracked.kind.name, *shape, *config.projected_shape(*shape), ""))
     return found
 
 
@@ -40,14 +40,14 @@ COSINE = InfluenceConfig.grad_cos(projection_factor=2)
 def test_gradients_pass_as_they_are_where_nothing_is_to_be_done():
     modules = entries(PAPER)
     given = gradients(modules)
-    found = Encoder(PAPER, modules).encode(given)
+    found = Encoder(PAPER, modules, {}).encode(given)
     assert list(found) == list(given) and all(torch.equal(found[name], given[name]) for name in given)
 
 
 def test_a_global_projection_is_that_of_the_gradients_side_by_side():
     modules = entries(TRAK)
     given = gradients(modules)
-    found = Encoder(TRAK, modules).encode(given)
+    found = Encoder(TRAK, modules, {}).encode(given)
     assert list(found) == [GLOBAL] and found[GLOBAL].shape == (5, 32, 1) and found[GLOBAL].dtype == torch.float32
     whole = torch.cat([given[module.name].flatten(1) for module in modules], dim=1).double()
     assert off(found[GLOBAL][:, :, 0], whole @ global_matrix(modules, 32)) < 1e-6
@@ -57,7 +57,7 @@ def test_each_layer_has_a_sketch_of_its_own():
     """Two layers of one shape with the same gradient do not add up to twice one sketch."""
     modules = [module for module in entries(TRAK) if module.name.endswith("mlp.c_fc")]
     one = gradients(modules)[modules[0].name]
-    encoder = Encoder(TRAK, modules)
+    encoder = Encoder(TRAK, modules, {})
     zero = torch.zeros_like(one)
     first, second = (
         encoder.encode({modules[0].name: a, modules[1].name: b})[GLOBAL] for a, b in ((one, zero), (zero, one))
@@ -68,7 +68,7 @@ def test_each_layer_has_a_sketch_of_its_own():
 def test_normalised_gradients_have_norm_one_over_all_layers():
     modules = entries(COSINE)
     given = gradients(modules)
-    found = Encoder(COSINE, modules).encode(given)
+    found = Encoder(COSINE, modules, {}).encode(given)
     norms = torch.cat([given[module.name].flatten(1) for module in modules], dim=1).double().norm(dim=1)
     for name, gradient in found.items():
         assert off(gradient, given[name] / norms.view(-1, 1, 1)) < 1e-6
@@ -79,14 +79,14 @@ def test_an_example_without_a_gradient_stays_zero_and_spoils_no_other():
     given = gradients(modules)
     for gradient in given.values():
         gradient[2] = 0
-    found = torch.cat([one.flatten(1) for one in Encoder(COSINE, modules).encode(given).values()], dim=1)
+    found = torch.cat([one.flatten(1) for one in Encoder(COSINE, modules, {}).encode(given).values()], dim=1)
     assert found[2].abs().max() == 0 and torch.allclose(found.norm(dim=1)[[0, 1, 3, 4]], torch.ones(4))
 
 
 def test_a_global_projection_is_normalised_after_it_is_made():
     config = InfluenceConfig.trak(projection_dim=32, normalize=True)
     modules = entries(config)
-    found = Encoder(config, modules).encode(gradients(modules))[GLOBAL]
+    found = Encoder(config, modules, {}).encode(gradients(modules))[GLOBAL]
     assert torch.allclose(found.flatten(1).norm(dim=1), torch.ones(5))
 
 
@@ -95,20 +95,24 @@ def test_gradients_are_whitened_from_both_sides_after_they_are_normalised():
     modules = entries(config)
     generator = torch.Generator().manual_seed(1)
     whiteners = {
-        module.name: tuple(torch.randn(d, d, generator=generator) for d in (module.d1, module.d2))
+        module.name: {
+            f"{side}_whitener": torch.randn(size, size, generator=generator)
+            for side, size in (("in", module.d1), ("out", module.d2))
+        }
         for module in modules
     }
     given = gradients(modules)
     found = Encoder(config, modules, whiteners).encode(given)
     norms = torch.cat([given[module.name].flatten(1) for module in modules], dim=1).double().norm(dim=1)
-    for name, (left, right) in whiteners.items():
+    for name, sides in whiteners.items():
+        left, right = sides["in_whitener"], sides["out_whitener"]
         assert off(found[name], left.double() @ (given[name].double() / norms.view(-1, 1, 1)) @ right.double()) < 1e-5
 
 
 @pytest.mark.parametrize("config", [PAPER, TRAK], ids=["paper", "trak"])
 def test_half_precision_gradients_come_out_as_float32(config):
     modules = entries(config)
-    found = Encoder(config, modules).encode({name: g.bfloat16() for name, g in gradients(modules).items()})
+    found = Encoder(config, modules, {}).encode({name: g.bfloat16() for name, g in gradients(modules).items()})
     assert all(gradient.dtype == torch.float32 for gradient in found.values())
 
 
@@ -146,7 +150,7 @@ def test_the_hash_is_of_all_that_is_drawn_for_a_layer(config):
         assert draw_projection(module, other)[1] != sha256
     good = ModuleEntry(*list(vars(module).values())[:-1], sha256)
     assert checked_projection(good, config).sha256() == draw_projection(module, config)[0].sha256()
-    with pytest.raises(ModelMismatchError, match=f"draws another projection for module '{module.name}'"):
+    with pytest.raises(ModelMismatchError, match=f"made with another projection of module '{module.name}'"):
         checked_projection(module, config)
 
 

@@ -1,163 +1,163 @@
-"""Fitting: one file a layer, kept where it is whole, and the same numbers from any codec."""
-
-import re
+"""The damped Hessian's eigenpairs: fitted, read back and applied to queries, against dense float64."""
 
 import pytest
 import torch
-from dense import damped_inverse, off
+from curvature_file import module_tensors
+from dense import off
+from spectra import COLUMNS, DIM, ROWS, gradients_of, held, random_factors, truncated_hessian
 
 from lorif_hf import InfluenceConfig
-from lorif_hf.algebra.factors import reconstruct
-from lorif_hf.algebra.planning import plan_fit
-from lorif_hf.curvature.fitting import fit_curvature, plan_curvature, stored_gradients
-from lorif_hf.errors import ConfigError, RecordingError
-from lorif_hf.storage.files import file_entry, header_sha256
-from lorif_hf.storage.layout import FactorShard, ModuleEntry, factor_file
-from lorif_hf.storage.shards import ShardReader, write_shard
-from lorif_hf.storage.store import LocalStore
+from lorif_hf.algebra.planning import plan_fit, plan_method
+from lorif_hf.building.fitting import shape_of
+from lorif_hf.codecs import FactoredCodec
+from lorif_hf.curvature import LowRankCurvature, curvature_of
+from lorif_hf.curvature.kronecker import MomentsPass
+from lorif_hf.errors import IndexCorruptedError
+from lorif_hf.storage.layout import CURVATURE, ModuleEntry
 
 
-ENTRIES = [ModuleEntry("a.b", "linear", 5, 4, 5, 4, ""), ModuleEntry("c", "linear", 3, 6, 3, 6, "")]
-SIZES = [7, 4, 9]
-CONFIGS = {
-    "factors": InfluenceConfig.paper(projection_factor=1, factor_rank=2, curvature_rank=None, dtype="float32"),
-    "four bits": InfluenceConfig.paper(projection_factor=1, factor_rank=2, curvature_rank=None, bits=4),
-    "dense": InfluenceConfig.logra(projection_factor=1),
+ENTRY = ModuleEntry("a.b", "linear", ROWS, COLUMNS, ROWS, COLUMNS, "")
+OTHER = ModuleEntry("c", "linear", 4, 4, 4, 4, "")
+
+
+def curvature(rank=2, passes=1, damping=0.5):
+    return LowRankCurvature(rank, passes, damping, None)
+
+
+@pytest.mark.parametrize("dense", [False, True], ids=["factors", "dense"])
+@pytest.mark.parametrize("rank", [3, None])
+@pytest.mark.parametrize("count", [20, 200], ids=["N < D", "N > D"])
+def test_a_fit_is_the_truncated_hessian_of_what_is_stored(tmp_path, count, rank, dense):
+    left, right = random_factors(count, 2)
+    gradients = gradients_of(left, right)
+    stored = held(left @ right.mT, None, 7) if dense else held(left, right, 7)
+    fitted = curvature(rank, damping=0.3).fit(stored, None)
+    kept = rank or min(count, DIM)
+    hessian = truncated_hessian(gradients, kept, 0.3)
+    influence = (gradients @ torch.linalg.solve(hessian, gradients.T)).diagonal()
+    assert fitted.self_influence.shape == (count,) and off(fitted.self_influence, influence) < 1e-3
+    assert float(fitted.tensors["trace"]) == pytest.approx(float(gradients.square().sum()), rel=1e-6)
+    assert float(fitted.tensors["damping"]) == pytest.approx(0.3 * float(fitted.tensors["trace"]) / DIM, rel=1e-9)
+
+    # Through the file, to a query.
+    stored = module_tensors(tmp_path, {f"a.b.{name}": tensor for name, tensor in fitted.tensors.items()}, ENTRY)
+    tensors = curvature(rank).load(stored, ENTRY)
+    assert {name: tensor.dtype for name, tensor in tensors.items()} == {
+        "eigenvectors": torch.float32,
+        "eigenvalues": torch.float32,
+        "damping": torch.float64,
+        "trace": torch.float64,
+    }
+    queries = torch.randn(4, ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
+    solved = curvature(rank).precondition(queries, tensors)
+    assert solved.shape == queries.shape and solved.dtype == torch.float32
+    # What a query has outside of all stored gradients meets none of them: it may be kept or not.
+    expected = queries.double().flatten(1) @ torch.linalg.solve(hessian, gradients.T)
+    assert off(solved.double().flatten(1) @ gradients.T, expected) < 1e-3
+
+
+@pytest.mark.parametrize("memory", [None, 1], ids=["enough", "as little as works"])
+def test_self_influence_is_that_of_the_kept_eigenpairs(memory):
+    """With little memory what is read at a time shrinks with the block, down to one example."""
+    left, right = random_factors(200, 2)
+    fitted = curvature(3).fit(held(left, right, 50, 50), memory)
+    vectors, values = fitted.tensors["eigenvectors"].double(), fitted.tensors["eigenvalues"].double()
+    hessian = vectors * values @ vectors.T + float(fitted.tensors["damping"]) * torch.eye(DIM, dtype=torch.float64)
+    gradients = gradients_of(left, right)
+    expected = (gradients @ torch.linalg.solve(hessian, gradients.T)).diagonal()
+    assert off(fitted.self_influence, expected) < 1e-4
+
+
+@pytest.mark.parametrize("passes, method", [(1, "nystroem"), (2, "randomized"), (5, "randomized")])
+@pytest.mark.parametrize("max_memory", [None, 1 << 30])
+def test_the_cost_is_that_of_the_passes_that_the_config_asks_for(passes, method, max_memory):
+    entry = ModuleEntry("wide", "linear", 192, 192, 192, 192, "")
+    stored = shape_of(entry, 1_000_000, FactoredCodec(1, torch.bfloat16))
+    plan = plan_method(stored, 512, method, passes=passes, max_memory=max_memory or 2 << 30)
+    cost = curvature_of(InfluenceConfig.paper(curvature_passes=passes)).cost(stored, max_memory)
+    assert (cost.memory, cost.flops, cost.stored) == (plan.memory, plan.flops, 4 * 192 * 192 * 512)
+
+
+def test_the_cost_of_an_exact_fit_is_that_of_its_plan():
+    stored = shape_of(ENTRY, 1000, FactoredCodec(1, torch.bfloat16))
+    cost, plan = curvature(None).cost(stored, None), plan_fit(stored, None)
+    assert plan.method == "gram" and plan.rank == DIM
+    assert (cost.memory, cost.flops, cost.stored) == (plan.memory, plan.flops, 4 * DIM * DIM)
+
+
+def test_the_config_sets_rank_passes_damping_and_the_first_pass():
+    plain = curvature_of(InfluenceConfig.paper(curvature_rank=7, curvature_passes=3, damping=0.25))
+    assert plain == LowRankCurvature(7, 3, 0.25, None) and not plain.keeps_rank
+    whitened = InfluenceConfig.paper(whitening="kronecker", whitening_samples=9, whitening_damping=0.2)
+    assert curvature_of(whitened).first_pass == MomentsPass(9, 0.2)
+
+
+def curvature_tensors(rank=2):
+    tensors = {}
+    generator = torch.Generator().manual_seed(0)
+    for module in (ENTRY, OTHER):
+        vectors = torch.randn(module.d1 * module.d2, rank, generator=generator)
+        tensors[f"{module.name}.eigenvectors"] = torch.linalg.qr(vectors).Q
+        tensors[f"{module.name}.eigenvalues"] = torch.arange(rank, 0, -1).float()
+        tensors[f"{module.name}.damping"] = torch.tensor(0.1234567890123, dtype=torch.float64)
+        tensors[f"{module.name}.trace"] = torch.tensor(7.5, dtype=torch.float64)
+    return tensors
+
+
+def load(folder, tensors, module=ENTRY):
+    return curvature().load(module_tensors(folder, tensors, module), module)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_the_curvature_comes_back_bit_by_bit(tmp_path, rank):
+    tensors = curvature_tensors(rank)
+    for module in (ENTRY, OTHER):
+        loaded = load(tmp_path, tensors, module)
+        assert loaded["eigenvectors"].shape == (module.d1 * module.d2, rank)
+        assert list(loaded) == ["eigenvectors", "eigenvalues", "damping", "trace"]
+        for part, tensor in loaded.items():
+            expected = tensors[f"{module.name}.{part}"]
+            assert torch.equal(tensor, expected) and tensor.dtype == expected.dtype
+
+
+def test_a_layer_without_curvature_of_its_own_is_allowed(tmp_path):
+    tensors = curvature_tensors()
+    tensors["a.b.eigenvalues"], tensors["a.b.trace"] = torch.zeros(2), torch.tensor(0.0, dtype=torch.float64)
+    assert float(load(tmp_path, tensors)["eigenvalues"].sum()) == 0
+
+
+f64 = torch.float64
+BELOW = r"holds NaN, infinity or numbers below 0\."
+IMPOSSIBLE = {
+    "eigenvectors of another dimension": ("eigenvectors", torch.zeros(5, 2), r"\(5, 2\), the manifest .* \(48, 2\)"),
+    "more eigenvectors than eigenvalues": ("eigenvectors", torch.zeros(48, 3), r"\(48, 3\), the .* \(48, 2\)"),
+    "eigenvectors in float64": ("eigenvectors", torch.zeros(48, 2, dtype=f64), "is torch.float64"),
+    "eigenvalues in float64": ("eigenvalues", torch.ones(2, dtype=f64), "is torch.float64"),
+    "a scalar eigenvalue": ("eigenvalues", torch.tensor(1.0), "the manifest makes it"),
+    "eigenvalues in a matrix": ("eigenvalues", torch.ones(2, 1), r"is torch.float32 \(2, 1\)"),
+    "a damping in float32": ("damping", torch.tensor(1.0), "is torch.float32"),
+    "a damping per direction": ("damping", torch.ones(2, dtype=f64), r"is torch.float64 \(2,\)"),
+    "a NaN eigenvector": ("eigenvectors", torch.full((48, 2), torch.nan), r"'a.b.eigenvectors' .* NaN, infinity\."),
+    "an infinite eigenvalue": ("eigenvalues", torch.tensor([torch.inf, 1]), f"'a.b.eigenvalues' {BELOW}"),
+    "opposite infinities": ("eigenvectors", torch.tensor([[1.0, -1]] * 48) * torch.inf, "holds NaN, infinity"),
+    "a negative eigenvalue": ("eigenvalues", torch.tensor([5.0, -1e-3]), f"'a.b.eigenvalues' {BELOW}"),
+    "no damping": ("damping", torch.tensor(0.0, dtype=f64), "the damping of 'a.b' is 0.0, not positive"),
+    "a negative damping": ("damping", torch.tensor(-1.0, dtype=f64), f"'a.b.damping' {BELOW}"),
+    "a NaN damping": ("damping", torch.tensor(torch.nan, dtype=f64), f"'a.b.damping' {BELOW}"),
+    "a negative trace": ("trace", torch.tensor(-1.0, dtype=f64), f"'a.b.trace' {BELOW}"),
 }
 
 
-def least_memory(config, enough):
-    """The least that works for every entry, as the error tells it."""
-    least = 1
-    while least < enough:
-        try:
-            plan_curvature(ENTRIES, sum(SIZES), config, least)
-            return least
-        except ConfigError as error:
-            least = int(re.search(r"the least that works is (\d+) bytes", str(error))[1])
-    return least
+@pytest.mark.parametrize("part, value, message", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_a_curvature_that_cannot_be_is_refused(tmp_path, part, value, message):
+    with pytest.raises(IndexCorruptedError, match=message) as caught:
+        load(tmp_path, {**curvature_tensors(), f"a.b.{part}": value})
+    assert caught.value.file == CURVATURE
 
 
-@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
-def recorded(request, tmp_path):
-    """A config, a reader of three shards, and what they hold as matrices."""
-    config, generator = request.param, torch.Generator().manual_seed(0)
-    codec, shards, held, start = config.codec(), [], {entry.name: [] for entry in ENTRIES}, 0
-    for number, rows in enumerate(SIZES):
-        parts = {}
-        for entry in ENTRIES:
-            parts[entry.name] = codec.encode(torch.randn(rows, entry.d1, entry.d2, generator=generator))
-            held[entry.name].append(reconstruct(*codec.factors(parts[entry.name], entry.d1, entry.d2)).double())
-        file = factor_file(number, len(SIZES))
-        write_shard(tmp_path / file, parts)
-        entry = file_entry(tmp_path, file)
-        header = header_sha256(tmp_path / file)
-        shards.append(FactorShard(file, entry.bytes, entry.sha256, start, rows, header))
-        start += rows
-    reader = ShardReader(LocalStore(tmp_path), shards, None, codec.layout)
-    return config, reader, {name: torch.cat(some).flatten(1) for name, some in held.items()}
-
-
-def fit(recorded, folder, max_memory=None):
-    config, reader, _ = recorded
-    path = lambda number: folder / f"{number}.safetensors"  # noqa: E731
-    return fit_curvature(reader, ENTRIES, sum(SIZES), config, path, max_memory)
-
-
-@pytest.mark.parametrize("memory", [None, "least"])
-def test_the_curvature_is_that_of_what_is_stored(recorded, tmp_path, memory):
-    if memory == "least":
-        memory = least_memory(recorded[0], 1 << 40)
-    tensors, influence = fit(recorded, tmp_path / "parts", memory)
-    config, _, held = recorded
-    expected = torch.zeros(sum(SIZES), dtype=torch.float64)
-    for entry in ENTRIES:
-        g = held[entry.name]
-        vectors, values = (tensors[f"{entry.name}.{part}"].double() for part in ("eigenvectors", "eigenvalues"))
-        assert off(vectors * values @ vectors.T, g.T @ g) < 1e-5
-        assert float(tensors[f"{entry.name}.trace"]) == pytest.approx(float(g.square().sum()), rel=1e-6)
-        strength = config.damping * float(g.square().sum()) / g.shape[1]
-        assert float(tensors[f"{entry.name}.damping"]) == pytest.approx(strength, rel=1e-6)
-        expected += (g @ damped_inverse(g, config.damping) * g).sum(dim=1)
-    assert len(tensors) == 4 * len(ENTRIES)
-    assert influence.dtype == torch.float64 and off(influence, expected) < 1e-4
-
-
-def test_a_layer_that_is_fitted_is_not_fitted_again_unless_its_file_is_damaged(recorded, tmp_path, monkeypatch):
-    from lorif_hf.algebra import curvature
-
-    tensors, influence = fit(recorded, tmp_path / "parts")
-    real, fitted = curvature.fit, []
-    monkeypatch.setattr(curvature, "fit", lambda *a, **k: fitted.append(a[0].dim) or real(*a, **k))
-    for damaged in (False, True):
-        if damaged:
-            path = tmp_path / "parts" / "1.safetensors"
-            path.write_bytes(path.read_bytes()[:-3])
-        again, same = fit(recorded, tmp_path / "parts")
-        assert fitted == ([18] if damaged else []), "only the second layer, of 3 x 6"
-        assert torch.equal(same, influence) and list(again) == list(tensors)
-        assert all(torch.equal(again[name], tensors[name]) for name in tensors)
-
-
-def test_the_rank_is_the_configs(tmp_path):
-    config = InfluenceConfig.paper(projection_factor=1, curvature_rank=3, dtype="float32")
-    parts = {e.name: config.codec().encode(torch.randn(8, e.d1, e.d2)) for e in ENTRIES}
-    write_shard(tmp_path / factor_file(0, 1), parts)
-    entry = file_entry(tmp_path, factor_file(0, 1))
-    shard = FactorShard(entry.file, entry.bytes, entry.sha256, 0, 8, header_sha256(tmp_path / entry.file))
-    reader = ShardReader(LocalStore(tmp_path), [shard], None, config.codec().layout)
-    tensors, _ = fit_curvature(reader, ENTRIES, 8, config, lambda number: tmp_path / f"{number}.safetensors")
-    assert [tensors[f"{e.name}.eigenvectors"].shape for e in ENTRIES] == [(20, 3), (18, 3)]
-
-
-def test_too_little_memory_is_refused_with_the_least_that_works_before_anything_is_fitted(recorded, tmp_path):
-    config = recorded[0]
-    least = least_memory(config, 1 << 40)
-    with pytest.raises(ConfigError) as caught:
-        fit(recorded, tmp_path / "parts", 1000)
-    first = plan_fit(stored_gradients(recorded[1], ENTRIES[0], 20, config), None, max_memory=0).memory
-    assert str(caught.value) == (
-        f"max_memory=1000 is too small for the curvature of module 'a.b', 5 x 4 at rank 20: the least that works is "
-        f"{first} bytes. Allow as much, or set a lower curvature_rank or a higher projection_factor."
-    )
-    with pytest.raises(ConfigError, match=f"the least that works is {least} bytes"):
-        fit(recorded, tmp_path / "parts", least - 1)
-    assert not (tmp_path / "parts").exists()
-    assert len(fit(recorded, tmp_path / "parts", least)[0]) == 4 * len(ENTRIES)
-
-
-def test_several_passes_are_asked_for_by_the_config():
-    wide = [ModuleEntry("wide", "linear", 192, 192, 192, 192, "")]
-    for config, method, passes in (
-        (InfluenceConfig.paper(), "randomized", 5),
-        (InfluenceConfig.paper(curvature_passes=2), "randomized", 2),
-        (InfluenceConfig.paper(curvature_passes=1), "nystroem", 1),
-    ):
-        (plan,) = plan_curvature(wide, 1_000_000, config)
-        assert (plan.method, plan.passes) == (method, passes)
-
-
-def test_ranges_of_rows_are_read_in_order_and_no_longer_than_asked(recorded):
-    config, reader, held = recorded
-    for rows in (1, 3, 100):
-        blocks = list(stored_gradients(reader, ENTRIES[0], sum(SIZES), config).blocks(rows))
-        assert [len(left) for left, _ in blocks] == [
-            min(rows, size - start) for size in SIZES for start in range(0, size, rows)
-        ]
-        found = torch.cat([reconstruct(left.float(), None if r is None else r.float()) for left, r in blocks])
-        assert off(found.flatten(1), held["a.b"]) < 1e-6
-
-
-def test_gradients_beyond_float32_are_refused_with_the_module(recorded, tmp_path, monkeypatch):
-    from lorif_hf.algebra import curvature
-
-    def refused(*args, **kwargs):
-        raise ValueError("the squares of the gradients are beyond float32")
-
-    monkeypatch.setattr(curvature, "fit", refused)
-    with pytest.raises(RecordingError) as caught:
-        fit(recorded, tmp_path / "parts")
-    assert str(caught.value) == (
-        "The curvature of module 'a.b' cannot be fitted: the squares of the gradients are beyond float32. Leave it "
-        "out with exclude_modules."
-    )
+@pytest.mark.parametrize("part", ["eigenvectors", "eigenvalues", "damping", "trace"])
+def test_a_missing_part_of_the_curvature_is_named(tmp_path, part):
+    tensors = curvature_tensors()
+    del tensors[f"a.b.{part}"]
+    with pytest.raises(IndexCorruptedError, match=f"{CURVATURE}: it has no tensor 'a.b.{part}'"):
+        load(tmp_path, tensors)

@@ -7,11 +7,10 @@ from peft import LoraConfig, get_peft_model
 from tiny import make_gpt2, make_rows, plain_config
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from lorif_hf import InfluenceConfig, InfluenceIndex, query
-from lorif_hf.errors import (
-    ModelMismatchError,
-    QueryError,
-)
+from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf.errors import IndexCorruptedError, ModelMismatchError, QueryError
+from lorif_hf.querying import measure
+from lorif_hf.querying.measure import QueryOptions
 
 
 def test_parameters_outside_of_the_recorded_layers_and_the_order_of_rows_count_too(gpt2, rows, tmp_path):
@@ -89,49 +88,49 @@ def test_queries_of_few_tokens_are_held_thin_and_score_the_same(tmp_path, monkey
     model, rows, config = make_gpt2(width=48), make_rows(30), InfluenceConfig(shard_size=8, **choices)
     index = InfluenceIndex.build(model, rows, tmp_path / "index", config=config)
     forms = []
-    real = query.compress
+    real = measure.compress
 
     def seen(*args):
         forms.extend(group.right is not None for group in real(*args))
         return real(*args)
 
-    widest = query.widest_rank
-    monkeypatch.setattr(query, "compress", seen)
-    monkeypatch.setattr(query, "widest_rank", lambda *sizes: widest(*sizes[:4]))  # as for very many examples
+    widest = measure.widest_rank
+    monkeypatch.setattr(measure, "compress", seen)
+    monkeypatch.setattr(measure, "widest_rank", lambda *sizes: widest(*sizes[:4]))  # as for very many examples
     thin = index.scores(model, rows.select(range(4)))
     assert forms and all(forms)
-    monkeypatch.setattr(query, "widest_rank", lambda *sizes: 0)
+    monkeypatch.setattr(measure, "widest_rank", lambda *sizes: 0)
     whole = index.scores(model, rows.select(range(4)))
     assert (thin - whole).norm() <= 1e-4 * whole.norm()
 
 
 @pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("choices", [{}, {"output": "margin"}, {"factor_rank": 2, "bits": 4}], ids=str)
-def test_a_first_look_at_low_rank_gives_the_same_result(tmp_path, choices, largest):
+def test_the_best_are_the_first_of_all_scores(tmp_path, choices, largest):
     model, rows = make_gpt2(width=24), make_rows(60)
     index = InfluenceIndex.build(model, rows, tmp_path / "index", config=InfluenceConfig(shard_size=25, **choices))
     queries = make_rows(4, seed=3)
-    for asked in (index, index.select(range(3, 60, 2))):
-        plain = asked.attribute(model, queries, top_k=3, largest=largest)
-        for rank in (1, 4, 1000):
-            found = asked.attribute(model, queries, top_k=3, largest=largest, query_rank=rank)
-            assert torch.equal(found.indices, plain.indices)
-            torch.testing.assert_close(found.scores, plain.scores, rtol=1e-5, atol=1e-6)
-        dense = asked.scores(model, queries)
-        torch.testing.assert_close(plain.scores, dense.topk(3, dim=1, largest=largest).values, rtol=1e-5, atol=1e-6)
+    for asked, numbers in ((index, torch.arange(60)), (index.select(range(3, 60, 2)), torch.arange(3, 60, 2))):
+        best = asked.attribute(model, queries, top_k=3, largest=largest)
+        scores, columns = asked.scores(model, queries).sort(dim=1, descending=largest, stable=True)
+        assert torch.equal(best.indices, numbers[columns[:, :3]])
+        torch.testing.assert_close(best.scores, scores[:, :3], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rank", [0, -1, 2.0, "8", True])
-def test_a_query_rank_that_is_none_is_refused(gpt2, rows, tmp_path, rank):
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, "8", True, None])
+def test_a_batch_size_that_is_none_is_refused(batch_size):
+    with pytest.raises(QueryError) as caught:
+        QueryOptions(batch_size=batch_size)
+    assert str(caught.value) == f"batch_size must be an integer of at least 1, got {batch_size!r}."
+
+
+def test_a_module_that_the_files_do_not_hold_is_found_before_anything_is_measured(gpt2, rows, tmp_path, monkeypatch):
     index = InfluenceIndex.build(gpt2, rows, tmp_path / "index")
-    with pytest.raises(QueryError, match=f"query_rank must be an integer of at least 1, got {rank!r}"):
-        index.attribute(gpt2, rows.select([0]), query_rank=rank)
-
-
-def test_a_dense_index_has_no_use_for_a_query_rank(gpt2, rows, tmp_path):
-    index = InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=InfluenceConfig.logra())
-    with pytest.raises(QueryError, match="stores gradients whole, which query_rank cannot speed up"):
-        index.attribute(gpt2, rows.select([0]), query_rank=4)
+    monkeypatch.setattr(measure, "query_features", lambda *args: pytest.fail("the files come first"))
+    entries = index._queried.scored(None)
+    index._queried.reader.layout = lambda d1, d2: {"u": (torch.float32, (d1, d2))}
+    with pytest.raises(IndexCorruptedError, match=rf"'{entries[0].name}.u' is torch.uint8"):
+        index.scores(gpt2, rows.select([0]))
 
 
 def test_projections_are_drawn_once_for_all_queries(gpt2, rows, tmp_path, monkeypatch):
@@ -139,9 +138,9 @@ def test_projections_are_drawn_once_for_all_queries(gpt2, rows, tmp_path, monkey
     config = plain_config(projection_factor=2)
     built = InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=config)
     expected = built.scores(gpt2, rows)
-    index, drawn, draw = InfluenceIndex.from_pretrained(tmp_path / "index"), [], query.checked_projection
+    index, drawn, draw = InfluenceIndex.from_pretrained(tmp_path / "index"), [], measure.checked_projection
     monkeypatch.setattr(
-        query, "checked_projection", lambda entry, config: drawn.append(entry.name) or draw(entry, config)
+        measure, "checked_projection", lambda entry, config: drawn.append(entry.name) or draw(entry, config)
     )
     names = [entry.name for entry in index.manifest.modules]
     index.scores(gpt2, rows.select([0]), modules=names[:1])

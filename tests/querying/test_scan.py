@@ -1,9 +1,10 @@
-"""Scanning: all scores, or the best of them without scoring all, are those of a dense product in float64."""
+"""Scanning: all scores, and the best of them, are those of a dense product in float64."""
 
 from dataclasses import replace
 
 import pytest
 import torch
+from factor_shards import shard_entry
 from synthetic import write
 from tiny import plain_config
 
@@ -11,9 +12,9 @@ from lorif_hf import InfluenceConfig
 from lorif_hf.algebra.scoring import QueryGroup
 from lorif_hf.algebra.thin_queries import compress
 from lorif_hf.errors import IndexCorruptedError
+from lorif_hf.querying import scan as scanning
 from lorif_hf.querying.scan import best_scores, every_score
-from lorif_hf.storage import layout
-from lorif_hf.storage.files import file_entry, header_sha256, write_tensors
+from lorif_hf.storage.files import write_tensors
 
 
 SHAPES, SIZES = [(16, 12), (12, 20), (16, 12)], [70, 50, 33]
@@ -30,10 +31,18 @@ CONFIGS = {
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Norms for every ten rows."""
-    for module in ("lorif_hf.querying.scan", "lorif_hf.building.block_norms"):
-        monkeypatch.setattr(f"{module}.NORM_BLOCK", 10)
-    assert layout.NORM_BLOCK == 1000
+    """Several blocks a shard: of ten rows at least."""
+    monkeypatch.setattr(scanning, "_LEAST_ROWS", 10)
+    monkeypatch.setattr(scanning, "BLOCK_NUMBERS", 80)
+
+
+@pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    assert torch.get_num_threads() == request.param, "a scan puts torch's threads back"
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
@@ -73,152 +82,120 @@ def assert_best(best, scores, k, largest, rows=None):
     torch.testing.assert_close(best.scores.double(), values[:, :k], rtol=1e-4, atol=1e-4 * float(scores.abs().max()))
 
 
-@pytest.mark.parametrize("threads", [1, 3])
 def test_all_scores_are_those_of_a_dense_product(tmp_path, config, threads):
     index = write(tmp_path, config, SHAPES, SIZES)
     groups, dense = queries_of(index)
     expected = expected_scores(index, dense)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        apart, together = torch.empty(3, 4, COUNT), torch.empty(4, COUNT)
-        every_score(index.scan(groups, 4), apart)
-        every_score(index.scan(groups, 4), together)
-        assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
+    apart, together = torch.empty(3, 4, COUNT), torch.empty(4, COUNT)
+    every_score(index.scan(groups, 4), apart)
+    every_score(index.scan(groups, 4), together)
     tolerance = {"rtol": 1e-4, "atol": 1e-5 * float(expected.abs().max())}
     torch.testing.assert_close(apart.double(), expected, **tolerance)
     torch.testing.assert_close(together.double(), expected.sum(dim=0), **tolerance)
-    some = torch.tensor([0, 9, 10, 69, 119, 152])
-    selected = torch.empty(4, len(some))
-    every_score(index.scan(groups, 4, rows=some), selected)
-    torch.testing.assert_close(selected.double(), expected.sum(dim=0)[:, some], **tolerance)
-    if config.output == "margin":
+    chosen = torch.tensor([0, 9, 10, 69, 119, 152])
+    selected = torch.empty(4, len(chosen))
+    every_score(index.scan(groups, 4, rows=chosen), selected)
+    torch.testing.assert_close(selected.double(), expected.sum(dim=0)[:, chosen], **tolerance)
+    if config.weighted:
         every_score(index.scan(groups, 4, weighted=False), together)
         torch.testing.assert_close(together.double() * index.weights, expected.sum(dim=0), **tolerance)
 
 
-@pytest.mark.parametrize("rank", [None, 1, 4, 99])
+def test_some_of_the_stored_gradients_are_scored_alone(tmp_path, config):
+    index = write(tmp_path, config, SHAPES, SIZES)
+    groups, dense = queries_of(index)
+    expected = expected_scores(index, dense)[1]
+    scan = replace(index.scan(groups, 4), entries=index.entries[1:2])
+    scores = torch.empty(4, COUNT)
+    every_score(scan, scores)
+    torch.testing.assert_close(scores.double(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    assert_best(best_scores(scan, 5), expected, 5, True)
+
+
 @pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("norms", ["random", "heavy-tailed"])
-def test_the_best_are_those_of_all_scores(tmp_path, config, norms, largest, rank):
-    if config.factor_rank is None and rank is not None:
-        return
+def test_the_best_are_those_of_all_scores(tmp_path, config, norms, largest, threads):
     index = write(tmp_path, config, SHAPES, SIZES, heavy() if norms == "heavy-tailed" else None)
     for count, k in ((4, 5), (1, 1), (2, COUNT + 1)):
         groups, dense = queries_of(index, count)
-        scan = index.scan(groups, count)
-        best = best_scores(scan, k, largest, rank)
+        best = best_scores(index.scan(groups, count), k, largest)
         assert_best(best, expected_scores(index, dense).sum(dim=0), k, largest)
-        if k > COUNT:
-            assert scan.examined == {"read": COUNT, "truncated": 0, "scored": COUNT}
 
 
-@pytest.mark.parametrize("rank", [None, 2])
-@pytest.mark.parametrize("seed", range(5))
-def test_the_best_of_a_selection(tmp_path, seed, rank):
-    index = write(tmp_path, plain_config(dtype="float32"), SHAPES, SIZES, heavy(seed=seed), seed=seed)
+@pytest.mark.parametrize("largest", [True, False])
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_of_a_selection(tmp_path, seed, name, largest):
+    index = write(tmp_path, CONFIGS[name], SHAPES, SIZES, heavy(seed=seed), seed=seed)
     groups, dense = queries_of(index, seed=seed)
     scores = expected_scores(index, dense).sum(dim=0)
     generator = torch.Generator().manual_seed(seed)
     for size in (1, 20, 100):
         rows = torch.randperm(COUNT, generator=generator)[:size].sort().values
-        best = best_scores(index.scan(groups, 4, rows=rows), 7, True, rank)
-        assert_best(best, scores, min(7, size), True, rows)
+        best = best_scores(index.scan(groups, 4, rows=rows), 7, largest)
+        assert_best(best, scores, min(7, size), largest, rows)
 
 
-def test_what_the_norms_rule_out_is_not_read(tmp_path):
-    """One shard holds the large gradients. While it is scored the next is read; the last one is never opened."""
-    norms = torch.full((COUNT,), 1e-3)
-    norms[70:120], norms[120:] = 1.0, 1e-4
-    index = write(tmp_path, plain_config(dtype="float32"), SHAPES, SIZES, norms)
+@pytest.mark.parametrize("first, last", [(0, 70), (70, 120), (119, 121), (152, 153)])
+def test_shards_without_a_selected_row_are_not_opened(tmp_path, first, last):
+    index = write(tmp_path, plain_config(dtype="float32"), SHAPES, SIZES)
     groups, dense = queries_of(index)
-    (tmp_path / index.reader.shards[2].file).unlink()
-    scan = index.scan(
-        {name: [replace(g[0], left=g[0].left[1:], numbers=torch.arange(3))] for name, g in groups.items()}, 3
-    )
-    best = best_scores(scan, 5)
-    assert_best(best, expected_scores(index, dense).sum(dim=0)[1:], 5, True)
-    assert scan.examined["read"] == 120 and scan.examined["scored"] == 50
+    rows = torch.arange(first, last)
+    for shard in index.reader.shards:
+        if not bool(((rows >= shard.start) & (rows < shard.stop)).any()):
+            (tmp_path / shard.file).unlink()
+    best = best_scores(index.scan(groups, 4, rows=rows), 3)
+    assert_best(best, expected_scores(index, dense).sum(dim=0), min(3, len(rows)), True, rows)
 
 
-def test_blocks_without_hope_are_passed_over_and_selected_rows_in_them_not_read(tmp_path):
-    norms = torch.full((COUNT,), 1e-3)
-    norms[20:30] = 1.0
-    index = write(tmp_path, plain_config(dtype="float32"), SHAPES, [COUNT], norms)
-    groups, dense = queries_of(index)
-    scores = expected_scores(index, dense).sum(dim=0)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # with more, blocks are begun before the first is done
-    try:
-        scan = index.scan(groups, 4)
-        assert_best(best_scores(scan, 2), scores, 2, True)
-        assert scan.examined == {"read": COUNT, "truncated": 0, "scored": 10}
-        rows = torch.arange(0, COUNT, 5)
-        scan = index.scan(groups, 4, rows=rows)
-        assert_best(best_scores(scan, 1), scores, 1, True, rows)
-        assert scan.examined["scored"] <= 4
-    finally:
-        torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("rank", [1, 3])
-def test_a_cut_query_leaves_few_rows_to_score_in_full(tmp_path, rank):
-    """Queries of a steeply falling spectrum: the first look decides for almost every row."""
-    index = write(tmp_path, plain_config(dtype="float32"), SHAPES, [500])
-    groups, dense = queries_of(index, count=1, decay=0.2, seed=3)
-    for matrices in dense.values():
-        matrices[0] /= matrices[0].norm()
-    scan = index.scan(groups, 1)
-    best = best_scores(scan, 3, rank=rank)
-    assert_best(best, expected_scores(index, dense).sum(dim=0), 3, True)
-    assert scan.examined["truncated"] >= 250 and scan.examined["scored"] < 350
+@pytest.mark.parametrize("count, queries, workers", [(1, 1, 1), (70, 4, 1), (70, 4, 3), (25, 1, 3), (100, 200, 2)])
+def test_every_row_of_a_shard_is_in_one_block(tmp_path, monkeypatch, count, queries, workers):
+    """Each thread has one, as long as its scores fit a buffer and a block has the least rows."""
+    index = write(tmp_path, plain_config(), SHAPES, SIZES)
+    monkeypatch.setattr(scanning, "worker_count", lambda: workers)
+    blocks = index.scan({}, queries)._blocks(count)
+    rows = [row for block in blocks for row in range(block.start, block.stop)]
+    assert rows == list(range(count))
+    step = max(10, min(-(-count // workers), 80 // queries))
+    assert all(block.stop - block.start == step for block in blocks[:-1])
 
 
 @pytest.mark.parametrize("thin", [False, True])
-@pytest.mark.parametrize("rank", [None, 2])
-def test_equal_scores_go_to_the_lower_rows(tmp_path, rank, thin):
+@pytest.mark.parametrize("selected", [False, True])
+def test_equal_scores_go_to_the_lower_rows(tmp_path, thin, selected, threads):
     """The same gradient everywhere: in every block, at every place in it, whatever comes first."""
     config = plain_config(dtype="float32")
     index = write(tmp_path, config, [(24, 24)], SIZES)
     same = {"m.0.u": torch.randn(1, 1, 24), "m.0.v": torch.randn(1, 1, 24)}
     shards = []
     for shard in index.reader.shards:
-        write_tensors(tmp_path / shard.file, {name: one.repeat(shard.rows, 1, 1) for name, one in same.items()})
-        entry = file_entry(tmp_path, shard.file)
-        found = replace(
-            shard, bytes=entry.bytes, sha256=entry.sha256, header_sha256=header_sha256(tmp_path / shard.file)
-        )
-        shards.append(found)
-    index.reader.shards = [replace(shard, block_norms=()) for shard in shards]
+        write_tensors(tmp_path / shard.file, {name: part.repeat(shard.rows, 1, 1) for name, part in same.items()})
+        shards.append(shard_entry(tmp_path, shard.file, shard.start, shard.rows))
+    index.reader.shards = shards
     matrices = torch.randn(3, 24, 2) @ torch.randn(3, 2, 24)
     groups = compress(matrices, torch.arange(3), 8) if thin else [QueryGroup(torch.arange(3), matrices)]
+    rows = torch.arange(5, COUNT, 3) if selected else torch.arange(COUNT)
     for largest in (True, False):
-        best = best_scores(index.scan({"m.0": groups}, 3), 15, largest, rank)
-        assert best.indices.tolist() == [list(range(15))] * 3
+        best = best_scores(index.scan({"m.0": groups}, 3, rows=rows if selected else None), 15, largest)
+        assert best.indices.tolist() == [rows[:15].tolist()] * 3
 
 
-@pytest.mark.parametrize("rank", [None, 2])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_factor_that_is_no_number_is_found_where_its_row_is_looked_at(tmp_path, value, rank):
+def test_a_factor_that_is_no_number_is_named_with_its_file_and_module(tmp_path, value, threads):
     index = write(tmp_path, plain_config(dtype="float32"), SHAPES, SIZES)
     shard = index.reader.shards[1]
-    tensors = {
-        n: t.clone()
-        for n, t in ((n, index.reader.store.tensors(shard).read(n)) for n in index.reader.store.tensors(shard).spans)
-    }
+    stored = index.reader.store.tensors(shard)
+    tensors = {name: stored.read(name).clone() for name in stored.spans}
     tensors["m.1.v"][49, 0, 3] = value
     write_tensors(tmp_path / shard.file, tensors)
-    entry = file_entry(tmp_path, shard.file)
-    index.reader.shards[1] = replace(shard, bytes=entry.bytes, sha256=entry.sha256, block_norms=())
+    index.reader.shards[1] = shard_entry(tmp_path, shard.file, shard.start, shard.rows)
     groups, _ = queries_of(index)
     message = f"{shard.file}: the factors of 'm.1' are not all finite numbers"
     with pytest.raises(IndexCorruptedError, match=message):
-        best_scores(index.scan(groups, 4), 2, rank=rank)
-    with pytest.raises(IndexCorruptedError, match=message):
-        every_score(index.scan(groups, 4), torch.empty(4, COUNT))
-    assert torch.get_num_threads() >= 1
+        best_scores(index.scan(groups, 4), 2)
+    for shape in ((4, COUNT), (3, 4, COUNT)):
+        with pytest.raises(IndexCorruptedError, match=message):
+            every_score(index.scan(groups, 4), torch.empty(shape))
 
 
 def test_scores_beyond_float32_are_an_error(tmp_path):
@@ -227,12 +204,3 @@ def test_scores_beyond_float32_are_an_error(tmp_path):
     huge = {name: [replace(group, left=group.left * 1e38) for group in some] for name, some in groups.items()}
     with pytest.raises(IndexCorruptedError, match="are not all finite numbers|beyond the range of float32"):
         every_score(index.scan(huge, 4), torch.empty(4, COUNT))
-
-
-def test_norms_of_another_number_of_gradients_are_refused(tmp_path):
-    index = write(tmp_path, plain_config(dtype="float32"), SHAPES, SIZES)
-    first, *others = index.reader.shards
-    index.reader.shards = [replace(first, block_norms=tuple((1.0,) for _ in first.block_norms)), *others]
-    groups, _ = queries_of(index)
-    with pytest.raises(IndexCorruptedError, match=f"{first.file} has block_norms of 1 gradients"):
-        best_scores(index.scan(groups, 4), 2)

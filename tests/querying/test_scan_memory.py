@@ -11,13 +11,14 @@ import pytest
 
 MEASURE = """
 import sys, threading
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {support!r})
 from dataclasses import replace
 from pathlib import Path
 import torch
+from factor_shards import shard_entry
 from tiny import plain_config
 from lorif_hf.algebra.scoring import QueryGroup
-from lorif_hf.building.block_norms import shard_entry
+from lorif_hf.codecs import codec_of
 from lorif_hf.querying.scan import Scan, best_scores
 from lorif_hf.storage.layout import ModuleEntry
 from lorif_hf.storage.shards import ShardReader, write_shard
@@ -29,16 +30,17 @@ entries = [ModuleEntry(f"m.{{i}}", "linear", 256, 256, 256, 256, "") for i in ra
 parts = {{e.name: {{side: torch.randn(ROWS, 1, 256).bfloat16() for side in "uv"}} for e in entries}}
 write_shard(folder / "shard.safetensors", parts)
 del parts
-first = shard_entry(folder, "shard.safetensors", 0, ROWS, entries, config)
+first = shard_entry(folder, "shard.safetensors", 0, ROWS)
 many = [replace(first, start=ROWS * i) for i in range(shards)]  # one file, many times
 
 def kibibytes(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
 
 def search(table):
-    reader = ShardReader(LocalStore(folder), table, None, config.codec().layout)
+    codec = codec_of(config)
+    reader = ShardReader(LocalStore(folder), table, None, codec.layout)
     groups = {{e.name: [QueryGroup(torch.arange(4), torch.randn(4, 256, 256))] for e in entries}}
-    best_scores(Scan(4, groups, reader, entries, entries, config), 10, rank={rank})
+    best_scores(Scan(4, groups, reader, entries, codec), 10)
 
 search(many[:2])
 names = ("RssAnon", "RssFile")
@@ -60,10 +62,9 @@ print(first.bytes, 1024 * peaks["RssAnon"], 1024 * peaks["RssFile"])
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of memory")
-@pytest.mark.parametrize("rank", [None, 8])
-def test_the_peak_of_a_query_is_the_same_at_two_numbers_of_examples(tmp_path, rank):
+def test_the_peak_of_a_query_is_the_same_at_two_numbers_of_examples(tmp_path):
     """4 and 40 shards of 16 MB: neither its own memory nor the mapped pages grow with them."""
-    script = MEASURE.format(tests=str(Path(__file__).parent), rank=rank)
+    script = MEASURE.format(support=str(Path(__file__).parents[1] / "support"))
     # What is held counts, not what the allocator keeps of freed buffers: it gives each of them back at once.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "2"}
     found = {}

@@ -41,7 +41,7 @@ def expected_row(i):
 def manifest_of(folder, sizes):
     shards, start = [], 0
     for i, rows in enumerate(sizes):
-        entry = file_entry(folder, example_file(i, len(sizes)))
+        entry = file_entry(folder, example_file(i))
         shards.append(Shard(entry.file, entry.bytes, entry.sha256, start, rows))
         start += rows
     return Manifest({}, "", {}, {}, start, [], [], shards, FileEntry("c", 0, "0" * 64), "")
@@ -50,7 +50,7 @@ def manifest_of(folder, sizes):
 @pytest.fixture
 def manifest(tmp_path):
     for i, rows in enumerate(SIZES):
-        write_examples(tmp_path / example_file(i, len(SIZES)), columns_of(sum(SIZES[:i]), rows))
+        write_examples(tmp_path / example_file(i), columns_of(sum(SIZES[:i]), rows))
     return manifest_of(tmp_path, SIZES)
 
 
@@ -75,9 +75,9 @@ def test_rows_at_the_edges_of_shards_and_row_groups(tmp_path, manifest, rows):
 
 
 def test_only_the_files_that_hold_the_rows_are_read(tmp_path, manifest):
-    (tmp_path / example_file(0, 3)).unlink()
+    (tmp_path / example_file(0)).unlink()
     assert read_examples(LocalStore(tmp_path), manifest, [8]) == [expected_row(8)]
-    with pytest.raises(IndexCorruptedError, match=f"{example_file(0, 3)}: it is missing"):
+    with pytest.raises(IndexCorruptedError, match=f"{example_file(0)}: it is missing"):
         read_examples(LocalStore(tmp_path), manifest, [8, 6])
 
 
@@ -87,7 +87,7 @@ def test_a_column_is_whole_and_in_row_order(tmp_path, manifest, name):
 
 
 def test_no_text_is_kept_apart_from_an_empty_one(tmp_path):
-    write_examples(tmp_path / example_file(0, 1), {**columns_of(0, 2), "text": [None, ""]})
+    write_examples(tmp_path / example_file(0), {**columns_of(0, 2), "text": [None, ""]})
     first, second = read_examples(LocalStore(tmp_path), manifest_of(tmp_path, [2]), [0, 1])
     assert (first["text"], second["text"]) == (None, "")
 
@@ -99,7 +99,7 @@ def test_numbers_that_no_build_writes_are_refused(tmp_path, column, value):
         pytest.skip("a number that the column may hold, or cannot")
     columns = columns_of(0, 2)
     columns[column] = [value, columns[column][1]]
-    write_examples(tmp_path / example_file(0, 1), columns)
+    write_examples(tmp_path / example_file(0), columns)
     manifest = manifest_of(tmp_path, [2])
     with pytest.raises(IndexCorruptedError, match="row 0 calls itself .* or holds no finite numbers"):
         read_examples(LocalStore(tmp_path), manifest, [0])
@@ -116,7 +116,7 @@ def test_equal_columns_give_equal_bytes(tmp_path):
 def test_columns_may_be_arrays(tmp_path):
     columns = {name: np.array(column, dtype=object) for name, column in columns_of(0, 5).items()}
     columns["row"], columns["loss"] = np.arange(5), np.arange(5) / 7
-    write_examples(tmp_path / example_file(0, 1), columns)
+    write_examples(tmp_path / example_file(0), columns)
     assert read_examples(LocalStore(tmp_path), manifest_of(tmp_path, [5]), [4, 0]) == [
         expected_row(4),
         expected_row(0),
@@ -154,7 +154,7 @@ WRONG_TABLES = {
 @pytest.mark.parametrize("wrong", WRONG_TABLES.values(), ids=WRONG_TABLES)
 def test_a_table_of_another_kind_is_refused(tmp_path, wrong):
     (tmp_path / "data").mkdir()
-    pq.write_table(wrong, tmp_path / example_file(0, 1))
+    pq.write_table(wrong, tmp_path / example_file(0))
     manifest = manifest_of(tmp_path, [4])
     for read in (
         lambda: read_examples(LocalStore(tmp_path), manifest, [1]),
@@ -179,14 +179,14 @@ GARBAGE = {
 @pytest.mark.parametrize("data", GARBAGE.values(), ids=GARBAGE)
 def test_a_file_that_is_no_parquet_is_named(tmp_path, data):
     (tmp_path / "data").mkdir()
-    (tmp_path / example_file(0, 1)).write_bytes(data)
-    with pytest.raises(IndexCorruptedError, match=f"{example_file(0, 1)}: it is no Parquet file"):
+    (tmp_path / example_file(0)).write_bytes(data)
+    with pytest.raises(IndexCorruptedError, match=f"{example_file(0)}: it is no Parquet file"):
         read_examples(LocalStore(tmp_path), manifest_of(tmp_path, [4]), [0])
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data + b"\0"], ids=["truncated", "appended"])
 def test_a_damaged_file_is_named(tmp_path, manifest, damage):
-    path = tmp_path / example_file(1, 3)
+    path = tmp_path / example_file(1)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(IndexCorruptedError, match=rf"{example_file(1, 3)}: it has \d+ bytes, the manifest says"):
+    with pytest.raises(IndexCorruptedError, match=rf"{example_file(1)}: it has \d+ bytes, the manifest says"):
         read_examples(LocalStore(tmp_path), manifest, [7])

@@ -1,6 +1,6 @@
 import copy
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 
@@ -10,10 +10,10 @@ from lorif_hf.storage.layout import FactorShard, FileEntry, Manifest, ModuleEntr
 
 
 def shards_of(kind, name, *sizes):
-    header = ["e" * 64, ((1.5, 0.0),)] if kind is FactorShard else []
+    header = ["e" * 64] if kind is FactorShard else []
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return [
-        kind(name(i, len(sizes)), 100 + i, f"{i + ord(name(0, 1)[0]):064x}", start, rows, *header)
+        kind(name(i), 100 + i, f"{i + ord(name(0)[0]):064x}", start, rows, *header)
         for i, (start, rows) in enumerate(zip(starts, sizes, strict=True))
     ]
 
@@ -35,6 +35,7 @@ def manifest():
         curvature=FileEntry("curvature/curvature.safetensors", 10, "c" * 64),
         build="0" * 64,
         tokenizer=[FileEntry("tokenizer/tokenizer.json", 3, "d" * 64)],
+        extensions={"diagonal": "my_package.curvatures"},
     )
 
 
@@ -54,9 +55,9 @@ def replaced(values, path, value):
 
 
 def test_file_names_count_from_one_and_sort_in_row_order():
-    assert factor_file(0, 12) == "factors/factors-00001-of-00012.safetensors"
-    assert example_file(11, 12) == "data/train-00012-of-00012.parquet"
-    names = [factor_file(shard, 1200) for shard in range(1200)]
+    assert factor_file(0) == "factors/factors-00001.safetensors"
+    assert example_file(11) == "data/train-00012.parquet"
+    names = [factor_file(shard) for shard in range(1200)]
     assert names == sorted(names)
 
 
@@ -122,59 +123,6 @@ def test_every_field_must_be_there_with_its_type(values, name, value):
         Manifest.from_json(json.dumps(values))
 
 
-def test_norms_stand_in_one_line_a_block(manifest):
-    manifest = replace(manifest, shards=[replace(manifest.shards[0], rows=25, block_norms=((0.0123, 1e-30),))])
-    manifest = replace(manifest, examples=[replace(manifest.examples[0], rows=25)])
-    manifest.model["name"] = "[\n 1 2\n]"  # no row of numbers
-    text = manifest.to_json()
-    assert "[0.0123, 1e-30]" in text and Manifest.from_json(text) == manifest
-
-
-def test_every_thousand_rows_begun_have_their_norms(values):
-    values["num_examples"] = 2025
-    values["shards"] = [{**values["shards"][0], "rows": 2025, "block_norms": [[1, 2.5], [0, 1.0], [3.0, 1e300]]}]
-    values["examples"] = [{**values["examples"][0], "rows": 2025}]
-    (shard,) = Manifest.from_json(json.dumps(values)).shards
-    assert shard.block_norms == ((1.0, 2.5), (0.0, 1.0), (3.0, 1e300))
-    one = replaced(values, ["shards", 0, "block_norms"], [[1.0]] * 3)
-    assert len(Manifest.from_json(json.dumps(one)).shards[0].block_norms) == 3, "one gradient of all layers"
-
-
-@pytest.mark.parametrize(
-    "norms, message",
-    [
-        (None, "must be a list of lists of numbers"),
-        ("[]", "must be a list of lists of numbers"),
-        ([1.0, 2.0], "must be a list of lists of numbers"),
-        ([{}], "must be a list of lists of numbers"),
-        ([[1.0, None]], "must hold finite numbers of at least 0"),
-        ([[1.0, "1"]], "must hold finite numbers of at least 0"),
-        ([[1.0, True]], "must hold finite numbers of at least 0"),
-        ([[1.0, [2.0]]], "must hold finite numbers of at least 0"),
-        ([[1.0, -1e-9]], "must hold finite numbers of at least 0"),
-        ([[1.0, -1]], "must hold finite numbers of at least 0"),
-        ([[1.0, 10**400]], "must hold finite numbers of at least 0"),
-        ([[1.0, float("inf")]], None),
-        ([[1.0, float("nan")]], None),
-        ([], r"has 0 rows of block_norms, its 10 rows make 1"),
-        ([[1.0, 1.0]] * 2, r"has 2 rows of block_norms, its 10 rows make 1"),
-        ([[]], "block_norms are not one for each module"),
-        ([[1.0]], "block_norms are not one for each module"),
-        ([[1.0] * 3], "block_norms are not one for each module"),
-    ],
-)
-def test_norms_that_cannot_be_are_refused(values, norms, message):
-    kind = IndexFormatError if message is None else IndexCorruptedError
-    with pytest.raises(kind, match=message or "is not JSON"):
-        Manifest.from_json(json.dumps(replaced(values, ["shards", 0, "block_norms"], norms)))
-
-
-def test_an_infinite_norm_written_as_a_number_is_refused(values):
-    text = json.dumps(replaced(values, ["shards", 0, "block_norms"], [[1.0, 0.125]])).replace("0.125", "1e999")
-    with pytest.raises(IndexCorruptedError, match="must hold finite numbers of at least 0"):
-        Manifest.from_json(text)
-
-
 NATURAL = {
     "shards": ["start", "rows", "bytes"],
     "examples": ["start", "rows", "bytes"],
@@ -224,8 +172,8 @@ PROBLEMS = {
     "a module twice": (["modules", 1, "name"], "a", "a module is listed twice"),
     "a projection that widens": (["modules", 0, "d1"], 9, "module 'a' has an impossible shape"),
     "a projection to nothing": (["modules", 0, "d2"], 0, "module 'a' has an impossible shape"),
-    "a file twice": (["examples", 0, "file"], factor_file(0, 3), "a file is listed twice"),
-    "a tokenizer file twice": (["tokenizer", 0, "file"], factor_file(2, 3), "a file is listed twice"),
+    "a file twice": (["examples", 0, "file"], factor_file(0), "a file is listed twice"),
+    "a tokenizer file twice": (["tokenizer", 0, "file"], factor_file(2), "a file is listed twice"),
     "a short checksum": (["curvature", "sha256"], "c" * 63, "the SHA-256 of curvature/curvature.safetensors is none"),
     "an upper-case checksum": (["shards", 0, "sha256"], "A" * 64, "the SHA-256 of factors/.* is none"),
 }

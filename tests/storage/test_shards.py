@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from curvature_file import module_tensors
+from factor_shards import shard_entry
 
 from lorif_hf.errors import IndexCorruptedError
 from lorif_hf.storage import files
-from lorif_hf.storage.files import file_entry, header_sha256, write_tensors
 from lorif_hf.storage.layout import CURVATURE, FactorShard, FileEntry, ModuleEntry, factor_file
 from lorif_hf.storage.shards import ShardReader, write_shard
 from lorif_hf.storage.store import LocalStore
@@ -42,29 +43,13 @@ def reader_of(folder, shards, layout=None):
 def write_shards(folder, factors, sizes=SIZES, weights=None):
     shards, start = [], 0
     for i, rows in enumerate(sizes):
-        file = factor_file(i, len(sizes))
+        file = factor_file(i)
         part = slice(start, start + rows)
         parts = {name: {side: tensor[part] for side, tensor in some.items()} for name, some in factors.items()}
         write_shard(folder / file, parts, None if weights is None else weights[part])
-        entry = file_entry(folder, file)
-        shards.append(FactorShard(file, entry.bytes, entry.sha256, start, rows, header_sha256(folder / file)))
+        shards.append(shard_entry(folder, file, start, rows))
         start += rows
     return shards
-
-
-def curvature_tensors(rank=2):
-    tensors = {}
-    for module in MODULES:
-        tensors[f"{module.name}.eigenvectors"] = torch.linalg.qr(torch.randn(module.d1 * module.d2, rank)).Q
-        tensors[f"{module.name}.eigenvalues"] = torch.arange(rank, 0, -1).float()
-        tensors[f"{module.name}.damping"] = torch.tensor(0.1234567890123, dtype=torch.float64)
-        tensors[f"{module.name}.trace"] = torch.tensor(7.5, dtype=torch.float64)
-    return tensors
-
-
-def read_curvature(folder, tensors, module=MODULES[0]):
-    write_tensors(folder / CURVATURE, tensors)
-    return ShardReader(LocalStore(folder), [], file_entry(folder, CURVATURE), layout_of()).eigenpairs(module)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -72,19 +57,36 @@ def test_factors_come_back_bit_by_bit_in_row_order(tmp_path, dtype):
     factors = random_factors(6, dtype)
     reader = reader_of(tmp_path, write_shards(tmp_path, factors), layout_of(dtype))
     for module in MODULES:
-        blocks = list(reader.blocks(module))
-        assert [len(block["u"]) for block in blocks] == SIZES
-        for side in ("u", "v"):
-            found = torch.cat([block[side] for block in blocks])
-            assert found.dtype == dtype and torch.equal(found, factors[module.name][side])
+        for _ in range(2):  # once per pass
+            blocks = [parts[module.name] for _, parts in reader.stream([module], reader.tasks())]
+            assert [len(block["u"]) for block in blocks] == SIZES
+            assert all(list(block) == ["u", "v"] for block in blocks)
+            for side in ("u", "v"):
+                rows = torch.cat([block[side] for block in blocks])
+                assert rows.dtype == dtype and torch.equal(rows, factors[module.name][side])
 
 
-def test_blocks_can_be_read_once_per_pass(tmp_path):
-    reader = reader_of(tmp_path, write_shards(tmp_path, random_factors(6)))
-    first, second = list(reader.blocks(MODULES[0])), list(reader.blocks(MODULES[0]))
-    assert len(first) == len(second) == len(SIZES)
-    for one, two in zip(first, second, strict=True):
-        assert list(one) == list(two) == ["u", "v"] and all(torch.equal(one[side], two[side]) for side in one)
+@pytest.mark.parametrize("rows", [[0], [2], [0, 1, 2], [0, 2], [1, 2]], ids=str)
+def test_rows_of_a_shard_are_read_alone(tmp_path, rows):
+    factors = random_factors(6)
+    shards = write_shards(tmp_path, factors)
+    loaded = reader_of(tmp_path, shards).load(shards[0], MODULES, torch.tensor(rows))
+    for module in MODULES:
+        assert all(torch.equal(loaded[module.name][side], factors[module.name][side][rows]) for side in "uv")
+
+
+def test_the_check_looks_at_the_first_shard_that_holds_a_row_and_reads_nothing_of_it(tmp_path):
+    shards = write_shards(tmp_path, random_factors(6))
+    reader = reader_of(tmp_path, shards)
+    reader.check(MODULES)
+    (tmp_path / shards[1].file).unlink()
+    reader.check(MODULES)
+    reader.check(MODULES, torch.tensor([0, 3]))
+    with pytest.raises(IndexCorruptedError, match=f"{shards[1].file}: it is missing"):
+        reader.check(MODULES, torch.tensor([3, 4]))
+    larger = ModuleEntry("a.b", "linear", 2**40, 12, 2**39, 3, "0" * 64)
+    with pytest.raises(IndexCorruptedError, match=rf"the manifest makes it torch.bfloat16 \(2, {2**39}, 2\)"):
+        reader.check([larger], torch.tensor([5]))
 
 
 def test_one_shard_can_be_read_alone_while_another_is_damaged(tmp_path):
@@ -102,8 +104,9 @@ def test_each_file_is_checked_before_its_first_use(tmp_path):
     data[-1] ^= 128
     (tmp_path / shards[1].file).write_bytes(data)
     files._verified.clear()
-    blocks = reader_of(tmp_path, shards).blocks(MODULES[0])
-    assert len(next(blocks)["u"]) == 3
+    reader = reader_of(tmp_path, shards)
+    blocks = reader.stream(MODULES[:1], reader.tasks())
+    assert len(next(blocks)[1]["a.b"]["u"]) == 3
     with pytest.raises(IndexCorruptedError, match=rf"{shards[1].file}: its SHA-256 is"):
         next(blocks)
 
@@ -137,63 +140,65 @@ def test_the_two_sides_are_not_taken_for_one_another(tmp_path):
         reader_of(tmp_path, shards).load(shards[0], [MODULES[0]])
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
-def test_the_curvature_comes_back_bit_by_bit(tmp_path, rank):
-    tensors = curvature_tensors(rank)
-    for module in MODULES:
-        vectors, values, damping, trace = read_curvature(tmp_path, tensors, module)
-        assert torch.equal(vectors, tensors[f"{module.name}.eigenvectors"]) and vectors.shape[1] == rank
-        assert torch.equal(values, tensors[f"{module.name}.eigenvalues"])
-        assert (damping, trace) == (0.1234567890123, 7.5)
-
-
-def test_a_layer_without_curvature_of_its_own_is_allowed(tmp_path):
-    tensors = curvature_tensors()
-    tensors["a.b.eigenvalues"], tensors["a.b.trace"] = torch.zeros(2), torch.tensor(0.0, dtype=torch.float64)
-    assert float(read_curvature(tmp_path, tensors)[1].sum()) == 0
-
-
-f32, f64 = torch.float32, torch.float64
-IMPOSSIBLE = {
-    "eigenvectors of another dimension": ("eigenvectors", torch.zeros(5, 2), r"\(5, 2\), the manifest .* \(6, 2\)"),
-    "more eigenvectors than eigenvalues": ("eigenvectors", torch.zeros(6, 3), r"\(6, 3\), the manifest .* \(6, 2\)"),
-    "eigenvalues in float64": ("eigenvalues", torch.ones(2, dtype=f64), "is torch.float64"),
-    "a scalar eigenvalue": ("eigenvalues", torch.tensor(1.0), "the manifest makes it"),
-    "eigenvalues in a matrix": ("eigenvalues", torch.ones(2, 1), r"is torch.float32 \(2, 1\)"),
-    "a damping in float32": ("damping", torch.tensor(1.0), "is torch.float32"),
-    "a damping per direction": ("damping", torch.ones(2, dtype=f64), r"is torch.float64 \(2,\)"),
-    "a NaN eigenvector": ("eigenvectors", torch.full((6, 2), torch.nan), "numbers that no curvature has"),
-    "an infinite eigenvalue": ("eigenvalues", torch.tensor([torch.inf, 1]), "numbers that no curvature has"),
-    "opposite infinities": ("eigenvectors", torch.tensor([[1.0, -1]] * 6) * torch.inf, "no curvature has"),
-    "a negative eigenvalue": ("eigenvalues", torch.tensor([5.0, -1e-3]), "'a.b.eigenvalues' holds numbers"),
-    "no damping": ("damping", torch.tensor(0.0, dtype=f64), "the damping of 'a.b' is 0.0, not positive"),
-    "a negative damping": ("damping", torch.tensor(-1.0, dtype=f64), "'a.b.damping' holds numbers"),
-    "a NaN damping": ("damping", torch.tensor(torch.nan, dtype=f64), "'a.b.damping' holds numbers"),
-    "a negative trace": ("trace", torch.tensor(-1.0, dtype=f64), "'a.b.trace' holds numbers"),
-}
-
-
-@pytest.mark.parametrize("part, value, message", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
-def test_a_curvature_that_cannot_be_is_refused(tmp_path, part, value, message):
-    with pytest.raises(IndexCorruptedError, match=message) as caught:
-        read_curvature(tmp_path, {**curvature_tensors(), f"a.b.{part}": value})
-    assert caught.value.file == CURVATURE
-
-
-@pytest.mark.parametrize("part", ["eigenvectors", "eigenvalues", "damping", "trace"])
-def test_a_missing_part_of_the_curvature_is_named(tmp_path, part):
-    tensors = curvature_tensors()
-    del tensors[f"a.b.{part}"]
-    with pytest.raises(IndexCorruptedError, match=f"{CURVATURE}: it has no tensor 'a.b.{part}'"):
-        read_curvature(tmp_path, tensors)
-
-
 def test_a_missing_curvature_file_is_named(tmp_path):
     reader = ShardReader(LocalStore(tmp_path), [], FileEntry(CURVATURE, 10, "0" * 64), layout_of())
     with pytest.raises(IndexCorruptedError, match=f"{CURVATURE}: it is missing"):
-        reader.eigenpairs(MODULES[0])
-    with pytest.raises(IndexCorruptedError, match=f"{CURVATURE}: it is missing"):
-        reader.whiteners(MODULES[0])
+        reader.curvature(MODULES[0])
+
+
+TENSORS = {
+    "a.b.vectors": torch.randn(6, 2, generator=torch.Generator().manual_seed(0)),
+    "a.b.values": torch.tensor([2.0, 0.0]),
+    "a.b.damping": torch.tensor(0.1234567890123, dtype=torch.float64),
+    "a.b.nothing": torch.zeros(0, 3),
+    "c.vectors": torch.ones(16, 1),
+}
+
+
+def test_tensors_of_a_module_come_back_bit_by_bit(tmp_path):
+    stored = module_tensors(tmp_path, TENSORS, MODULES[0])
+    for name in ("vectors", "values", "damping", "nothing"):
+        expected = TENSORS[f"a.b.{name}"]
+        assert stored.shape(name) == expected.shape
+        tensor = stored.read(name, tuple(expected.shape), expected.dtype)
+        assert torch.equal(tensor, expected) and tensor.dtype == expected.dtype
+    assert torch.equal(stored.read("values", (2,), least=0), TENSORS["a.b.values"])
+    other = module_tensors(tmp_path, TENSORS, MODULES[1])
+    assert torch.equal(other.read("vectors", (16, 1)), TENSORS["c.vectors"])
+
+
+IMPOSSIBLE = {
+    "another shape": (torch.ones(3), {}, r"tensor 'a.b.x' is torch.float32 \(3,\), the manifest makes it .* \(2,\)"),
+    "one more dimension": (torch.ones(2, 1), {}, r"is torch.float32 \(2, 1\), the manifest makes it"),
+    "a scalar": (torch.tensor(1.0), {}, r"is torch.float32 \(\), the manifest makes it torch.float32 \(2,\)"),
+    "float64": (torch.ones(2, dtype=torch.float64), {}, "is torch.float64 .* makes it torch.float32"),
+    "integers": (torch.ones(2, dtype=torch.int64), {}, "is torch.int64 .* makes it torch.float32"),
+    "float32": (torch.ones(2), {"dtype": torch.float64}, "is torch.float32 .* makes it torch.float64"),
+    "NaN": (torch.tensor([torch.nan, 1]), {}, r"tensor 'a.b.x' holds NaN, infinity\."),
+    "infinity": (torch.tensor([torch.inf, 1]), {}, r"tensor 'a.b.x' holds NaN, infinity\."),
+    "opposite infinities": (torch.tensor([torch.inf, -torch.inf]), {}, r"holds NaN, infinity\."),
+    "NaN beside a least": (torch.tensor([torch.nan, 1]), {"least": 0}, r"holds NaN, infinity or numbers below 0\."),
+    "below the least": (torch.tensor([1, -1e-30]), {"least": 0}, r"holds NaN, infinity or numbers below 0\."),
+    "below another least": (torch.tensor([1, 0.0]), {"least": 0.5}, r"holds NaN, infinity or numbers below 0.5\."),
+    "absent": (None, {}, "it has no tensor 'a.b.x'"),
+}
+
+
+@pytest.mark.parametrize("value, options, message", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_a_tensor_that_cannot_be_is_refused(tmp_path, value, options, message):
+    tensors = {**TENSORS, **({} if value is None else {"a.b.x": value})}
+    stored = module_tensors(tmp_path, tensors, MODULES[0])
+    with pytest.raises(IndexCorruptedError, match=message) as caught:
+        stored.read("x", (2,), **options)
+    assert caught.value.file == CURVATURE
+    if value is None:
+        with pytest.raises(IndexCorruptedError, match=message):
+            stored.shape("x")
+
+
+def test_numbers_below_zero_are_fine_where_no_least_is_asked_for(tmp_path):
+    stored = module_tensors(tmp_path, {"a.b.x": torch.tensor([-5.0, 1.0])}, MODULES[0])
+    assert stored.read("x", (2,)).tolist() == [-5.0, 1.0] == stored.read("x", (2,), least=-5).tolist()
 
 
 def test_any_parts_in_any_dtype_are_stored_and_streamed_by_rows(tmp_path):
@@ -291,43 +296,3 @@ def test_weights_that_cannot_be_are_refused(tmp_path, value, message):
     with pytest.raises(IndexCorruptedError, match=message) as caught:
         reader_of(tmp_path, shards).weights(shards[0])
     assert caught.value.file == shards[0].file
-
-
-def whitener_tensors():
-    generator = torch.Generator().manual_seed(0)
-    return {
-        f"{module.name}.{side}_whitener": torch.randn(d, d, generator=generator)
-        for module in MODULES
-        for side, d in (("in", module.d1), ("out", module.d2))
-    }
-
-
-def read_whiteners(folder, tensors, module=MODULES[0]):
-    write_tensors(folder / CURVATURE, tensors)
-    return ShardReader(LocalStore(folder), [], file_entry(folder, CURVATURE), layout_of()).whiteners(module)
-
-
-def test_whiteners_come_back_bit_by_bit(tmp_path):
-    tensors = whitener_tensors()
-    for module in MODULES:
-        for side, found in zip(("in", "out"), read_whiteners(tmp_path, tensors, module), strict=True):
-            assert torch.equal(found, tensors[f"{module.name}.{side}_whitener"])
-
-
-WHITENERS = {
-    "of another size": (torch.eye(3), r"'a.b.in_whitener' is .* \(3, 3\), the manifest makes it .* \(2, 2\)"),
-    "not square": (torch.ones(2, 3), r"\(2, 3\), the manifest makes it torch.float32 \(2, 2\)"),
-    "float64": (torch.eye(2, dtype=torch.float64), "is torch.float64"),
-    "NaN": (torch.full((2, 2), torch.nan), "'a.b.in_whitener' holds numbers that no whitener has"),
-    "infinite": (torch.tensor([[torch.inf, 0], [0, 1]]), "'a.b.in_whitener' holds numbers that no whitener has"),
-    "opposite infinities": (torch.tensor([[torch.inf, 0], [0, -torch.inf]]), "numbers that no whitener has"),
-    "absent": (None, "it has no tensor 'a.b.in_whitener'"),
-}
-
-
-@pytest.mark.parametrize("value, message", WHITENERS.values(), ids=WHITENERS)
-def test_a_whitener_that_cannot_be_is_refused(tmp_path, value, message):
-    tensors = {**whitener_tensors(), "a.b.in_whitener": value}
-    with pytest.raises(IndexCorruptedError, match=message) as caught:
-        read_whiteners(tmp_path, {name: tensor for name, tensor in tensors.items() if tensor is not None})
-    assert caught.value.file == CURVATURE

@@ -12,7 +12,7 @@ from lorif_hf.storage.layout import MANIFEST
 
 
 REPO = "user/hostile"
-SHARD = "factors/factors-00002-of-00003.safetensors"
+SHARD = "factors/factors-00002.safetensors"
 CONFIG = plain_config(projection_factor=2, shard_size=2)
 MODULE = "transformer.h.0.attn.c_attn"
 

@@ -12,7 +12,7 @@ from lorif_hf import InfluenceIndex
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built") / "index"
-    InfluenceIndex.build(make_gpt2(), make_rows(6), folder, config=CONFIG, example_id="name")
+    InfluenceIndex.build(make_gpt2(), make_rows(6), folder, config=CONFIG)
     return folder
 
 

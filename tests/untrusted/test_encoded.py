@@ -151,7 +151,7 @@ def test_a_config_that_the_files_do_not_bear_out(opened, original, changes):
     index = opened(original, claim(**changes))
     with pytest.raises(IndexCorruptedError) as caught:
         query(index)
-    assert caught.value.file in ("factors/factors-00001-of-00003.safetensors", CURVATURE)
+    assert caught.value.file in ("factors/factors-00001.safetensors", CURVATURE)
 
 
 @pytest.mark.parametrize("number", [2**63, 10**30])
@@ -195,7 +195,7 @@ def test_a_rank_above_its_layer_is_refused_though_the_files_hold_it(originals, t
     shutil.copytree(originals["packed"], tmp_path / "index")
     edit(tmp_path / "index", lambda values: values["config"].update(factor_rank=9, factorize_query=True))
     for number in (1, 2, 3):
-        file = f"factors/factors-0000{number}-of-00003.safetensors"
+        file = f"factors/factors-0000{number}.safetensors"
         edit_tensors(
             tmp_path / "index",
             file,
@@ -210,7 +210,7 @@ def test_a_rank_above_its_layer_is_refused_though_the_files_hold_it(originals, t
 
 MEASURE = """
 import resource, sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {support!r})
 from tiny import make_gpt2, make_rows
 from lorif_hf import InfluenceIndex
 from lorif_hf.errors import LorifError
@@ -246,8 +246,8 @@ def test_nothing_of_the_claimed_size_is_made(originals, tmp_path, pytestconfig):
         bad.append(str(tmp_path / str(len(bad))))
         shutil.copytree(originals[original], bad[-1])
         claim(**changes)(tmp_path / bad[-1])
-    tests = str(pytestconfig.rootpath / "tests")
-    script = MEASURE.format(tests=tests, good=str(originals["trak"]), bad=bad)
+    support = str(pytestconfig.rootpath / "tests" / "support")
+    script = MEASURE.format(support=support, good=str(originals["trak"]), bad=bad)
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
     grown, outcomes = json.loads(ran.stdout.splitlines()[-1])

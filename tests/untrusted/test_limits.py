@@ -20,7 +20,7 @@ from lorif_hf.storage.examples import SCHEMA
 from lorif_hf.storage.layout import MANIFEST
 
 
-TABLE = "data/train-00002-of-00003.parquet"
+TABLE = "data/train-00002.parquet"
 
 
 def rewrite(folder, table=None, **options):
@@ -58,7 +58,7 @@ def huge_projection(folder):
 
 
 def huge_header(folder):
-    path = folder / "factors/factors-00002-of-00003.safetensors"
+    path = folder / "factors/factors-00002.safetensors"
     path.write_bytes((2**62).to_bytes(8, "little") + path.read_bytes()[8:])
     sign(folder)
 
@@ -106,7 +106,7 @@ HOSTILE = [huge_numbers, huge_module, huge_projection, huge_header, sparse_manif
 
 MEASURE = """
 import resource, sys, time
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {support!r})
 from tiny import make_gpt2, make_rows
 from lorif_hf import InfluenceIndex
 from lorif_hf.errors import LorifError
@@ -132,7 +132,7 @@ print(peak() - before, time.monotonic() - start, outcome)
 @pytest.mark.parametrize("tamper", HOSTILE, ids=lambda tamper: tamper.__name__)
 def test_nothing_is_allocated_that_the_files_do_not_hold(built, folder, tamper, pytestconfig):
     tamper(folder)
-    places = {"tests": str(pytestconfig.rootpath / "tests"), "good": str(built), "folder": str(folder)}
+    places = {"support": str(pytestconfig.rootpath / "tests" / "support"), "good": str(built), "folder": str(folder)}
     command = [sys.executable, "-c", MEASURE.format(**places)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]

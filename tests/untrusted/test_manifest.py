@@ -74,7 +74,7 @@ def test_a_name_that_no_system_takes(load, folder, name):
 
 
 @pytest.mark.parametrize("what", ["a file", "a folder"])
-@pytest.mark.parametrize("name", [SHARD, CURVATURE, "data/train-00002-of-00003.parquet"])
+@pytest.mark.parametrize("name", [SHARD, CURVATURE, "data/train-00002.parquet"])
 def test_a_link_that_leads_out_is_refused(folder, tmp_path, what, name):
     path = folder / name if what == "a file" else (folder / name).parent
     os.rename(path, tmp_path / "outside")
@@ -143,6 +143,13 @@ def test_a_card_that_is_a_link_to_a_secret_does_not_get_out(hub, folder, tmp_pat
         ('"format_version": "1.0"', '"format_version": 1.0'),
         ('"format_version": "1.0"', '"format_version": "1.0\\u001b[31m"'),
         ('"model": {', '"model": [], "x": {'),
+        ('"extensions": {', '"extensions": [], "x": {'),
+        ('"codec": null', '"codec": "zip"'),
+        ('"codec": null', '"codec": ["dense"]'),
+        ('"codec": null', '"codec": "dense"'),
+        ('"codec": null', '"codec": "packed"'),
+        ('"curvature": "low-rank"', '"curvature": "../../curvature"'),
+        ('"curvature": "low-rank"', '"curvature": {"a": 1}'),
     ],
 )
 def test_an_impossible_value_in_the_manifest_is_our_error(folder, old, new):
@@ -151,6 +158,21 @@ def test_an_impossible_value_in_the_manifest_is_our_error(folder, old, new):
     (folder / MANIFEST).write_text(text.replace(old, new, 1))
     with pytest.raises((IndexFormatError, IndexCorruptedError)):
         InfluenceIndex.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "module", ["os", "x\x1b[31m", "x" * 10**5, "", 5, None, True, 1.5, ["os"], {"os": 1}], ids=lambda v: repr(v)[:9]
+)
+@pytest.mark.parametrize("field", ["objective", "curvature", "codec"])
+def test_a_kind_that_nobody_registered_is_our_error_and_what_it_names_is_not_imported(folder, field, module):
+    def change(values):
+        values["extensions"] = {"evil": module}
+        (values if field == "objective" else values["config"])[field] = "evil"
+
+    edit(folder, change)
+    with pytest.raises((IndexFormatError, IndexCorruptedError)) as caught:
+        query(InfluenceIndex.from_pretrained(folder))
+    assert len(str(caught.value)) < 1000 and str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_a_hash_in_a_header_that_is_none(hub, folder, tmp_path, digest):
 
 
 def test_a_file_that_is_another_kind_than_the_manifest_says(load, folder):
-    shutil.copyfile(folder / "data/train-00001-of-00003.parquet", folder / SHARD)
+    shutil.copyfile(folder / "data/train-00001.parquet", folder / SHARD)
     sign(folder)
     with pytest.raises(IndexCorruptedError) as caught:
         query(load())

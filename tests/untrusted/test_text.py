@@ -20,7 +20,7 @@ from lorif_hf.cli import app
 from lorif_hf.errors import LorifError
 
 
-TABLE = "data/train-00002-of-00003.parquet"
+TABLE = "data/train-00002.parquet"
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def built(tmp_path_factory):
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="w0", pad_token="w0")
     model, rows = make_gpt2(), make_rows(6)
-    InfluenceIndex.build(model, rows, place / "index", config=CONFIG, example_id="name", processing_class=tokenizer)
+    InfluenceIndex.build(model, rows, place / "index", config=CONFIG, processing_class=tokenizer)
     model.save_pretrained(place / "model")
     return place
 

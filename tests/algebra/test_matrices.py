@@ -1,0 +1,80 @@
+"""Batches of matrices that are known by their products do as dense ones do."""
+
+import pytest
+import torch
+
+from lorif_hf.algebra.matrices import LowRankMatrices, dense, matrix_sizes, squared_norms, unit
+
+
+@pytest.fixture
+def low_rank():
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(4, 9, 3, generator=generator), torch.randn(4, 7, 3, generator=generator)
+    whole = (left.double() @ right.double().mT).square().sum(dim=(1, 2))
+    return LowRankMatrices(left, right, whole)
+
+
+@pytest.fixture
+def whole(low_rank):
+    """The same matrices, one product of vectors after the other."""
+    matrices = torch.zeros(4, 9, 7)
+    for row in range(4):
+        for left, right in zip(low_rank.left[row].T, low_rank.right[row].T, strict=True):
+            matrices[row] += torch.outer(left, right)
+    return matrices
+
+
+def test_low_rank_matrices_multiply_as_dense_ones(low_rank, whole):
+    generator = torch.Generator().manual_seed(1)
+    vectors, others = torch.randn(4, 7, 2, generator=generator), torch.randn(4, 9, 2, generator=generator)
+    assert low_rank.shape == (4, 9, 7) and low_rank.mT.shape == (4, 7, 9) and len(low_rank) == 4
+    torch.testing.assert_close(dense(low_rank), whole)
+    torch.testing.assert_close(low_rank @ vectors, whole @ vectors)
+    torch.testing.assert_close(low_rank.mT @ others, whole.mT @ others)
+    assert dense(whole) is whole
+
+
+def test_each_matrix_is_divided_by_its_own_number(low_rank, whole):
+    sizes = torch.tensor([1.0, 2.0, 4.0, 8.0]).view(4, 1, 1)
+    torch.testing.assert_close(dense(low_rank / sizes), whole / sizes)
+    expected = low_rank.squares / torch.tensor([1, 4, 16, 64])
+    torch.testing.assert_close((low_rank / sizes).squares, expected, rtol=1e-12, atol=0)
+
+
+def test_batches_are_put_together_in_order_and_each_vector_stays_one_run_of_memory(low_rank, whole):
+    both = LowRankMatrices.cat([low_rank, low_rank / torch.full((4, 1, 1), 2.0)])
+    torch.testing.assert_close(dense(both), torch.cat([whole, whole / 2]))
+    torch.testing.assert_close(both.squares, torch.cat([low_rank.squares, low_rank.squares / 4]))
+    assert both.left.stride(1) == both.right.stride(1) == 1
+
+
+def test_squared_norms_of_low_rank_matrices_are_what_they_carry(low_rank, whole):
+    expected = torch.stack([matrix.double().square().sum() for matrix in whole])
+    assert squared_norms(whole).dtype == squared_norms(low_rank).dtype == torch.float64
+    torch.testing.assert_close(squared_norms(whole), expected, rtol=1e-6, atol=0)
+    assert squared_norms(low_rank) is low_rank.squares
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_sizes_bring_every_matrix_near_one_and_are_one_where_it_is_zero(low_rank, whole, scale):
+    low_rank = low_rank / torch.full((4, 1, 1), 1 / scale)
+    for matrices in (whole * scale, low_rank):
+        sizes = matrix_sizes(matrices)
+        assert sizes.shape == (4, 1, 1) and bool((sizes > 0).all())
+        largest = dense(matrices / sizes).abs().amax(dim=(1, 2))
+        assert bool(((largest > 0.05) & (largest <= 1 + 1e-6)).all())
+    empty = LowRankMatrices(torch.zeros(2, 9, 3), torch.zeros(2, 7, 3), torch.zeros(2, dtype=torch.float64))
+    for zero in (torch.zeros(2, 9, 7), empty):
+        assert torch.equal(matrix_sizes(zero), torch.ones(2, 1, 1))
+    assert matrix_sizes(torch.zeros(0, 9, 7)).shape == (0, 1, 1)
+
+
+@pytest.mark.parametrize("dim", [1, (1, 2)], ids=str)
+@pytest.mark.parametrize("scale", [1e-15, 1.0, 1e15])
+def test_unit_vectors_have_length_one_and_zero_stays_zero(whole, dim, scale):
+    given = whole * scale
+    given[2] = 0
+    norms = unit(given, dim).double().square().sum(dim=dim).sqrt()
+    expected = torch.ones_like(norms)
+    expected[2] = 0
+    torch.testing.assert_close(norms, expected, rtol=1e-5, atol=0)
