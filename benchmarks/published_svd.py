@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lorif_hf.algebra.curvature import Curvature
-from lorif_hf.algebra.gradients import BLOCK_NUMBERS, StoredGradients, expand, squared_norms
+from lorif_hf.algebra.gradients import BLOCK_NUMBERS, StoredGradients, expand, factor_squared_norms
 
 
 PASSES = 5  # one covariance product, three power rounds, the projection
@@ -44,7 +44,7 @@ def fit(stored: StoredGradients, rank: int, damping: float, *, passes: int = PAS
     for left, right in _blocks(stored, width):
         coordinates = _coordinates(left, right, basis)
         small += coordinates.T @ coordinates
-        trace += float(squared_norms(left, right).sum())
+        trace += float(factor_squared_norms(left, right).sum())
     eigenvalues, rotation = torch.linalg.eigh(small)
     eigenvectors = basis @ rotation[:, -rank:].flip(1).float()
     return Curvature(
@@ -54,7 +54,7 @@ def fit(stored: StoredGradients, rank: int, damping: float, *, passes: int = PAS
 
 def _blocks(stored: StoredGradients, width: int) -> Iterator[tuple[Tensor, Tensor | None]]:
     """One pass, in blocks of many examples: long sums, so that little of the image is rewritten."""
-    return stored.factors(max(1, BLOCK_NUMBERS // max(2 * width, stored.numbers)))
+    return stored.factors(max(1, BLOCK_NUMBERS // max(2 * width, stored.size)))
 
 
 def _coordinates(left: Tensor, right: Tensor | None, basis: Tensor) -> Tensor:

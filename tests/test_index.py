@@ -93,7 +93,7 @@ def test_truncated_scores_equal_the_explicit_woodbury_formula(tmp_path):
     scores = index.scores(model, rows.select([1, 8]))
     expected = torch.zeros(2, 60, dtype=torch.float64)
     dense = dense_gradients(make_gpt2(), rows, [module.name for module in index.manifest.modules])
-    from lorif_hf.algebra.projection import rademacher
+    from projections import rademacher
 
     for module in index.manifest.modules:
         p_in = rademacher(module.in_features, module.d1, seed=0, name=f"{module.name}/in").double()

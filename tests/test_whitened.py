@@ -3,11 +3,11 @@
 import pytest
 import torch
 from dense import damped_inverse, gradients, loss, make_task, off, predictions, two_sided
+from projections import rademacher
 from tiny import plain_config
 
 from lorif_hf import InfluenceIndex
 from lorif_hf.algebra.factors import factorize, reconstruct
-from lorif_hf.algebra.projection import rademacher
 from lorif_hf.errors import RecordingError
 from lorif_hf.storage.files import TensorFile
 from lorif_hf.tasks import CausalLM

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .gradients import BLOCK_NUMBERS, StoredGradients, expand, squared_norms
+from .gradients import BLOCK_NUMBERS, StoredGradients, expand, factor_squared_norms
 from .gram import Eigenpairs, dual_eigenpairs, gram_eigenpairs
 from .planning import Plan
 from .sketching import nystroem_eigenpairs
@@ -74,7 +74,7 @@ def _eigenpairs(stored: StoredGradients, plan: Plan) -> Eigenpairs:
         return gram_eigenpairs(stored, plan.rank, plan.block)
     if plan.method == "dual":
         return dual_eigenpairs(stored, plan.rank, plan.block)
-    return nystroem_eigenpairs(stored, plan.rank, plan.width, numbers=plan.block)
+    return nystroem_eigenpairs(stored, plan.rank, plan.width, block_size=plan.block)
 
 
 def woodbury_solve(gradients: Tensor, eigenvectors: Tensor, eigenvalues: Tensor, damping: float) -> Tensor:
@@ -109,17 +109,19 @@ def spectral_solve(gradients: Tensor, eigenvectors: Tensor, eigenvalues: Tensor,
     return ((gradients @ eigenvectors) / (eigenvalues + damping)) @ eigenvectors.T
 
 
-def self_influence(left: Tensor, right: Tensor | None, curvature: Curvature, numbers: int = BLOCK_NUMBERS) -> Tensor:
+def self_influence(
+    left: Tensor, right: Tensor | None, curvature: Curvature, block_size: int = BLOCK_NUMBERS
+) -> Tensor:
     """vec(G~_i)^T H^-1 vec(G~_i) of stored examples: (n, d1, c), (n, d2, c) -> (n,), never negative.
 
     One product of D^2 or D r operations a row, whichever is less, and a second one of D r only for rows that lie
     almost wholly inside the kept space.
 
-    Memory: 4 D^2 bytes where 2 r > D; one block of `numbers` numbers.
+    Memory: 4 D^2 bytes where 2 r > D; one block of `block_size` numbers.
     """
     vectors, damping, result = curvature.eigenvectors, curvature.damping, torch.zeros(len(left))
     dim, rank = vectors.shape
-    step = max(1, numbers // (2 * dim))
+    step = max(1, block_size // (2 * dim))
     for start in range(0, len(left), step):
         rows = slice(start, start + step)
         u, v = left[rows].float(), None if right is None else right[rows].float()
@@ -128,7 +130,7 @@ def self_influence(left: Tensor, right: Tensor | None, curvature: Curvature, num
             result[rows] = (gradients @ curvature.inverse_root).square().sum(dim=1)
             continue
         coordinates = gradients @ vectors
-        norms = squared_norms(u, v)
+        norms = factor_squared_norms(u, v)
         outside = norms - coordinates.double().square().sum(dim=1)
         # There the two parts of |g|^2 would cancel in float32.
         again = outside < _CANCELLED * norms

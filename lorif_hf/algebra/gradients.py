@@ -36,7 +36,7 @@ class StoredGradients:
         return self.d1 * self.d2
 
     @property
-    def numbers(self) -> int:
+    def size(self) -> int:
         """Numbers that stand for one gradient: c (d1 + d2), or D."""
         return self.dim if self.factor_rank is None else self.factor_rank * (self.d1 + self.d2)
 
@@ -44,12 +44,12 @@ class StoredGradients:
         """One pass: float32 factors of at most `rows` examples at a time."""
         for left, right in self.blocks(rows):
             for start in range(0, len(left), rows):
-                some = slice(start, start + rows)
-                yield left[some].float(), None if right is None else right[some].float()
+                block = slice(start, start + rows)
+                yield left[block].float(), None if right is None else right[block].float()
 
-    def matrices(self, numbers: int = BLOCK_NUMBERS) -> Iterator[Tensor]:
-        """One pass: float32 (n, D) blocks of at most `numbers` numbers (or one row)."""
-        for left, right in self.factors(max(1, numbers // self.dim)):
+    def matrices(self, block_size: int = BLOCK_NUMBERS) -> Iterator[Tensor]:
+        """One pass: float32 (n, D) blocks of at most `block_size` numbers (or one row)."""
+        for left, right in self.factors(max(1, block_size // self.dim)):
             yield expand(left, right)
 
 
@@ -62,7 +62,7 @@ def expand(left: Tensor, right: Tensor | None, rows: slice = slice(None)) -> Ten
     return (left * right.mT if left.shape[2] == 1 else left @ right.mT).flatten(1)
 
 
-def squared_norms(left: Tensor, right: Tensor | None) -> Tensor:
+def factor_squared_norms(left: Tensor, right: Tensor | None) -> Tensor:
     """|G~_i|^2 from the factors alone: (n, d1, c), (n, d2, c) -> float64 (n,)."""
     if right is None:
         return left.double().square().sum(dim=(1, 2))

@@ -51,7 +51,7 @@ def folds(stored: StoredGradients) -> bool:
     return stored.factor_rank == 1 and (d1 * (d1 + 1) + d2 * (d2 + 1)) // 2 <= 2 * stored.dim
 
 
-def gram_eigenpairs(stored: StoredGradients, rank: int, numbers: int = BLOCK_NUMBERS) -> Eigenpairs:
+def gram_eigenpairs(stored: StoredGradients, rank: int, block_size: int = BLOCK_NUMBERS) -> Eigenpairs:
     """Top eigenpairs from the exact D x D Gram matrix, one pass.
 
     At c = 1 the Gram matrix is sum_i (u_i u_i^T) (x) (v_i v_i^T), whose two sides are symmetric: N D^2 / 2 operations
@@ -60,12 +60,12 @@ def gram_eigenpairs(stored: StoredGradients, rank: int, numbers: int = BLOCK_NUM
     Memory: 32 D^2 bytes (float64: the matrix, its eigenvectors, twice that for LAPACK), or 12 D^2 + 40 D l where it is
     iterated for l columns (see [`top_eigenpairs`]); and one block.
     """
-    gram = _folded_gram(stored, numbers) if folds(stored) else _gram(stored, numbers)
+    gram = _folded_gram(stored, block_size) if folds(stored) else _gram(stored, block_size)
     values, vectors, _ = top_eigenpairs(gram, rank)
     return Eigenpairs(vectors.float(), values, float(gram.trace()))
 
 
-def dual_eigenpairs(stored: StoredGradients, rank: int, numbers: int = BLOCK_NUMBERS) -> Eigenpairs:
+def dual_eigenpairs(stored: StoredGradients, rank: int, block_size: int = BLOCK_NUMBERS) -> Eigenpairs:
     """Top eigenpairs from the N x N matrix of inner products, where N < D; one pass.
 
     With K = G G^T = W S^2 W^T the eigenvectors of G^T G are G^T W / S. An entry of K takes c^2 (d1 + d2) products of
@@ -75,8 +75,8 @@ def dual_eigenpairs(stored: StoredGradients, rank: int, numbers: int = BLOCK_NUM
     Memory: the factors, 12 N c (d1 + d2) bytes (dense: 4 N D); 32 N^2 for K and its decomposition, or 12 N^2 + 40 N l
     where it is iterated for l columns, and after that 4 D r + 36 N r; and one block.
     """
-    left, right = _gathered(stored, numbers)
-    kernel = _kernel(left, right, stored, numbers)
+    left, right = _gathered(stored, block_size)
+    kernel = _kernel(left, right, stored, block_size)
     norms = kernel.diagonal().clone()
     trace = float(norms.sum())
     values, weights, images = top_eigenpairs(kernel, rank)
@@ -92,7 +92,7 @@ def dual_eigenpairs(stored: StoredGradients, rank: int, numbers: int = BLOCK_NUM
     strong = int((values > _WEAK * trace / stored.count).sum())
     single, weak = weights[:, :strong].float(), weights[:, strong:]
     vectors = torch.empty(stored.dim, len(values))
-    step = max(1, numbers // (stored.count * stored.d2))
+    step = max(1, block_size // (stored.count * stored.d2))
     for start in range(0, stored.d1, step):
         part = expand(left, right, slice(start, start + step))
         into = vectors[start * stored.d2 : start * stored.d2 + part.shape[1]]
@@ -135,19 +135,19 @@ def top_eigenpairs(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     return values.flip(0)[:rank].clamp_min(0), basis @ rotation, image @ rotation
 
 
-def _gram(stored: StoredGradients, numbers: int) -> Tensor:
+def _gram(stored: StoredGradients, block_size: int) -> Tensor:
     gram = torch.zeros(stored.dim, stored.dim, dtype=torch.float64)
     panels = _panels(stored.dim, -(-stored.dim // _PANELS))
-    for gradients in stored.matrices(numbers):
+    for gradients in stored.matrices(block_size):
         for panel in panels:
             gram[panel, panel.start :] += gradients[:, panel].T @ gradients[:, panel.start :]
     return _mirrored(gram, panels)
 
 
-def _folded_gram(stored: StoredGradients, numbers: int) -> Tensor:
+def _folded_gram(stored: StoredGradients, block_size: int) -> Tensor:
     sides = [torch.triu_indices(d, d) for d in (stored.d1, stored.d2)]
     folded = torch.zeros(sides[0].shape[1], sides[1].shape[1], dtype=torch.float64)
-    for left, right in stored.factors(max(1, numbers // (6 * stored.dim))):
+    for left, right in stored.factors(max(1, block_size // (6 * stored.dim))):
         assert right is not None
         pairs = [side[:, i, 0] * side[:, j, 0] for side, (i, j) in zip((left, right), sides, strict=True)]
         folded += pairs[0].T @ pairs[1]
@@ -162,12 +162,12 @@ def _folded_gram(stored: StoredGradients, numbers: int) -> Tensor:
     return gram.view(stored.dim, stored.dim)
 
 
-def _gathered(stored: StoredGradients, numbers: int) -> tuple[Tensor, Tensor | None]:
+def _gathered(stored: StoredGradients, block_size: int) -> tuple[Tensor, Tensor | None]:
     """The factors of all rows, float32."""
     left = torch.empty(stored.count, stored.d1, stored.factor_rank or stored.d2)
     right = None if stored.factor_rank is None else torch.empty(stored.count, stored.d2, stored.factor_rank)
     start = 0
-    for left_part, right_part in stored.factors(max(1, numbers // stored.numbers)):
+    for left_part, right_part in stored.factors(max(1, block_size // stored.size)):
         rows = slice(start, start + len(left_part))
         start, left[rows] = rows.stop, left_part
         if right is not None and right_part is not None:
@@ -175,11 +175,11 @@ def _gathered(stored: StoredGradients, numbers: int) -> tuple[Tensor, Tensor | N
     return left, right
 
 
-def _kernel(left: Tensor, right: Tensor | None, stored: StoredGradients, numbers: int) -> Tensor:
+def _kernel(left: Tensor, right: Tensor | None, stored: StoredGradients, block_size: int) -> Tensor:
     """K = G G^T, float64 (N, N)."""
     count, rank = stored.count, stored.factor_rank
     kernel = torch.zeros(count, count, dtype=torch.float64)
-    panels = _panels(count, max(1, min(numbers // count, -(-count // _PANELS))))
+    panels = _panels(count, max(1, min(block_size // count, -(-count // _PANELS))))
     if right is not None and rank is not None and rank**2 * (stored.d1 + stored.d2) < stored.dim:
         columns = [(left[:, :, k].double(), right[:, :, k].double()) for k in range(rank)]
         for panel in panels:
@@ -187,7 +187,7 @@ def _kernel(left: Tensor, right: Tensor | None, stored: StoredGradients, numbers
                 for x, y in columns:
                     kernel[panel, panel.start :] += (u[panel] @ x[panel.start :].T) * (v[panel] @ y[panel.start :].T)
         return _mirrored(kernel, panels)
-    step = max(1, numbers // (count * stored.d2))
+    step = max(1, block_size // (count * stored.d2))
     for start in range(0, stored.d1, step):
         part = expand(left, right, slice(start, start + step)).double()
         for panel in panels:

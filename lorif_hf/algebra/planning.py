@@ -119,7 +119,7 @@ def _memory(method: str, stored: StoredGradients, rank: int, width: int) -> int:
     matrix = 12 * size**2 + 40 * size * width if iterates(size, rank) else 32 * size**2
     if method == "gram":
         return max(matrix, influence)
-    factors = stored.numbers * (4 if stored.factor_rank is None else 12)
+    factors = stored.size * (4 if stored.factor_rank is None else 12)
     return count * factors + max(matrix, result + 36 * count * rank)
 
 
@@ -138,5 +138,5 @@ def _flops(method: str, stored: StoredGradients, rank: int, width: int) -> float
     solve = 16 * size**2 * width + 40 * size * width**2 if iterates(int(size), rank) else 24 * size**3
     if method == "gram":
         return (0.5 if folds(stored) else 1.25) * count * dim**2 + solve
-    entry = min(dim, (stored.factor_rank or 1) * stored.numbers)
+    entry = min(dim, (stored.factor_rank or 1) * stored.size)
     return 2.5 * count**2 * entry + solve + 2 * count * dim * rank

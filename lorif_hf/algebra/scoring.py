@@ -43,12 +43,12 @@ class QueryGroup:
     """Preconditioned queries of one layer that are held in the same form: whole, or as products left^T right.
 
     Args:
-        numbers (`Tensor`): int64 (g,), which of the queries these are, ascending.
+        query_ids (`Tensor`): int64 (g,), which of the queries these are, ascending.
         left (`Tensor`): the matrices, (g, d1, d2); with `right`: (g, k, d1).
         right (`Tensor`, *optional*): (g, k, d2).
     """
 
-    numbers: Tensor
+    query_ids: Tensor
     left: Tensor
     right: Tensor | None = None
 
@@ -96,7 +96,7 @@ def add_scores(
     if part.shape[0] == scores.shape[0]:
         scores += part
     else:
-        scores.index_add_(0, group.numbers, part)
+        scores.index_add_(0, group.query_ids, part)
 
 
 def _products(group: QueryGroup, left: Tensor, right: Tensor, scales: Tensor | None, workspace: Workspace) -> Tensor:
@@ -164,7 +164,7 @@ def _rebuilt_products(
 
 
 def _dense_products(group: QueryGroup, matrices: Tensor, workspace: Workspace) -> Tensor:
-    scores = workspace.take("sums", len(group.numbers), len(matrices), dtype=matrices.dtype)
+    scores = workspace.take("sums", len(group.query_ids), len(matrices), dtype=matrices.dtype)
     return torch.mm(group.matrices().flatten(1), matrices.flatten(1).T, out=scores)
 
 

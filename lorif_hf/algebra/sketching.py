@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .gradients import BLOCK_NUMBERS, StoredGradients, expand, squared_norms
+from .gradients import BLOCK_NUMBERS, StoredGradients, expand, factor_squared_norms
 from .gram import Eigenpairs
 
 
@@ -13,7 +13,7 @@ OVERSAMPLE = 10  # columns beyond the rank, at least
 
 
 def nystroem_eigenpairs(
-    stored: StoredGradients, rank: int, width: int, *, seed: int = 0, numbers: int = BLOCK_NUMBERS
+    stored: StoredGradients, rank: int, width: int, *, seed: int = 0, block_size: int = BLOCK_NUMBERS
 ) -> Eigenpairs:
     """Top eigenpairs by a Nystroem approximation of fixed rank, one pass.
 
@@ -25,7 +25,7 @@ def nystroem_eigenpairs(
         rank (`int`): r.
         width (`int`): l, columns of the sketch, between r and D: wider is better.
         seed (`int`): of the test vectors.
-        numbers (`int`): numbers of a block.
+        block_size (`int`): numbers of a block.
 
     Memory: 4 D (l + r) + 48 l^2 bytes and one block.
 
@@ -37,8 +37,8 @@ def nystroem_eigenpairs(
     generator = torch.Generator(device="cpu").manual_seed(seed)
     a, b = (torch.randn(d, width, generator=generator) for d in (stored.d1, stored.d2))
     a, b = a / a.norm(dim=0), b / b.norm(dim=0)
-    sketch, trace = _sketch(stored, a, b, numbers)
-    chunks = list(_chunks(stored, max(1, numbers // (2 * stored.d2 * width))))
+    sketch, trace = _sketch(stored, a, b, block_size)
+    chunks = list(_chunks(stored, max(1, block_size // (2 * stored.d2 * width))))
     core, total = torch.zeros(width, width, dtype=torch.float64), 0.0
     for rows, span in chunks:
         core += _test_vectors(a[rows], b).double().T @ sketch[span].double()
@@ -70,34 +70,34 @@ def nystroem_eigenpairs(
     return Eigenpairs(vectors, values - shift, trace)
 
 
-def _sketch(stored: StoredGradients, a: Tensor, b: Tensor, numbers: int) -> tuple[Tensor, float]:
+def _sketch(stored: StoredGradients, a: Tensor, b: Tensor, block_size: int) -> tuple[Tensor, float]:
     """sum_i g_i (g_i^T Omega), float32 (D, l), and the trace."""
     width = a.shape[1]
     sketch, trace = torch.zeros(stored.dim, width), 0.0
-    for left, right in stored.factors(_rows(stored, width, numbers)):
-        trace += float(squared_norms(left, right).sum())
+    for left, right in stored.factors(_rows(stored, width, block_size)):
+        trace += float(factor_squared_norms(left, right).sum())
         coefficients = torch.zeros(len(left), width)
         if right is not None:
             for k in range(left.shape[2]):
                 coefficients += (left[:, :, k] @ a) * (right[:, :, k] @ b)
         else:
-            for rows, _ in _chunks(stored, max(1, numbers // (2 * stored.d2 * width))):
+            for rows, _ in _chunks(stored, max(1, block_size // (2 * stored.d2 * width))):
                 coefficients += expand(left, None, rows) @ _test_vectors(a[rows], b)
-        _accumulate(sketch, left, right, coefficients, stored, numbers)
+        _accumulate(sketch, left, right, coefficients, stored, block_size)
     return sketch, trace
 
 
 def _accumulate(
-    image: Tensor, left: Tensor, right: Tensor | None, coefficients: Tensor, stored: StoredGradients, numbers: int
+    image: Tensor, left: Tensor, right: Tensor | None, coefficients: Tensor, stored: StoredGradients, block_size: int
 ) -> None:
     """Add sum_i vec(G~_i) coefficients_i to (D, l): a slice of it at a time, all rows in one product."""
-    for rows, span in _chunks(stored, max(1, numbers // (max(1, len(left)) * stored.d2))):
+    for rows, span in _chunks(stored, max(1, block_size // (max(1, len(left)) * stored.d2))):
         image[span].addmm_(expand(left, right, rows).T, coefficients)
 
 
-def _rows(stored: StoredGradients, width: int, numbers: int) -> int:
+def _rows(stored: StoredGradients, width: int, block_size: int) -> int:
     """Examples of a block: long sums, so that little of the image is rewritten."""
-    return max(1, numbers // max(2 * width, stored.numbers))
+    return max(1, block_size // max(2 * width, stored.size))
 
 
 def _test_vectors(a: Tensor, b: Tensor) -> Tensor:

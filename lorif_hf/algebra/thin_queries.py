@@ -28,14 +28,14 @@ def widest_rank(pairs: int, d1: int, d2: int, queries: int, examples: float = ma
     return rank if 0.6 * whole * examples * d1 * d2 > _FINDING * d1 * d2 * rank + _CALLS else 0
 
 
-def compress(matrices: Tensor, numbers: Tensor, widest: int, ranks: Sequence[int] | None = None) -> list[QueryGroup]:
+def compress(matrices: Tensor, query_ids: Tensor, widest: int, ranks: Sequence[int] | None = None) -> list[QueryGroup]:
     """Hold queries as products left^T right where their rank lets us, to the rounding of float32; else whole.
 
     A query's gradient has at most the rank of its number of tokens, and whitening keeps that.
 
     Args:
         matrices (`Tensor`): Q~, (g, d1, d2), float32.
-        numbers (`Tensor`): int64 (g,), their numbers.
+        query_ids (`Tensor`): int64 (g,), which queries these are.
         widest (`int`): largest rank to look for.
         ranks (`Sequence[int]`, *optional*): the rank that each has at most; by default `widest`. One that may have
             more is held whole.
@@ -44,7 +44,7 @@ def compress(matrices: Tensor, numbers: Tensor, widest: int, ranks: Sequence[int
     fixed start; the remainder is computed, not estimated.
     """
     sizes = matrix_sizes(matrices)
-    found: dict[int, list[tuple[int, Tensor, Tensor]]] = {}
+    by_rank: dict[int, list[tuple[int, Tensor, Tensor]]] = {}
     whole = []
     for number in range(len(matrices)):  # one by one: the temporaries are as large as a layer
         most = widest if ranks is None else ranks[number]
@@ -55,13 +55,13 @@ def compress(matrices: Tensor, numbers: Tensor, widest: int, ranks: Sequence[int
             whole.append(number)
         else:
             left, right = thin
-            found.setdefault(len(left), []).append((number, left, right * sizes[number]))
+            by_rank.setdefault(len(left), []).append((number, left, right * sizes[number]))
     groups = []
-    for some in found.values():
-        at, lefts, rights = zip(*some, strict=True)
-        groups.append(QueryGroup(numbers[torch.tensor(at)], torch.stack(lefts), torch.stack(rights)))
+    for members in by_rank.values():
+        at, lefts, rights = zip(*members, strict=True)
+        groups.append(QueryGroup(query_ids[torch.tensor(at)], torch.stack(lefts), torch.stack(rights)))
     if whole:
-        groups.append(QueryGroup(numbers[torch.tensor(whole)], matrices[whole]))
+        groups.append(QueryGroup(query_ids[torch.tensor(whole)], matrices[whole]))
     return groups
 
 
@@ -87,12 +87,16 @@ def joined(groups: Sequence[QueryGroup]) -> list[QueryGroup]:
     forms: dict[tuple[int, bool], list[QueryGroup]] = {}
     for group in groups:
         forms.setdefault((group.left.shape[1], group.right is None), []).append(group)
-    found = []
-    for some in forms.values():
-        rights = [group.right for group in some if group.right is not None]
-        numbers, left = (torch.cat(parts) for parts in zip(*((one.numbers, one.left) for one in some), strict=True))
-        found.append(some[0] if len(some) == 1 else QueryGroup(numbers, left, torch.cat(rights) if rights else None))
-    return found
+    whole = []
+    for members in forms.values():
+        rights = [group.right for group in members if group.right is not None]
+        query_ids, left = (
+            torch.cat(parts) for parts in zip(*((group.query_ids, group.left) for group in members), strict=True)
+        )
+        whole.append(
+            members[0] if len(members) == 1 else QueryGroup(query_ids, left, torch.cat(rights) if rights else None)
+        )
+    return whole
 
 
 def range_factors(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -260,7 +260,7 @@ class _Preconditioner:
         if curvature.keeps_rank:
             return groups
         tensors = curvature.load(self.index.reader.curvature(entry), entry)
-        return [QueryGroup(group.numbers, curvature.precondition(group.left, tensors)) for group in groups]
+        return [QueryGroup(group.query_ids, curvature.precondition(group.left, tensors)) for group in groups]
 
 
 def _matching_modules(model: nn.Module, manifest: Manifest, strict: bool) -> list[TrackedModule]:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from spectra import COLUMNS, DIM, ROWS, gradients_of, held, random_factors
 
-from lorif_hf.algebra.gradients import StoredGradients, expand, squared_norms
+from lorif_hf.algebra.gradients import StoredGradients, expand, factor_squared_norms
 
 
 @pytest.mark.parametrize("rank", [1, 3])
@@ -22,8 +22,8 @@ def test_a_source_is_told_how_many_rows_to_give_and_may_give_more():
     left, right = random_factors(10, 2)
     stored = StoredGradients(lambda rows: asked.append(rows) or iter([(left, right)]), 10, ROWS, COLUMNS, 2)
     assert [len(one) for one, _ in stored.factors(4)] == [4, 4, 2] and asked == [4]
-    assert (stored.dim, stored.numbers) == (DIM, 2 * (ROWS + COLUMNS))
-    assert held(left @ right.mT, None).numbers == DIM
+    assert (stored.dim, stored.size) == (DIM, 2 * (ROWS + COLUMNS))
+    assert held(left @ right.mT, None).size == DIM
 
 
 @pytest.mark.parametrize("rank", [1, 3])
@@ -40,7 +40,7 @@ def test_norms_come_from_the_factors(scale):
     left, right = random_factors(9, 3)
     left[2] = 0
     expected = gradients_of(left * scale, right).square().sum(dim=1)
-    torch.testing.assert_close(squared_norms(left * scale, right), expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(factor_squared_norms(left * scale, right), expected, rtol=1e-9, atol=0)
     dense = (left * scale) @ right.mT
-    torch.testing.assert_close(squared_norms(dense, None), dense.double().square().sum(dim=(1, 2)))
-    assert squared_norms(left[:0], right[:0]).shape == squared_norms(dense[:0], None).shape == (0,)
+    torch.testing.assert_close(factor_squared_norms(dense, None), dense.double().square().sum(dim=(1, 2)))
+    assert factor_squared_norms(left[:0], right[:0]).shape == factor_squared_norms(dense[:0], None).shape == (0,)

@@ -2,8 +2,9 @@ import hashlib
 
 import pytest
 import torch
+from projections import rademacher
 
-from lorif_hf.algebra.projection import SparseProjection, TwoSidedProjection, project, rademacher
+from lorif_hf.algebra.projection import SparseProjection, TwoSidedProjection, project
 
 
 @pytest.fixture

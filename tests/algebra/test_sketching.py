@@ -21,7 +21,7 @@ SKETCHES = {
 def test_eigenpairs_of_a_decaying_spectrum_are_found(sketch, rank, numbers):
     left, right = random_factors(60, rank or 2, decay=0.5)
     gradients = gradients_of(left, right)
-    found = sketch(held(left, right, 25) if rank else held(left @ right.mT, None, 25), 8, numbers=numbers)
+    found = sketch(held(left, right, 25) if rank else held(left @ right.mT, None, 25), 8, block_size=numbers)
     expected = torch.linalg.eigvalsh(gradients.T @ gradients).flip(0)[:8]
     torch.testing.assert_close(found.values, expected, rtol=5e-2, atol=0)
     torch.testing.assert_close(found.values[:4], expected[:4], rtol=5e-3, atol=0)

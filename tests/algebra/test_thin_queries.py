@@ -18,7 +18,7 @@ def of_rank(queries, rank, d1, d2, seed=0):
 def expanded(groups, queries):
     """Q~ of all queries, put in their order; each of them must be in one group."""
     matrices = torch.cat([group.matrices() for group in groups])
-    numbers = torch.cat([group.numbers for group in groups])
+    numbers = torch.cat([group.query_ids for group in groups])
     assert sorted(numbers.tolist()) == list(range(queries))
     return matrices[numbers.argsort()]
 
@@ -30,7 +30,7 @@ def test_queries_of_low_rank_are_held_thin_and_lose_nothing(d1, d2, scale):
     matrices = torch.cat(kinds) * scale
     groups = compress(matrices, torch.arange(6), widest=24)
     assert all(group.right is not None for group in groups)
-    widths = {int(number): group.left.shape[1] for group in groups for number in group.numbers}
+    widths = {int(number): group.left.shape[1] for group in groups for number in group.query_ids}
     assert widths == {0: 8, 1: 8, 2: 8, 3: 16, 4: 24, 5: 8}
     found = expanded(groups, 6)
     lost = (found / scale - matrices / scale).flatten(1).norm(dim=1)
@@ -42,7 +42,7 @@ def test_queries_of_full_rank_stay_as_they_are():
     matrices = torch.cat([random(2, 40, 40), of_rank(1, 4, 40, 40), random(1, 40, 40, seed=5)])
     groups = compress(matrices, torch.arange(4), widest=16)
     whole = next(group for group in groups if group.right is None)
-    assert whole.numbers.tolist() == [0, 1, 3] and torch.equal(whole.left, matrices[[0, 1, 3]])
+    assert whole.query_ids.tolist() == [0, 1, 3] and torch.equal(whole.left, matrices[[0, 1, 3]])
     assert len(groups) == 2 and expanded(groups, 4).shape == (4, 40, 40)
 
 
@@ -51,7 +51,7 @@ def test_what_is_not_finite_or_not_to_be_thin_stays_whole(widest):
     matrices = of_rank(2, 2, 30, 30)
     matrices[0, 3, 3] = torch.inf if widest else 1.0
     groups = compress(matrices, torch.arange(2), widest)
-    assert {int(n) for group in groups if group.right is None for n in group.numbers} == ({0} if widest else {0, 1})
+    assert {int(n) for group in groups if group.right is None for n in group.query_ids} == ({0} if widest else {0, 1})
 
 
 def test_a_little_more_than_rounding_is_not_dropped():
@@ -65,7 +65,7 @@ def test_batches_are_joined_by_form():
     first = compress(torch.cat([of_rank(1, 2, 40, 40), random(1, 40, 40)]), torch.tensor([0, 1]), 8)
     second = compress(torch.cat([of_rank(1, 3, 40, 40, seed=7), random(1, 40, 40, seed=8)]), torch.tensor([2, 3]), 8)
     groups = joined([*first, *second])
-    assert sorted(group.numbers.tolist() for group in groups) == [[0, 2], [1, 3]]
+    assert sorted(group.query_ids.tolist() for group in groups) == [[0, 2], [1, 3]]
     expected = torch.cat([of_rank(1, 2, 40, 40), random(1, 40, 40), of_rank(1, 3, 40, 40, seed=7)])
     torch.testing.assert_close(expanded(groups, 4)[:3], expected, rtol=1e-4, atol=1e-4)
 
@@ -118,7 +118,7 @@ def test_what_is_known_of_the_ranks_decides_where_to_look():
     """At most so many tokens: a query that may have more than is looked for is not looked at."""
     matrices = torch.cat([of_rank(1, rank, 60, 60, seed=rank) for rank in (2, 9, 5, 3)])
     groups = compress(matrices, torch.arange(4), 16, [2, 12, 17, 1])
-    assert {int(n): g.right is None or g.left.shape[1] for g in groups for n in g.numbers} == {
+    assert {int(n): g.right is None or g.left.shape[1] for g in groups for n in g.query_ids} == {
         0: 8,
         1: 16,
         2: True,

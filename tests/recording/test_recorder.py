@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from projections import rademacher
 from torch.func import functional_call, grad
 
-from lorif_hf.algebra.projection import rademacher
 from lorif_hf.layers.modules import tracked_modules
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from projections import rademacher
 
-from lorif_hf.algebra.projection import rademacher
 from lorif_hf.algebra.whitening import SecondMoments
 from lorif_hf.layers.modules import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder

@@ -3,11 +3,12 @@
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from projections import rademacher
 from tiny import VOCABULARY, make_gpt2, make_rows
 from torch import Tensor
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
-from lorif_hf.algebra.projection import SparseProjection, rademacher
+from lorif_hf.algebra.projection import SparseProjection
 
 
 def make_classifier(seed: int = 0) -> GPT2ForSequenceClassification:
