@@ -15,7 +15,6 @@ CHANGES = {
     "whitening_samples": 17,
     "curvature": "kronecker",
     "curvature_rank": 7,
-    "curvature_passes": 2,
     "damping": 0.125,
     "output": "margin",
     "normalize": True,
@@ -87,8 +86,7 @@ def test_the_paper_config_is_the_published_method():
     paper = InfluenceConfig.paper()
     assert (paper.projection_factor, paper.factor_rank, paper.dtype, paper.factorize_query) == (4, 1, "bfloat16", True)
     assert (paper.bits, paper.whitening, paper.curvature, paper.output) == (16, "none", "low-rank", "loss")
-    assert (paper.curvature_rank, paper.curvature_passes) == (512, 5)
-    assert InfluenceConfig().curvature_passes == 1
+    assert paper.curvature_rank == 512
     assert (paper.damping, paper.projection_dim, paper.normalize) == (0.5, None, False)
     changed = InfluenceConfig.paper(factor_rank=4, seed=3)
     assert changed.to_dict() == {**paper.to_dict(), "factor_rank": 4, "seed": 3}
@@ -146,7 +144,6 @@ def test_sides_are_divided_by_the_projection_factor_but_never_vanish(factor, sha
 
 
 COUNTS = ["projection_factor", "factor_rank", "curvature_rank", "projection_dim", "whitening_samples", "shard_size"]
-COUNTS += ["curvature_passes"]
 MAY_BE_NONE = {"factor_rank", "curvature_rank", "projection_dim"}
 
 

@@ -14,7 +14,7 @@ class Statistic(ABC):
 
     @abstractmethod
     def of(self: S, inputs: Tensor, output_gradients: Tensor) -> S:
-        """That of a batch alone, from its tokens (n, T, d1) and (n, T, d2); leaves the sum as it is."""
+        """That of a batch alone, from its tokens (n, T, d1) and (n, T, d2), those of all calls of the layer."""
 
     @abstractmethod
     def add(self: S, other: S) -> None:

@@ -158,7 +158,7 @@ class IndexBuilder:
         reductions = dict.fromkeys(statistics, without_gradient)
         recorder = GradientRecorder(self.model, self.modules, self.projections, self.objective, statistics, reductions)
         sample = self.rows.spaced(first_pass.samples)
-        with recorder, progress(len(sample), "Estimating second moments", "examples") as bar:
+        with recorder, progress(len(sample), "First pass", "examples") as bar:
             for rows, _, _ in self.passing.run(recorder, sample):
                 bar.update(len(rows))
         scale = self.rows.count / len(sample)

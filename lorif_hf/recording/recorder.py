@@ -174,15 +174,12 @@ class GradientRecorder:
         """Make a layer's gradients of the tokens of all its calls, and let go of them."""
         name, tokens = layer.tracked.name, layer.tokens
         layer.tokens = []
-        if name in self.statistics and name not in self._counted:
-            # All sums before the first is added: one that does not fit into memory leaves nothing half done.
-            statistic = self.statistics[name]
-            for of_call in [statistic.of(inputs, returned) for inputs, returned in tokens]:
-                statistic.add(of_call)
-            self._counted.add(name)
         inputs, returned = (
             tokens[0] if len(tokens) == 1 else (torch.cat(side, dim=1) for side in zip(*tokens, strict=True))
         )
+        if name in self.statistics and name not in self._counted:
+            self.statistics[name].add(self.statistics[name].of(inputs, returned))
+            self._counted.add(name)
         self._gradients[name] = self.reductions.get(name, _formed)(inputs, returned)
 
     def _gradient_of(self, tracked: TrackedModule, size: int, device: torch.device) -> Matrices:

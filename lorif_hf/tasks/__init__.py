@@ -1,7 +1,7 @@
 """Kinds of task: the loss of one example, what of it is a target, how a query of it is written. One file a kind."""
 
 from ..registry import TASKS
-from .base import Feature, Task, UserObjective
+from .base import Feature, Task, UserObjective, batch_size, forward_inputs, no_margin
 from .causal_lm import CausalLM
 from .custom import Custom
 from .objectives import task_of
@@ -21,6 +21,9 @@ __all__ = [
     "Task",
     "TextReader",
     "UserObjective",
+    "batch_size",
+    "forward_inputs",
+    "no_margin",
     "register",
     "task_of",
 ]

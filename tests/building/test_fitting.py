@@ -71,7 +71,7 @@ def recorded(request, tmp_path):
 def fit(recorded, folder, max_memory=None):
     config, reader, _ = recorded
     path = lambda number: folder / f"{number}.safetensors"  # noqa: E731
-    return fit_curvature(curvature_of(config), codec_of(config), reader, ENTRIES, COUNT, path, max_memory)
+    return fit_curvature(curvature_of(config), codec_of(config), reader, ENTRIES, {}, COUNT, path, max_memory)
 
 
 @pytest.mark.parametrize("memory", [None, "least"])

@@ -11,7 +11,7 @@ from lorif_hf.algebra.whitening import SecondMoments, inverse_roots
 from lorif_hf.building.fitting import shape_of
 from lorif_hf.codecs import PackedCodec
 from lorif_hf.curvature import Cost, KroneckerCurvature, curvature_of
-from lorif_hf.curvature.kronecker import KroneckerWhitener, MomentsPass
+from lorif_hf.curvature.kronecker import MomentsPass
 from lorif_hf.errors import ConfigError, IndexCorruptedError, RecordingError
 from lorif_hf.storage.layout import CURVATURE, ModuleEntry
 
@@ -32,8 +32,6 @@ def test_what_is_kept_of_a_layer_are_the_damped_inverse_roots_of_its_moments():
     assert list(tensors) == ["in_whitener", "out_whitener"]
     for tensor, expected in zip(tensors.values(), inverse_roots(statistic, damping=0.1, scale=2.5), strict=True):
         assert torch.equal(tensor, expected)
-    whitener = FIRST.whitener(tensors)
-    assert whitener.in_whitener is tensors["in_whitener"] and whitener.out_whitener is tensors["out_whitener"]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -49,21 +47,21 @@ def test_moments_that_are_not_finite_are_refused_with_the_module(value):
 
 
 def test_gradients_are_whitened_from_both_sides():
-    whitener = KroneckerWhitener(random(4, 4), random(3, 3, seed=1))
+    sides = {"in_whitener": random(4, 4), "out_whitener": random(3, 3, seed=1)}
     gradients = random(5, 4, 3, seed=2)
     expected = torch.zeros(5, 4, 3, dtype=torch.float64)
     for row in range(5):
-        expected[row] = whitener.in_whitener.double() @ gradients[row].double() @ whitener.out_whitener.double()
-    assert off(whitener.whiten(gradients), expected) < 1e-6
+        expected[row] = sides["in_whitener"].double() @ gradients[row].double() @ sides["out_whitener"].double()
+    assert off(FIRST.whiten(gradients, sides), expected) < 1e-6
 
 
 def test_a_reduction_finds_the_whitened_gradients_of_tokens():
     """Of full width, all of it: nothing is left out."""
-    sides = [(side + side.T) / 2 for side in (random(8, 8), random(6, 6, seed=1))]
-    whitener = KroneckerWhitener(*sides)
+    symmetric = [(side + side.T) / 2 for side in (random(8, 8), random(6, 6, seed=1))]
+    sides = dict(zip(("in_whitener", "out_whitener"), symmetric, strict=True))
     inputs, outputs = random(3, 5, 8, seed=2), random(3, 5, 6, seed=3)
-    reduced = whitener.reduction(6)(inputs, outputs)
-    expected = whitener.whiten(inputs.mT @ outputs)
+    reduced = FIRST.reduction(sides, 6)(inputs, outputs)
+    expected = FIRST.whiten(inputs.mT @ outputs, sides)
     assert off(dense(reduced), expected.double()) < 1e-3
 
 
@@ -89,7 +87,7 @@ def test_nothing_is_left_to_be_fitted_or_to_be_done_to_a_query(tmp_path):
     curvature = KroneckerCurvature(FIRST)
     shape = shape_of(ENTRY, 100, PackedCodec(1, 1))
     assert curvature.keeps_rank and curvature.cost(shape, None) == curvature.cost(shape, 1) == Cost()
-    assert curvature.fit(shape, None) is None
+    assert curvature.fit(shape, {}, None) is None
     gradients = random(5, 2, 3)
     tensors = curvature.load(module_tensors(tmp_path, whitener_tensors(), ENTRY), ENTRY)
     assert tensors == {} and curvature.precondition(gradients, tensors) is gradients

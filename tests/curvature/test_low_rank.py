@@ -20,8 +20,8 @@ ENTRY = ModuleEntry("a.b", "linear", ROWS, COLUMNS, ROWS, COLUMNS, "")
 OTHER = ModuleEntry("c", "linear", 4, 4, 4, 4, "")
 
 
-def curvature(rank=2, passes=1, damping=0.5):
-    return LowRankCurvature(rank, passes, damping, None)
+def curvature(rank=2, damping=0.5):
+    return LowRankCurvature(rank, damping, None)
 
 
 @pytest.mark.parametrize("dense", [False, True], ids=["factors", "dense"])
@@ -31,7 +31,7 @@ def test_a_fit_is_the_truncated_hessian_of_what_is_stored(tmp_path, count, rank,
     left, right = random_factors(count, 2)
     gradients = gradients_of(left, right)
     stored = held(left @ right.mT, None, 7) if dense else held(left, right, 7)
-    fitted = curvature(rank, damping=0.3).fit(stored, None)
+    fitted = curvature(rank, damping=0.3).fit(stored, {}, None)
     kept = rank or min(count, DIM)
     hessian = truncated_hessian(gradients, kept, 0.3)
     influence = (gradients @ torch.linalg.solve(hessian, gradients.T)).diagonal()
@@ -60,7 +60,7 @@ def test_a_fit_is_the_truncated_hessian_of_what_is_stored(tmp_path, count, rank,
 def test_self_influence_is_that_of_the_kept_eigenpairs(memory):
     """With little memory what is read at a time shrinks with the block, down to one example."""
     left, right = random_factors(200, 2)
-    fitted = curvature(3).fit(held(left, right, 50, 50), memory)
+    fitted = curvature(3).fit(held(left, right, 50, 50), {}, memory)
     vectors, values = fitted.tensors["eigenvectors"].double(), fitted.tensors["eigenvalues"].double()
     hessian = vectors * values @ vectors.T + float(fitted.tensors["damping"]) * torch.eye(DIM, dtype=torch.float64)
     gradients = gradients_of(left, right)
@@ -68,13 +68,12 @@ def test_self_influence_is_that_of_the_kept_eigenpairs(memory):
     assert off(fitted.self_influence, expected) < 1e-4
 
 
-@pytest.mark.parametrize("passes, method", [(1, "nystroem"), (2, "randomized"), (5, "randomized")])
 @pytest.mark.parametrize("max_memory", [None, 1 << 30])
-def test_the_cost_is_that_of_the_passes_that_the_config_asks_for(passes, method, max_memory):
+def test_the_cost_of_a_sketch_is_that_of_its_plan(max_memory):
     entry = ModuleEntry("wide", "linear", 192, 192, 192, 192, "")
     stored = shape_of(entry, 1_000_000, FactoredCodec(1, torch.bfloat16))
-    plan = plan_method(stored, 512, method, passes=passes, max_memory=max_memory or 2 << 30)
-    cost = curvature_of(InfluenceConfig.paper(curvature_passes=passes)).cost(stored, max_memory)
+    plan = plan_method(stored, 512, "nystroem", max_memory=max_memory or 2 << 30)
+    cost = curvature_of(InfluenceConfig.paper()).cost(stored, max_memory)
     assert (cost.memory, cost.flops, cost.stored) == (plan.memory, plan.flops, 4 * 192 * 192 * 512)
 
 
@@ -85,9 +84,9 @@ def test_the_cost_of_an_exact_fit_is_that_of_its_plan():
     assert (cost.memory, cost.flops, cost.stored) == (plan.memory, plan.flops, 4 * DIM * DIM)
 
 
-def test_the_config_sets_rank_passes_damping_and_the_first_pass():
-    plain = curvature_of(InfluenceConfig.paper(curvature_rank=7, curvature_passes=3, damping=0.25))
-    assert plain == LowRankCurvature(7, 3, 0.25, None) and not plain.keeps_rank
+def test_the_config_sets_rank_damping_and_the_first_pass():
+    plain = curvature_of(InfluenceConfig.paper(curvature_rank=7, damping=0.25))
+    assert plain == LowRankCurvature(7, 0.25, None) and not plain.keeps_rank
     whitened = InfluenceConfig.paper(whitening="kronecker", whitening_samples=9, whitening_damping=0.2)
     assert curvature_of(whitened).first_pass == MomentsPass(9, 0.2)
 

@@ -19,7 +19,7 @@ def test_nothing_is_gathered_fitted_kept_or_done(tmp_path):
     curvature = curvature_of(InfluenceConfig.grad_dot())
     assert isinstance(curvature, NoCurvature) and curvature.first_pass is None and curvature.keeps_rank
     shape = shape_of(ENTRY, 100, DenseCodec(torch.float32))
-    assert curvature.cost(shape, None) == curvature.cost(shape, 1) == Cost() and curvature.fit(shape, None) is None
+    assert curvature.cost(shape, None) == curvature.cost(shape, 1) == Cost() and curvature.fit(shape, {}, None) is None
     tensors = curvature.load(module_tensors(tmp_path, {}, ENTRY), ENTRY)
     gradients = torch.randn(5, 2, 3)
     assert tensors == {} and curvature.precondition(gradients, tensors) is gradients
