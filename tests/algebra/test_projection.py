@@ -4,7 +4,11 @@ import pytest
 import torch
 from projections import rademacher
 
-from lorif_hf.algebra.projection import SparseProjection, TwoSidedProjection, project
+from lorif_hf.algebra.projection import SparseProjection, TwoSidedProjection, draw_signs, project
+
+
+SIGNS = [[1, 1, -1, 1, 1], [-1, 1, 1, -1, -1], [-1, 1, 1, 1, -1], [1, 1, -1, 1, -1]]
+COLUMNS, COLUMN_SIGNS = [10, 10, 2, 1, 3, 10, 10, 4], [-1, -1, -1, 1, -1, -1, -1, 1]
 
 
 @pytest.fixture
@@ -52,9 +56,30 @@ def test_the_expectation_of_p_times_its_transpose_is_the_identity():
     torch.testing.assert_close(mean, torch.eye(6, dtype=torch.float64), atol=0.06, rtol=0)
 
 
-def test_one_draw_is_pinned_since_every_index_depends_on_the_generator():
-    drawn = rademacher(64, 16, seed=0, name="x").numpy().tobytes()
-    assert hashlib.sha256(drawn).hexdigest() == "648bc9abc94c7a9e790380dc2a4a5a86d4aa07140b3fe54e73d13cf8f5b18d05"
+def bytes_of(seed, name, length):
+    """The stream as docs/format.md defines it."""
+    return hashlib.shake_128(b"lorif-hf projection 1\0" + str(seed).encode() + b"\0" + name.encode()).digest(length)
+
+
+def test_signs_are_the_bits_of_the_stream():
+    """Without NumPy or torch: any machine and release must draw these."""
+    bits = [byte >> place & 1 for byte in bytes_of(7, "layer/in", 3) for place in range(7, -1, -1)][:20]
+    rows = [[2 * bit - 1 for bit in bits[start : start + 5]] for start in range(0, 20, 5)]
+    assert draw_signs((4, 5), seed=7, name="layer/in").tolist() == rows
+
+
+def test_columns_are_words_of_the_stream_scaled_to_the_target():
+    drawn = SparseProjection.draw(8, 11, seed=7, name="layer/global")
+    content = bytes_of(7, "layer/global", 32)
+    words = [int.from_bytes(content[start : start + 4], "little") for start in range(0, 32, 4)]
+    assert drawn.columns.tolist() == [word * 11 >> 32 for word in words]
+    assert torch.equal(drawn.signs, draw_signs((8,), seed=7, name="layer/global/signs"))
+
+
+def test_draws_are_pinned_since_every_index_depends_on_them():
+    assert draw_signs((4, 5), seed=7, name="layer/in").tolist() == SIGNS
+    drawn = SparseProjection.draw(8, 11, seed=7, name="layer/global")
+    assert (drawn.columns.tolist(), drawn.signs.tolist()) == (COLUMNS, COLUMN_SIGNS)
 
 
 @pytest.mark.parametrize("shape", [(12,), (1, 12), (0, 12), (5, 12), (2, 3, 12)])
@@ -179,9 +204,3 @@ def test_a_sparse_draw_depends_on_seed_and_name_alone():
     flipped = SparseProjection(one.columns, -one.signs, 16)
     wider = SparseProjection(one.columns, one.signs, 17)
     assert len({one.sha256(), flipped.sha256(), wider.sha256()}) == 3
-
-
-def test_one_sparse_draw_is_pinned_since_every_index_depends_on_the_generator():
-    assert SparseProjection.draw(64, 16, seed=0, name="x").sha256() == (
-        "ddc6d9cfa33933963eb2e8e63eeefcb893c9465134a9b0e6913469f260caebf7"
-    )

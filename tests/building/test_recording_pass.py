@@ -21,10 +21,6 @@ from lorif_hf.tasks.objectives import LossObjective
 CONFIG = plain_config(projection_factor=2, dtype="float32", shard_size=8)
 
 
-def groups(batching, lengths):
-    return list(batching.groups(range(len(lengths)), lambda numbers: [lengths[i] for i in numbers]))
-
-
 def factors(index):
     """Every stored tensor of an index, by shard and name."""
     return [
@@ -33,28 +29,6 @@ def factors(index):
         for parts in index._queried.reader.load(shard, index.manifest.modules).values()
         for part in parts.values()
     ]
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("budget", [1, 7, 20, 64, 10_000])
-def test_a_token_budget_is_kept_and_every_row_goes_once(seed, budget):
-    lengths = torch.randint(0, 30, (50,), generator=torch.Generator().manual_seed(seed)).tolist()
-    found = groups(BuildOptions(8, max_tokens=budget), lengths)
-    assert sorted(row for group in found for row in group) == list(range(50))
-    for group in found:
-        assert group == sorted(group)
-        assert len(group) == 1 or len(group) * max(lengths[row] for row in group) <= budget
-    longest = [max(lengths[row] for row in group) for group in found]
-    assert longest == sorted(longest, reverse=True)
-
-
-def test_a_token_budget_wastes_no_room():
-    """Of equal rows as many go together as fit."""
-    assert [len(group) for group in groups(BuildOptions(8, max_tokens=20), [5] * 10)] == [4, 4, 2]
-
-
-def test_without_a_budget_rows_go_in_order_and_no_length_is_asked_for():
-    assert list(BuildOptions(3).groups(range(2, 9), None)) == [[2, 3, 4], [5, 6, 7], [8]]
 
 
 def test_row_order_is_restored(tmp_path):

@@ -1,0 +1,38 @@
+"""What tells the examples of a batch apart, and which kind a module is of."""
+
+import pytest
+import torch
+from torch import nn
+
+from lorif_hf.layers import BatchShape, LayerKind, kind_of
+from lorif_hf.layers.base import first_argument
+
+
+@pytest.mark.parametrize(
+    "shape, expected",
+    [((3, 4, 5), (3, 4, 5)), ((3, 2, 4, 5), (3, 8, 5)), ((3, 5), (3, 1, 5)), ((12, 5), (3, 4, 5)), ((7, 5), None)],
+    ids=str,
+)
+def test_examples_are_told_apart_by_the_first_axis_or_by_flattened_tokens(shape, expected):
+    tensor = torch.randn(shape)
+    apart = BatchShape(3, 4).per_example(tensor)
+    if expected is None:
+        assert apart is None
+    else:
+        assert apart.shape == expected and torch.equal(apart.flatten(), tensor.flatten())
+
+
+def test_without_tokens_nothing_is_taken_for_flattened():
+    assert BatchShape(3, None).per_example(torch.randn(12, 5)) is None
+    assert BatchShape(3, 1).per_example(torch.randn(3, 5)).shape == (3, 1, 5)
+
+
+def test_the_input_of_a_layer_comes_by_position_or_by_name():
+    tensor = torch.ones(2)
+    assert first_argument((tensor,), {"x": None}) is tensor and first_argument((), {"x": tensor}) is tensor
+
+
+def test_kinds():
+    assert kind_of(nn.Linear(2, 3)).name == "linear" and kind_of(nn.LayerNorm(2)) is None
+    with pytest.raises(TypeError, match="abstract"):
+        LayerKind()
