@@ -104,11 +104,11 @@ def test_a_build_killed_while_recording_goes_on_and_ends_with_the_same_bytes(
     killed_after = min(killed_after, sampled + COUNT - 1)
     record, recorded = GradientRecorder.record, []
 
-    def counted(self, batch, rows=None):
+    def counted(self, batch, rows=None, *rest):
         if len(recorded) == killed_after:
             raise Killed
         recorded.append(rows)
-        return record(self, batch, rows)
+        return record(self, batch, rows, *rest)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(GradientRecorder, "record", counted)
@@ -184,10 +184,10 @@ def test_only_a_margin_has_weights(tmp_path):
 def test_whitening_looks_at_evenly_spaced_rows(tmp_path, monkeypatch):
     record, seen = GradientRecorder.record, []
 
-    def noted(self, batch, rows=None):
+    def noted(self, batch, rows=None, *rest):
         if self.statistics:
             seen.extend(rows)
-        return record(self, batch, rows)
+        return record(self, batch, rows, *rest)
 
     monkeypatch.setattr(GradientRecorder, "record", noted)
     build(tmp_path / "index", CONFIGS["4 bits"], batch_size=4)
