@@ -46,10 +46,8 @@ def fit(stored: StoredGradients, rank: int, damping: float, *, passes: int = PAS
         small += coordinates.T @ coordinates
         trace += float(factor_squared_norms(left, right).sum())
     eigenvalues, rotation = torch.linalg.eigh(small)
-    eigenvectors = basis @ rotation[:, -rank:].flip(1).float()
-    return Curvature(
-        eigenvectors, eigenvalues[-rank:].flip(0).clamp_min(0).float(), damping * trace / stored.dim, trace
-    )
+    eigenvalues, rotation = eigenvalues[-rank:].flip(0).clamp_min(0), rotation[:, -rank:].flip(1)
+    return Curvature(basis @ rotation.float(), eigenvalues.float(), damping * trace / stored.dim, trace)
 
 
 def _blocks(stored: StoredGradients, width: int) -> Iterator[tuple[Tensor, Tensor | None]]:
