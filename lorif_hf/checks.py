@@ -30,11 +30,12 @@ def whole_bytes(size: int | str | None, name: str, error: type[Exception]) -> in
     """
     if size is None:
         return None
+    given = size
     if isinstance(size, str):
         parts = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]?)(i?)B?\s*", size, re.IGNORECASE)
         if parts:
             power = " KMGT".index(parts[2].upper() or " ")
             size = int(float(parts[1]) * (1024 if parts[3] else 1000) ** power)
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise error(f'{name} must be a number of bytes or a size like "2GB", got {size!r}.')
+        raise error(f'{name} must be a number of bytes or a size like "2GB", got {given!r}.')
     return size

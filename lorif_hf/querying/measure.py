@@ -153,7 +153,7 @@ def load_model(name: str, identity: dict[str, Any], token: str | bool | None) ->
 
     auto_class = identity.get("auto_class")
     # Only what a registered task names: the manifest may come from anybody.
-    if auto_class is None or auto_class not in {task.auto_class for task in TASKS}:
+    if not isinstance(auto_class, str) or auto_class not in {task.auto_class for task in TASKS}:
         raise ModelMismatchError(
             f"The index was made with a {identity.get('model_class')}, which no known Auto class loads: load the "
             "model yourself and pass it instead of its name."
