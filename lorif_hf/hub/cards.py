@@ -188,7 +188,7 @@ def _render(
 ) -> str:
     began = manifest.model
     source = [_harmless(dataset_value) for dataset_value in map(manifest.dataset.get, _DATASET) if dataset_value]
-    known = {task.auto_class for task in TASKS} - {None}
+    known = [task.auto_class for task in TASKS if task.auto_class]
     auto_class = began["auto_class"] if began.get("auto_class") in known else "AutoModel"
     query = next((task.query_example for task in TASKS if task.name == manifest.objective), "batch")
     library = "transformers"
