@@ -24,9 +24,9 @@ from ...recording.rows import TrainingRows, task_code
 from ...storage.claim import BuildFolder
 from ...storage.layout import STAGING
 from ...tasks import Task, UserObjective, task_of
-from .bank import RetrainBank, queries_fingerprint
+from .bank import RetrainBank
 from .bank_files import BANK, BANK_VERSION
-from .runs import Feature, MakeTrainer, RetrainJob, complete_features
+from .runs import Feature, MakeTrainer, RetrainJob, complete_features, queries_fingerprint
 from .workers import run_in_processes
 
 

@@ -1,6 +1,8 @@
 """One run of the ground truth: train on a subset, measure every query, write the losses."""
 
 import gc
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,3 +172,8 @@ def complete_features(queries: Any, model: nn.Module, task: Task, processing_cla
 def plain_features(features: Sequence[Feature]) -> list[dict[str, Any]]:
     """The queries as JSON values, which is what their fingerprint is made of."""
     return [{key: feature[key].tolist() for key in sorted(feature)} for feature in features]
+
+
+def queries_fingerprint(features: Sequence[Feature]) -> str:
+    """Hash over the queries as the model takes them, in their order."""
+    return hashlib.sha256(json.dumps(plain_features(features)).encode()).hexdigest()
