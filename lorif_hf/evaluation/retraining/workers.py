@@ -71,7 +71,7 @@ def run_in_processes(job: RetrainJob, runs: Sequence[int], num_processes: int, d
                 future.result()
                 idle.append(worker)
                 done()
-    except (BrokenProcessPool, SystemExit):
+    except BrokenProcessPool:
         raise EvaluationError(
             f"{job.name(run)}: its worker process died, perhaps out of memory. The finished runs are kept. A script "
             'that retrains with num_processes above 1 needs `if __name__ == "__main__":` around its calls; where '
@@ -106,7 +106,10 @@ def _run(packed: bytes, run: int) -> None:
         raise EvaluationError(
             f"A worker process cannot load make_trainer ({type(error).__name__}: {error}). {_IMPORTABLE}"
         ) from error
-    job.run(run)
+    try:
+        job.run(run)
+    except SystemExit:
+        os._exit(1)  # the pool would raise it in the parent
 
 
 def _cuda_devices() -> list[str]:
