@@ -1,4 +1,4 @@
-"""What every metric is given: finite arrays and masks of the right shape. Errors name the place."""
+"""What every metric is given: finite arrays and masks of the right shape, or an error that names the place."""
 
 from typing import Any
 
@@ -9,11 +9,7 @@ from ..errors import EvaluationError
 
 
 def as_array(value: Any, name: str) -> np.ndarray:
-    """A tensor, array or nested list as an array; nothing is copied where it need not be.
-
-    Raises:
-        [`~lorif_hf.errors.EvaluationError`]: it is ragged, or no array at all.
-    """
+    """A tensor, array or nested list as an array; nothing is copied where it need not be."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         # NumPy has no bfloat16.
@@ -34,20 +30,14 @@ def finite_array(value: Any, name: str, axes: tuple[str, ...]) -> np.ndarray:
         value: tensor, array or nested list.
         name (`str`): what errors call it.
         axes (`tuple[str, ...]`): what one step along each axis is, for example `("query", "training row")`.
-
-    Raises:
-        [`~lorif_hf.errors.EvaluationError`]: another number of axes, nothing in it, no numbers, or NaN or infinity,
-            whose place is named.
     """
     array = _with_axes(as_array(value, name), name, axes)
     if array.dtype.kind not in "iuf":
         raise EvaluationError(f"{name} must hold numbers, found {array.dtype}.")
     # Row by row: the scores of a large index may be a memory map.
     for row, values in enumerate(array if array.ndim > 1 else [array]):
-        finite = np.isfinite(values)
-        if not finite.all():
-            inside = np.argwhere(~finite)[0]
-            place = (row, *inside) if array.ndim > 1 else tuple(inside)
+        if not np.isfinite(values).all():
+            place = (row, *np.argwhere(~np.isfinite(values))[0])[-array.ndim :]
             where = ", ".join(f"{axis} {index}" for axis, index in zip(axes, place, strict=True))
             raise EvaluationError(
                 f"{name} must be finite, found {array[place]} at {where}. Leave that {axes[0]} out, or find "
@@ -57,11 +47,7 @@ def finite_array(value: Any, name: str, axes: tuple[str, ...]) -> np.ndarray:
 
 
 def booleans(value: Any, name: str, axes: tuple[str, ...]) -> np.ndarray:
-    """A mask. Numbers are refused: a list of row numbers would pass for one.
-
-    Raises:
-        [`~lorif_hf.errors.EvaluationError`]: another number of axes, nothing in it, or something else than booleans.
-    """
+    """A mask. Numbers are refused: a list of row numbers would pass for one."""
     array = _with_axes(as_array(value, name), name, axes)
     if array.dtype != np.bool_:
         raise EvaluationError(

@@ -99,13 +99,11 @@ def read_query_file(path: Path) -> list[Any]:
         raise EvaluationError(
             f"{path} cannot be read as queries ({error}): pass a .txt, .jsonl or .json file."
         ) from error
-    queries = queries if isinstance(queries, list) else [queries]
-    return [tuple(query) if _is_pair(query) else query for query in queries]
-
-
-def _is_pair(query: Any) -> bool:
-    """Whether a JSON list is a text with its completion or label."""
-    return isinstance(query, list) and len(query) == 2 and isinstance(query[0], str)
+    # A list of two, the first of them a text, is that text with its completion or label.
+    return [
+        tuple(query) if isinstance(query, list) and len(query) == 2 and isinstance(query[0], str) else query
+        for query in (queries if isinstance(queries, list) else [queries])
+    ]
 
 
 def lds_record(index: "InfluenceIndex", bank: RetrainBank, result: LDSResult) -> LDSRecord:
@@ -119,12 +117,8 @@ def lds_record(index: "InfluenceIndex", bank: RetrainBank, result: LDSResult) ->
             "The losses of every query are the same under all retrained models, so there is no score to keep. See "
             "that make_trainer trains, and that the queries have something to measure."
         )
-    bounds = {"query": result.query_interval, "subset": result.subset_interval}
-    intervals = {
-        f"{name}_{end}": None if math.isnan(value) else value
-        for name, interval in bounds.items()
-        for end, value in zip(("low", "high"), interval, strict=True)
-    }
+    names = ("query_low", "query_high", "subset_low", "subset_high")
+    bounds = [None if math.isnan(bound) else bound for bound in (*result.query_interval, *result.subset_interval)]
     return LDSRecord(
         mean=result.mean,
         confidence=result.confidence,
@@ -134,7 +128,7 @@ def lds_record(index: "InfluenceIndex", bank: RetrainBank, result: LDSResult) ->
         seed_agreement=bank.seed_agreement() if len(bank.seeds) > 1 else None,
         bank=bank.repo_id,
         build=index.manifest.build,
-        **intervals,
+        **dict(zip(names, bounds, strict=True)),
     )
 
 
@@ -147,13 +141,14 @@ def _check_queries(features: list[Any], bank: RetrainBank) -> None:
             "retrain() got, or none to take them from the bank."
         )
     different = [i for i, query in enumerate(given) if query != expected[i]]
-    if different and sorted(map(str, given)) == sorted(map(str, expected)):
+    if not different:
+        return
+    if sorted(map(str, given)) == sorted(map(str, expected)):
         raise EvaluationError(
             f"The queries are the bank's in another order, first at query {different[0]}: pass them in the order that "
             "retrain() got, or none to take them from the bank."
         )
-    if different:
-        raise EvaluationError(
-            f"{len(different)} of the {len(given)} queries are not the bank's, first query {different[0]}: pass the "
-            "queries that retrain() got (with the same tokenizer), or none to take them from the bank."
-        )
+    raise EvaluationError(
+        f"{len(different)} of the {len(given)} queries are not the bank's, first query {different[0]}: pass the "
+        "queries that retrain() got (with the same tokenizer), or none to take them from the bank."
+    )

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import EvaluationError
 from .arrays import as_array, booleans, finite_array
 from .bootstrap import UNKNOWN, Interval, check_bootstrap, interval_of, mean_interval, resampled_counts
-from .ranks import average_ranks, tie_groups
+from .ranks import average_ranks
 
 
 _COLUMNS = 65536  # training rows that are summed at once: bounds the memory that float64 takes
@@ -129,15 +129,14 @@ def _score(
         )
     # Minus the loss: positive scores are proponents, and training on proponents lowers the loss.
     gains = -finite_array(losses, "losses", ("subset", "query")).T.astype(np.float64)
-    predicted = average_ranks(predictions, tolerance) - (subsets + 1) / 2
-    actual = average_ranks(gains) - (subsets + 1) / 2
-    per_query = _correlation(predicted, actual)
-    counted = per_query[~np.isnan(per_query)]
+    predicted = average_ranks(predictions, tolerance)
+    per_query = _correlation(predicted, average_ranks(gains))
+    known = ~np.isnan(per_query)
+    counted = per_query[known]
     subset_interval = UNKNOWN
     if subsets > 2 and len(counted):
         counts = resampled_counts(subsets, resamples, seed)
         resampled = _resampled_means(predictions, tolerance, gains, counts)
-        resampled = resampled[~np.isnan(resampled)]
         # The copies of a subset tie, which shifts the correlation of every resample: the mean shift is subtracted.
         shift = resampled.mean() - counted.mean() if len(resampled) else 0.0
         subset_interval = interval_of(np.clip(resampled - shift, -1, 1), confidence)
@@ -147,21 +146,22 @@ def _score(
         query_interval=mean_interval(counted, confidence=confidence, resamples=resamples, seed=seed),
         subset_interval=subset_interval,
         confidence=confidence,
-        num_constant=int(np.isnan(per_query).sum()),
-        num_constant_predictions=int(((predicted == 0).all(axis=1) & ~np.isnan(per_query)).sum()),
+        num_constant=int((~known).sum()),
+        num_constant_predictions=int((np.ptp(predicted, axis=1)[known] == 0).sum()),
     )
 
 
 def _correlation(predicted: np.ndarray, actual: np.ndarray, counts: np.ndarray | float = 1.0) -> np.ndarray:
-    """Pearson correlation of centred ranks along the last axis, each counted `counts` times.
+    """Pearson correlation of ranks from 1 to M along the last axis, each counted `counts` times.
 
     NaN where `actual` is constant: there is nothing to predict. Else 0 where `predicted` is constant.
     """
+    middle = (predicted.shape[-1] + 1) / 2
+    predicted, actual = predicted - middle, actual - middle
     # Ranks are multiples of a half, so these sums are exact, and zero means constant.
     product = (counts * predicted * actual).sum(axis=-1)
-    spread = (counts * predicted**2).sum(axis=-1)
     target = (counts * actual**2).sum(axis=-1)
-    scale = np.sqrt(spread * target)
+    scale = np.sqrt((counts * predicted**2).sum(axis=-1) * target)
     # No product of such ranks exceeds the scale, except by its rounding.
     ratio = np.clip(np.divide(product, scale, out=np.zeros_like(scale), where=scale > 0), -1, 1)
     return np.where(target > 0, ratio, np.nan)
@@ -170,28 +170,11 @@ def _correlation(predicted: np.ndarray, actual: np.ndarray, counts: np.ndarray |
 def _resampled_means(
     predictions: np.ndarray, tolerance: np.ndarray, gains: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
-    """The mean score over queries for each resample of the subsets, (R,), ranked anew in each."""
+    """The mean score over queries of each resample of the subsets in which there is one, ranked anew."""
     total, queries = np.zeros(len(counts)), np.zeros(len(counts))
     for prediction, close, gain in zip(predictions, tolerance, gains, strict=True):
-        predicted, actual = _resampled_ranks(prediction, close, counts), _resampled_ranks(gain, 0.0, counts)
-        correlation = _correlation(predicted, actual, counts)
-        known = ~np.isnan(correlation)
-        total[known] += correlation[known]
-        queries += known
-    return np.divide(total, queries, out=np.full(len(counts), np.nan), where=queries > 0)
-
-
-def _resampled_ranks(values: np.ndarray, tolerance: np.ndarray | float, counts: np.ndarray) -> np.ndarray:
-    """Centred average ranks of values (M,), each drawn `counts` times, (R, M).
-
-    The order is the same in every resample, so the copies below a value are a running sum of the counts: nothing is
-    sorted again. Values that were not drawn get a rank as well, which `counts` then weights with 0.
-    """
-    order = np.argsort(values, kind="stable")
-    first, last = tie_groups(values[order], tolerance)
-    sorted_counts = counts[:, order]
-    upto = np.cumsum(sorted_counts, axis=1)
-    below = (upto - sorted_counts)[:, first]
-    ranks = np.empty(counts.shape)
-    ranks[:, order] = (below + upto[:, last] - len(values)) / 2
-    return ranks
+        predicted = average_ranks(prediction[None], close, counts)
+        correlation = _correlation(predicted, average_ranks(gain[None], 0.0, counts), counts)
+        total += np.nan_to_num(correlation)
+        queries += ~np.isnan(correlation)
+    return total[queries > 0] / queries[queries > 0]

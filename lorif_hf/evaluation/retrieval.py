@@ -50,7 +50,7 @@ def retrieval(scores: Any, sources: Sequence[Sequence[int]], *, ks: Sequence[int
     """
     array = finite_array(scores, "scores", ("query", "training row"))
     rows = _source_rows(sources, len(array), array.shape[1])
-    return _result([_ranks_by_score(line, known) for line, known in zip(array, rows, strict=True)], ks)
+    return _result([_ranks(_ranking(line, known), known) for line, known in zip(array, rows, strict=True)], ks)
 
 
 def retrieval_of_rankings(
@@ -77,7 +77,7 @@ def retrieval_of_rankings(
             f"top_k={max(ks)}, or ask for smaller ks."
         )
     rows = _source_rows(sources, len(array), None)
-    return _result([_ranks_in_list(line, known) for line, known in zip(array, rows, strict=True)], ks)
+    return _result([_ranks(line, known) for line, known in zip(array, rows, strict=True)], ks)
 
 
 def _source_rows(sources: Any, queries: int, count: int | None) -> list[np.ndarray]:
@@ -104,15 +104,13 @@ def _source_rows(sources: Any, queries: int, count: int | None) -> list[np.ndarr
     return checked
 
 
-def _ranks_by_score(scores: np.ndarray, sources: np.ndarray) -> np.ndarray:
-    """Ranks of the sources, from 1, ascending; behind every other row of the same score."""
-    theirs = np.sort(scores[sources])[::-1]
-    others = np.sort(np.delete(scores, sources))
-    ahead = len(others) - np.searchsorted(others, theirs, side="left")
-    return ahead + np.arange(1, len(theirs) + 1)
+def _ranking(scores: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """The rows, best first; a source behind every other row of the same score."""
+    is_other = np.isin(np.arange(len(scores)), sources, invert=True)
+    return np.lexsort((is_other, scores))[::-1]
 
 
-def _ranks_in_list(ranking: np.ndarray, sources: np.ndarray) -> np.ndarray:
+def _ranks(ranking: np.ndarray, sources: np.ndarray) -> np.ndarray:
     """Ranks of the sources, from 1, ascending; infinite where one is not in the list."""
     ranks = np.flatnonzero(np.isin(ranking, sources)) + 1.0
     return np.concatenate([ranks, np.full(len(sources) - len(ranks), np.inf)])

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -88,31 +89,32 @@ def tail_patch(
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise EvaluationError(f"learning_rate must be above 0, found {learning_rate!r}.")
     model = unwrap(model)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
         raise EvaluationError("No parameter of the model requires a gradient, so no step can be taken: unfreeze some.")
     task = task_of(model, objective)
     features = query_features(queries, model, task, processing_class)
     collator = padding_collator(model, processing_class, task.makes_labels)
     before, after = [], []
-    steps = iter(batches)
-    for number, feature in enumerate(features):
-        batch = next(steps, None)
-        if batch is None:
-            raise EvaluationError(f"Each query needs its batch: expected {len(features)} of them, found {number}.")
+    for number, (feature, batch) in enumerate(zip_longest(features, batches)):
+        if feature is None or batch is None:
+            count = "more" if feature is None else number
+            raise EvaluationError(f"Each query needs its batch: expected {len(features)} of them, found {count}.")
         # Alone, and before and after in the same batch: padding must not show up as a change.
         query = _on_device(model, collator([feature]))
-        with _restored(model):
+        with _restored(model, trained):
             query = _with_target(model, task, query)
             before.append(_log_probability(model, task, query))
-            _step(model, task, _on_device(model, batch), optimizer, learning_rate)
+            with torch.enable_grad():
+                stepper = optimizer(trained, lr=learning_rate)
+                losses_of(task, model, _on_device(model, batch)).mean().backward()
+                stepper.step()
             after.append(_log_probability(model, task, query))
         if not (math.isfinite(before[-1]) and math.isfinite(after[-1])):
             raise EvaluationError(
                 f"The log-probability of query {number} must be finite, found {before[-1]} before and {after[-1]} "
                 f"after the step: lower the learning rate (found {learning_rate}), or check the rows."
             )
-    if next(steps, None) is not None:
-        raise EvaluationError(f"Each query needs its batch: expected {len(features)} of them, found more.")
     return tail_patch_of(before, after, confidence=confidence, resamples=resamples, seed=seed)
 
 
@@ -192,28 +194,12 @@ def _log_probability(model: nn.Module, task: Task, batch: dict[str, Any]) -> flo
         return -float(losses_of(task, model, batch).double().sum())
 
 
-def _step(
-    model: nn.Module,
-    task: Task,
-    batch: dict[str, Any],
-    optimizer: Callable[..., torch.optim.Optimizer],
-    learning_rate: float,
-) -> None:
-    """One optimizer step on the mean objective of the batch's rows."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with torch.enable_grad():
-        stepper = optimizer(trained, lr=learning_rate)
-        losses_of(task, model, batch).mean().backward()
-        stepper.step()
-
-
 @contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
+def _restored(model: nn.Module, trained: list[nn.Parameter]) -> Iterator[None]:
     """Evaluation mode and gradients of nothing inside; afterwards weights, buffers, gradients and modes as before."""
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    changing = [parameter for parameter in model.parameters() if parameter.requires_grad] + list(model.buffers())
-    saved = [(tensor, tensor.detach().clone()) for tensor in changing]
+    saved = [(tensor, tensor.detach().clone()) for tensor in (*trained, *model.buffers())]
     try:
         model.eval()
         for parameter, _ in gradients:

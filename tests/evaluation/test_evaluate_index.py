@@ -13,7 +13,7 @@ from lorif_hf.evaluation.evaluate_index import evaluate_lds, lds_record, read_qu
 from lorif_hf.evaluation.lds import LDSResult, lds
 from lorif_hf.evaluation.retraining.bank import RetrainBank
 from lorif_hf.evaluation.retraining.retrain import retrain
-from lorif_hf.tasks.objectives import CausalLMObjective
+from lorif_hf.tasks.causal_lm import CausalLM
 
 
 REPO = "user/scored-index"
@@ -21,7 +21,7 @@ CONFIG = plain_config(projection_factor=2)
 
 
 def own_loss(model, batch):
-    return CausalLMObjective().loss(model, batch | {"labels": batch["input_ids"]})
+    return CausalLM().losses(model, batch | {"labels": batch["input_ids"]})
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +87,15 @@ def test_adapters_are_compared_by_their_own_layers(tmp_path):
     index = InfluenceIndex.build(adapted(), ROWS, tmp_path / "index", config=config)
     assert -1 <= evaluate_lds(index, bank, adapted()).mean <= 1
     other = InfluenceIndex.build(adapted(rank=3), ROWS, tmp_path / "other", config=config)
-    with pytest.raises(EvaluationError, match=r"lora_A.default' with weights of shape \[3, 12\], the bank's models"):
+    with pytest.raises(
+        EvaluationError,
+        match=r"lora_A.default' of 12 inputs and 3 outputs, the bank's models have weights of shape \[2, 12\]",
+    ):
         bank.check(other)
     whole = InfluenceIndex.build(make_gpt2(), ROWS, tmp_path / "whole", config=CONFIG)
-    with pytest.raises(EvaluationError, match=r"layer 'transformer.h.0.attn.c_attn' .* have no such layer: index a m"):
+    with pytest.raises(
+        EvaluationError, match=r"layer 'transformer.h.0.attn.c_attn' .* have weights of shape None there: index a m"
+    ):
         bank.check(whole)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from lorif_hf.evaluation.ranks import average_ranks, tie_groups
+from lorif_hf.evaluation.ranks import average_ranks
 
 
 @pytest.mark.parametrize("values", [3, 1000], ids=["many ties", "few ties"])
@@ -23,6 +23,10 @@ def test_a_tolerance_joins_neighbours_row_by_row():
     assert average_ranks(values, np.array([[1e-8], [0.0]])).tolist() == [[1.5, 1.5, 3], [1, 2, 3]]
 
 
-def test_groups_are_the_first_and_last_places_of_equal_values():
-    first, last = tie_groups(np.array([1, 1, 2, 3, 3, 3]))
-    assert first.tolist() == [0, 0, 2, 3, 3, 3] and last.tolist() == [1, 1, 2, 5, 5, 5]
+def test_values_may_be_there_several_times_or_not_at_all():
+    values = np.array([[2, 1, 2, 5]])
+    ranks = average_ranks(values, 0.0, np.array([[1, 2, 3, 0], [0, 0, 1, 3]]))
+    assert ranks[0, :3].tolist() == [4.5, 1.5, 4.5] and ranks[1, 2:].tolist() == [1.0, 3.0]
+    for counts, row in zip(([1, 2, 3, 0], [0, 0, 1, 3]), ranks, strict=True):
+        drawn = np.repeat(np.arange(4), counts)
+        assert row[drawn].tolist() == rankdata(values[0][drawn]).tolist()

@@ -192,7 +192,7 @@ def test_text_queries_own_objectives_and_collators_are_taken(tokenizer):
         data_collator=lambda rows: collated.append(rows) or {"input_ids": torch.ones(2, 3)},
     )
     assert next(batches)["input_ids"].shape == (2, 3)
-    assert [row["name"] for row in collated[0]] == ["row-0", "row-5"] and len(collated) == 1
+    assert [row["example_id"] for row in collated[0]] == ["row-0", "row-5"] and len(collated) == 1
 
 
 def test_batches_are_the_rows_of_the_training_set():

@@ -1,10 +1,7 @@
 """`RetrainBank`: what retraining on subsets measured, in memory, in a folder and as a dataset repo of the Hub."""
 
 import dataclasses
-import hashlib
-import json
 import os
-from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,30 +18,16 @@ from ...hub.publish import push_files
 from ...hub.store import download
 from ...registry import LAYER_KINDS
 from ...storage.files import write_bytes, write_text
-from ...storage.layout import CARD, inside
+from ...storage.layout import CARD
 from ..lds import lds_of_predictions
-from .bank_files import (
-    BANK,
-    QUERIES,
-    RUNS,
-    bad_file,
-    parse_info,
-    read_queries,
-    read_runs,
-    runs_columns,
-    write_queries,
-    write_runs,
-)
-from .runs import Feature, plain_features
+from .bank_files import BANK, QUERIES, RUNS, from_files, runs_columns, to_files
+from .runs import Feature
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from ...index import InfluenceIndex
-
-
-_LARGEST_INFO = 1 << 25  # bytes of JSON that are read at all
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -183,14 +166,7 @@ class RetrainBank:
             repo_id = name
             folder = _downloaded(repo_id, revision, token)
             commit = folder.name
-        if inside(folder, BANK).stat().st_size > _LARGEST_INFO:
-            raise bad_file(BANK, f"it has over {_LARGEST_INFO:,} bytes")
-        info, entries = parse_info((folder / BANK).read_text(encoding="utf-8", errors="replace"))
-        membership, losses = read_runs(_checked(folder, RUNS, entries), info)
-        queries = read_queries(_checked(folder, QUERIES, entries), info["num_queries"])
-        if queries_fingerprint(queries) != info["queries"]:
-            raise bad_file(QUERIES, f"these are not the queries whose fingerprint is in {BANK}")
-        return cls(membership, losses, queries, info, repo_id, commit)
+        return cls(*from_files(folder), repo_id, commit)
 
     def push_to_hub(
         self,
@@ -226,22 +202,7 @@ class RetrainBank:
         return self.seed_agreement() if len(self.seeds) > 1 else None
 
     def _files(self) -> dict[str, bytes]:
-        """Every file but the card; equal banks give equal bytes."""
-        contents = {
-            RUNS: write_runs(runs_columns(self.membership, self.losses_by_seed, self.seeds)),
-            QUERIES: write_queries(plain_features(self.queries)),
-        }
-        table = {
-            name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            for name, content in contents.items()
-        }
-        text = json.dumps(self.info | {"files": table}, indent=2, sort_keys=True) + "\n"
-        return contents | {BANK: text.encode()}
-
-
-def queries_fingerprint(features: Sequence[Feature]) -> str:
-    """Hash over the queries as the model takes them, in their order."""
-    return hashlib.sha256(json.dumps(plain_features(features)).encode()).hexdigest()
+        return to_files(self.info, self.membership, self.losses_by_seed, self.queries)
 
 
 def _downloaded(repo_id: str, revision: str | None, token: str | bool | None) -> Path:
@@ -256,16 +217,3 @@ def _downloaded(repo_id: str, revision: str | None, token: str | bool | None) ->
     for name in (RUNS, QUERIES):
         download(repo_id, name, folder.name, token=token)
     return folder
-
-
-def _checked(folder: Path, name: str, entries: dict[str, dict[str, Any]]) -> bytes:
-    """The content of a file, which is what `bank.json` says."""
-    path = inside(folder, name)
-    size = path.stat().st_size if path.is_file() else None
-    if size != entries[name]["bytes"]:
-        fault = "it is missing" if size is None else f"it has {size} bytes"
-        raise bad_file(name, f"{fault}, {BANK} says {entries[name]['bytes']}")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != entries[name]["sha256"]:
-        raise bad_file(name, f"its SHA-256 is not the one in {BANK}")
-    return content

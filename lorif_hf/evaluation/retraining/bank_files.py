@@ -1,9 +1,11 @@
 """The files of a bank of retrained models, which may come from anybody: all that is read is checked."""
 
+import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,15 @@ import torch
 from torch import Tensor
 
 from ...errors import EvaluationError
+from ...storage.layout import inside
+from .runs import Feature, plain_features, queries_fingerprint
 
 
 BANK_VERSION = "1.0"
 BANK = "bank.json"
 RUNS = "data/runs.parquet"
 QUERIES = "data/queries.parquet"
+_LARGEST_INFO = 1 << 25  # bytes of JSON that are read at all
 _MOST_UNPACKED = 100  # times its size that a file may unpack to
 
 _SCHEMA = pa.schema(
@@ -42,14 +47,53 @@ def bad_file(name: str, problem: str) -> EvaluationError:
     )
 
 
-def runs_columns(membership: Tensor, losses_by_seed: Tensor, seeds: Sequence[int]) -> dict[str, list[Any]]:
-    """One row per run, as people and [`read_runs`] see them: all seeds of subset 0, then those of subset 1, ...
+def to_files(
+    info: Mapping[str, Any], membership: Tensor, losses_by_seed: Tensor, queries: Sequence[Feature]
+) -> dict[str, bytes]:
+    """Every file of a bank but the card, `bank.json` last; equal banks give equal bytes."""
+    contents = {
+        RUNS: write_runs(runs_columns(membership, losses_by_seed, info["seeds"])),
+        QUERIES: write_queries(plain_features(queries)),
+    }
+    table = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in contents.items()
+    }
+    text = json.dumps({**info, "files": table}, indent=2, sort_keys=True) + "\n"
+    return contents | {BANK: text.encode()}
 
-    Args:
-        membership (`Tensor`): booleans (M, N).
-        losses_by_seed (`Tensor`): (k, M, Q).
-        seeds (`Sequence[int]`): k.
+
+def from_files(folder: Path) -> tuple[Tensor, Tensor, list[Feature], dict[str, Any]]:
+    """Membership, losses by seed, queries and info of the bank in a folder.
+
+    Raises:
+        [`~lorif_hf.errors.EvaluationError`]: a file is not what it should be; names it.
     """
+    if inside(folder, BANK).stat().st_size > _LARGEST_INFO:
+        raise bad_file(BANK, f"it has over {_LARGEST_INFO:,} bytes")
+    info, entries = parse_info((folder / BANK).read_text(encoding="utf-8", errors="replace"))
+    membership, losses = read_runs(_checked(folder, RUNS, entries[RUNS]), info)
+    queries = read_queries(_checked(folder, QUERIES, entries[QUERIES]), info["num_queries"])
+    if queries_fingerprint(queries) != info["queries"]:
+        raise bad_file(QUERIES, f"these are not the queries whose fingerprint is in {BANK}")
+    return membership, losses, queries, info
+
+
+def _checked(folder: Path, name: str, entry: Mapping[str, Any]) -> bytes:
+    """The content of a file, which is what `bank.json` says."""
+    path = inside(folder, name)
+    size = path.stat().st_size if path.is_file() else None
+    if size != entry["bytes"]:
+        fault = "it is missing" if size is None else f"it has {size} bytes"
+        raise bad_file(name, f"{fault}, {BANK} says {entry['bytes']}")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise bad_file(name, f"its SHA-256 is not the one in {BANK}")
+    return content
+
+
+def runs_columns(membership: Tensor, losses_by_seed: Tensor, seeds: Sequence[int]) -> dict[str, list[Any]]:
+    """One row per run, as people and [`read_runs`] see them: all seeds of subset 0, then those of subset 1, ..."""
     subsets, packed = range(len(membership)), np.packbits(membership.numpy(), axis=1)
     return {
         "subset": [subset for subset in subsets for _ in seeds],
@@ -78,9 +122,9 @@ def parse_info(text: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """
     try:
         info = json.loads(text, parse_constant=lambda name: _require(False, f"it holds {name}"))
+    except EvaluationError:
+        raise
     except (ValueError, RecursionError) as error:
-        if isinstance(error, EvaluationError):
-            raise
         raise bad_file(BANK, f"it is not JSON ({error})") from error
     _require(isinstance(info, dict) and isinstance(info.get("format_version"), str), "it has no format_version")
     if not info["format_version"].startswith("1."):
@@ -92,19 +136,15 @@ def parse_info(text: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         _require(type(info.get(name)) is int and 0 < info[name] < 2**40, f"'{name}' must be a natural number")
     for name in _OBJECTS:
         _require(isinstance(info.get(name), dict), f"'{name}' must be a JSON object")
-    seeds = info.get("seeds")
+    _require(info["num_subsets"] > 1 and info["subset_size"] < info["num_examples"], "it has no proper subsets")
+    seeds, shapes, files = info.get("seeds"), info["model"].get("parameters"), info.pop("files")
     good = isinstance(seeds, list) and all(type(seed) is int and 0 <= seed < 2**63 for seed in seeds)
     _require(good and 0 < len(set(seeds)) == len(seeds), "'seeds' must be a list of different natural numbers")
     _require(isinstance(info.get("queries"), str), "'queries' must be a fingerprint")
     _require(isinstance(info["dataset"].get("fingerprint"), str), "'dataset' must hold a fingerprint")
     _require(isinstance(info["model"].get("model_class"), str), "'model' must hold the model_class")
-    table = info["model"].get("parameters")
-    _require(
-        isinstance(table, dict) and all(isinstance(shape, list) for shape in table.values()),
-        "'model' must hold the shapes of the parameters",
-    )
-    _require(info["num_subsets"] > 1 and info["subset_size"] < info["num_examples"], "it has no proper subsets")
-    files = info.pop("files")
+    good = isinstance(shapes, dict) and all(isinstance(shape, list) for shape in shapes.values())
+    _require(good, "'model' must hold the shapes of the parameters")
     for name in (RUNS, QUERIES):
         entry = files.get(name)
         good = isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)
@@ -113,26 +153,20 @@ def parse_info(text: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
 
 
 def read_runs(content: bytes, info: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Membership, booleans (M, N), and losses, float64 (k, M, Q).
-
-    Args:
-        content (`bytes`): the file.
-        info (`Mapping`): the checked values of `bank.json`.
+    """Membership, booleans (M, N), and losses, float64 (k, M, Q), that the checked values of `bank.json` announce.
 
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: before anything larger than the file can account for is allocated.
     """
     rows, subsets, size = info["num_examples"], info["num_subsets"], info["subset_size"]
     queries, seeds = info["num_queries"], info["seeds"]
-    file = _opened(RUNS, content, subsets * len(seeds))
-    if not file.schema_arrow.equals(_SCHEMA):
-        raise bad_file(RUNS, f"its columns are {', '.join(file.schema_arrow.names)}, not {', '.join(_SCHEMA.names)}")
-    needed = subsets * len(seeds) * (math.ceil(rows / 8) + 8 * queries)
+    count = subsets * len(seeds)
+    needed = count * (math.ceil(rows / 8) + 8 * queries)
     if needed > _MOST_UNPACKED * (len(content) + 1024):
         raise bad_file(RUNS, f"{len(content)} bytes cannot hold runs of {rows} rows and {queries} queries")
     membership = np.zeros((subsets, rows), dtype=bool)
     losses = np.empty((len(seeds), subsets, queries))
-    for number, run in enumerate(_rows(RUNS, file)):
+    for number, run in enumerate(_rows(RUNS, content, count, _SCHEMA)):
         subset, seed = divmod(number, len(seeds))
         expected = {"subset": subset, "seed": seeds[seed], "num_examples": size}
         actual = {name: run[name] for name in expected}
@@ -152,14 +186,14 @@ def read_runs(content: bytes, info: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(membership), torch.from_numpy(losses)
 
 
-def read_queries(content: bytes, count: int) -> list[dict[str, Tensor]]:
+def read_queries(content: bytes, count: int) -> list[Feature]:
     """The queries as tensors.
 
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: another number of them, or something else than numbers.
     """
     features = []
-    for number, row in enumerate(_rows(QUERIES, _opened(QUERIES, content, count))):
+    for number, row in enumerate(_rows(QUERIES, content, count)):
         try:
             features.append({key: torch.as_tensor(value) for key, value in row.items()})
         except (TypeError, ValueError, RuntimeError) as error:
@@ -167,30 +201,24 @@ def read_queries(content: bytes, count: int) -> list[dict[str, Tensor]]:
     return features
 
 
-def _opened(name: str, content: bytes, count: int) -> pq.ParquetFile:
-    """A Parquet file with so many rows, that unpacks to no more than it can mean."""
+def _rows(name: str, content: bytes, count: int, schema: pa.Schema | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file of so many, one by one: a small file could repeat a long one without end."""
     try:
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise bad_file(name, f"it is no Parquet file ({error})") from error
-    metadata = file.metadata
-    if metadata.num_rows != count:
-        raise bad_file(name, f"it has {metadata.num_rows} rows, {BANK} says {count}")
-    unpacked = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
-    if unpacked > _MOST_UNPACKED * (len(content) + 1024):
-        raise bad_file(name, f"{len(content)} bytes claim to unpack to {unpacked}")
-    return file
-
-
-def _rows(name: str, file: pq.ParquetFile) -> Any:
-    """Row by row: a small file could repeat a long one without end."""
-    try:
+        metadata, columns = file.metadata, file.schema_arrow
+        if metadata.num_rows != count:
+            raise bad_file(name, f"it has {metadata.num_rows} rows, {BANK} says {count}")
+        if schema is not None and not columns.equals(schema):
+            raise bad_file(name, f"its columns are {', '.join(columns.names)}, not {', '.join(schema.names)}")
+        unpacked = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+        if unpacked > _MOST_UNPACKED * (len(content) + 1024):
+            raise bad_file(name, f"{len(content)} bytes claim to unpack to {unpacked}")
         for batch in file.iter_batches(batch_size=1):
             yield from batch.to_pylist()
+    except EvaluationError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, EvaluationError):
-            raise
-        raise bad_file(name, f"it cannot be read ({error})") from error
+        raise bad_file(name, f"it is no Parquet file ({error})") from error
 
 
 def _parquet(table: pa.Table) -> bytes:

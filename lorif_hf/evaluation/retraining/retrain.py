@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from ...recording.rows import TrainingRows, task_code
 from ...storage.claim import BuildFolder
 from ...storage.layout import STAGING
 from ...tasks import Task, UserObjective, task_of
-from .bank import RetrainBank, queries_fingerprint
+from .bank import RetrainBank
 from .bank_files import BANK, BANK_VERSION
-from .runs import Feature, MakeTrainer, RetrainJob, complete_features, make_trainer
+from .runs import Feature, MakeTrainer, RetrainJob, complete_features, queries_fingerprint
 from .workers import run_in_processes
 
 
@@ -121,38 +122,29 @@ def retrain(
             f"A {type(dataset).__name__} has no length, so no subset of it can be drawn: load it as a map-style "
             "dataset."
         )
-    membership = draw_subsets(len(dataset), num_subsets, fraction, seed)
+    membership, staging = draw_subsets(len(dataset), num_subsets, fraction, seed), folder / STAGING
     training_seeds = list(range(seed, seed + seeds))
-    plan, features = _plan(make_trainer, dataset, queries, membership, training_seeds, objective, processing_class)
-    plan |= {"fraction": fraction, "seed": seed}
-    plan = json.loads(json.dumps(plan))
-    if (folder / BANK).exists():
-        bank = RetrainBank.from_pretrained(folder)
-        if held := _different(plan, bank.info):
-            raise EvaluationError(f"{folder} holds {held}")
-        shutil.rmtree(folder / STAGING, ignore_errors=True)
-        return bank
-    staging = folder / STAGING
     job = RetrainJob(
-        make_trainer, dataset, membership, training_seeds, features, objective, processing_class, batch_size, staging
+        make_trainer, dataset, membership, training_seeds, [], objective, processing_class, batch_size, staging
     )
-    with _FOLDER.claimed(folder, plan, lambda begun: _different(plan, begun)):
-        _run_missing(job, num_processes)
-        losses = torch.stack([job.losses(run) for run in range(job.count)])
-        by_seed = losses.view(num_subsets, seeds, len(features)).transpose(0, 1).contiguous()
-        bank = RetrainBank(torch.from_numpy(membership), by_seed, features, plan)
-        bank.save_pretrained(folder)
-    return RetrainBank.from_pretrained(folder)
+    plan, features = _plan(job, queries)
+    job = replace(job, features=features)
+    plan = json.loads(json.dumps(plan | {"fraction": fraction, "seed": seed}))
+    if not (folder / BANK).exists():
+        with _FOLDER.claimed(folder, plan, lambda begun: _different(plan, begun)):
+            _run_missing(job, num_processes)
+            losses = torch.stack([job.losses(run) for run in range(job.count)])
+            by_seed = losses.view(num_subsets, seeds, len(features)).transpose(0, 1).contiguous()
+            RetrainBank(torch.from_numpy(membership), by_seed, features, plan).save_pretrained(folder)
+    bank = RetrainBank.from_pretrained(folder)
+    if held := _different(plan, bank.info):
+        raise EvaluationError(f"{folder} holds {held}")
+    shutil.rmtree(staging, ignore_errors=True)
+    return bank
 
 
 def draw_subsets(count: int, num_subsets: int, fraction: float, seed: int) -> np.ndarray:
     """Which rows are in which subset, booleans (M, N). With more subsets the first ones stay the same.
-
-    Args:
-        count (`int`): N.
-        num_subsets (`int`): M.
-        fraction (`float`): of the rows that each subset holds, rounded to whole rows.
-        seed (`int`): of the drawing, on the CPU.
 
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: a subset would hold no row or all of them.
@@ -170,20 +162,12 @@ def draw_subsets(count: int, num_subsets: int, fraction: float, seed: int) -> np
     return membership
 
 
-def _plan(
-    make: MakeTrainer,
-    dataset: Any,
-    queries: Any,
-    membership: np.ndarray,
-    seeds: list[int],
-    objective: UserObjective | Task | str | None,
-    processing_class: Any,
-) -> tuple[dict[str, Any], list[Feature]]:
+def _plan(job: RetrainJob, queries: Any) -> tuple[dict[str, Any], list[Feature]]:
     """All that the runs depend on, and the queries; from a trainer of the first run that is not trained."""
-    trainer = make_trainer(make, dataset, np.flatnonzero(membership[0]), seeds[0])
+    trainer, membership = job.trainer(0), job.membership
     model = unwrap(trainer.model)
-    task = task_of(model, objective)
-    features = complete_features(queries, model, task, processing_class)
+    task = task_of(model, job.objective)
+    features = complete_features(queries, model, task, job.processing_class)
     identity = identify(model, [])
     plan = {
         "format_version": BANK_VERSION,
@@ -191,9 +175,9 @@ def _plan(
         "num_queries": len(features),
         "num_subsets": len(membership),
         "subset_size": int(membership[0].sum()),
-        "seeds": seeds,
+        "seeds": job.seeds,
         "objective": {"name": task.name, "code": task_code(task)},
-        "dataset": TrainingRows(dataset, model, task, processing_class).source(),
+        "dataset": TrainingRows(job.dataset, model, task, job.processing_class).source(),
         "queries": queries_fingerprint(features),
         "subsets": hashlib.sha256(np.packbits(membership, axis=1).tobytes()).hexdigest(),
         "model": {

@@ -1,6 +1,8 @@
 """One run of the ground truth: train on a subset, measure every query, write the losses."""
 
 import gc
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,15 +34,12 @@ class RetrainJob:
     Run r trains on subset r // k with seed r % k, where k is the number of seeds.
 
     Args:
-        make_trainer (`Callable`): `(train_dataset, seed) -> transformers.Trainer`.
-        dataset: the training set.
         membership (`np.ndarray`): (M, N) booleans.
         seeds (`list[int]`): the k training seeds.
         features (`list[dict[str, Tensor]]`): the queries, as [`complete_features`] gives them.
-        objective (`UserObjective` or `None`): what is measured; by default the loss of the model's task.
-        processing_class: the tokenizer, for its padding.
-        batch_size (`int`): queries per forward pass.
         folder (`Path`): where the finished runs go.
+        make_trainer, dataset, objective, processing_class, batch_size: as in
+            [`~lorif_hf.evaluation.retraining.retrain.retrain`].
     """
 
     make_trainer: MakeTrainer
@@ -76,9 +75,29 @@ class RetrainJob:
         return load_file(self.path(run))["losses"]
 
     def trainer(self, run: int) -> Any:
-        """The user's trainer for a run."""
+        """The user's trainer for a run, made after all random numbers are seeded.
+
+        Raises:
+            [`~lorif_hf.errors.EvaluationError`]: it is no trainer, or does not train on the rows of the subset.
+        """
+        from transformers import set_seed
+
         subset, seed = divmod(run, len(self.seeds))
-        return make_trainer(self.make_trainer, self.dataset, np.flatnonzero(self.membership[subset]), self.seeds[seed])
+        rows = np.flatnonzero(self.membership[subset]).tolist()
+        chosen = self.dataset.select(rows) if hasattr(self.dataset, "select") else Subset(self.dataset, rows)
+        set_seed(self.seeds[seed])  # a model that make_trainer initialises or an adapter that it adds is the same
+        trainer = self.make_trainer(chosen, self.seeds[seed])
+        if not callable(getattr(trainer, "train", None)) or not isinstance(getattr(trainer, "model", None), nn.Module):
+            raise EvaluationError(
+                f"make_trainer must return a transformers.Trainer with a model, got {type(trainer).__name__}."
+            )
+        given: Any = getattr(trainer, "train_dataset", None)
+        if hasattr(given, "__len__") and len(given) == len(self.dataset) != len(rows):
+            raise EvaluationError(
+                f"The trainer of make_trainer has all {len(given)} rows as its train_dataset, expected the "
+                f"{len(rows)} it was given: pass the first argument of make_trainer on to the Trainer."
+            )
+        return trainer
 
     def run(self, run: int) -> None:
         """Train, measure the queries, write their losses.
@@ -125,39 +144,8 @@ class RetrainJob:
         return torch.cat(losses)
 
 
-def make_trainer(make: MakeTrainer, dataset: Any, rows: np.ndarray, seed: int) -> Any:
-    """Call the user's function on some rows of the dataset, with all random numbers seeded before.
-
-    Raises:
-        [`~lorif_hf.errors.EvaluationError`]: what it returns is no trainer, or does not train on these rows.
-    """
-    from transformers import set_seed
-
-    chosen = rows.tolist()
-    subset = dataset.select(chosen) if hasattr(dataset, "select") else Subset(dataset, chosen)
-    set_seed(seed)  # a model that make_trainer initialises or an adapter that it adds is the same every time
-    trainer = make(subset, seed)
-    if not callable(getattr(trainer, "train", None)) or not isinstance(getattr(trainer, "model", None), nn.Module):
-        raise EvaluationError(
-            f"make_trainer must return a transformers.Trainer with a model, got {type(trainer).__name__}."
-        )
-    given: Any = getattr(trainer, "train_dataset", None)
-    if hasattr(given, "__len__") and len(given) == len(dataset) != len(chosen):
-        raise EvaluationError(
-            f"The trainer of make_trainer has all {len(dataset)} rows as its train_dataset, expected the "
-            f"{len(chosen)} it was given: pass the first argument of make_trainer on to the Trainer."
-        )
-    return trainer
-
-
 def complete_features(queries: Any, model: nn.Module, task: Task, processing_class: Any) -> list[Feature]:
     """The queries as tensors that need no tokenizer and no default any more.
-
-    Args:
-        queries: in any form that `InfluenceIndex.attribute` takes.
-        model (`nn.Module`): the unwrapped model.
-        task (`Task`): decides what is measured.
-        processing_class: the tokenizer, needed for text.
 
     Raises:
         [`~lorif_hf.errors.QueryError`]: a query cannot be read.
@@ -166,7 +154,8 @@ def complete_features(queries: Any, model: nn.Module, task: Task, processing_cla
     collator = padding_collator(model, processing_class, task.makes_labels)
     features: list[Feature] = []
     for number, feature in enumerate(query_features(queries, model, task, processing_class)):
-        whole = {key: _canonical(value[0]) for key, value in collator([feature]).items()}
+        # Through a list, as a query that is read back from a file has it: one dtype for each kind of number.
+        whole = {key: torch.as_tensor(value[0].tolist()) for key, value in collator([feature]).items()}
         if task.needs_labels and "labels" not in whole:
             raise EvaluationError(
                 f"Query {number} has no label, and each retrained model may predict another: pass (text, label)."
@@ -185,8 +174,6 @@ def plain_features(features: Sequence[Feature]) -> list[dict[str, Any]]:
     return [{key: feature[key].tolist() for key in sorted(feature)} for feature in features]
 
 
-def _canonical(value: Tensor) -> Tensor:
-    """One dtype for each kind of number, as a query read back from a file has it."""
-    if value.is_floating_point():
-        return value.float()
-    return value if value.dtype == torch.bool else value.long()
+def queries_fingerprint(features: Sequence[Feature]) -> str:
+    """Hash over the queries as the model takes them, in their order."""
+    return hashlib.sha256(json.dumps(plain_features(features)).encode()).hexdigest()

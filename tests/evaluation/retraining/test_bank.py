@@ -16,6 +16,7 @@ from tiny import make_gpt2, plain_config
 from lorif_hf import InfluenceIndex
 from lorif_hf.errors import EvaluationError, IndexNotFoundError, PublishError
 from lorif_hf.evaluation.retraining.bank import RetrainBank
+from lorif_hf.storage.layout import signed
 
 
 REPO = "user/my-bank"
@@ -196,7 +197,7 @@ def test_the_index_of_the_same_rows_and_architecture_passes(bank, tmp_path):
     path = tmp_path / "index" / "influence_config.json"
     manifest = json.loads(path.read_text())
     del manifest["dataset"]["fingerprint"]  # of an older version
-    path.write_text(json.dumps(manifest))
+    path.write_text(signed(json.dumps(manifest)))
     bank.check(InfluenceIndex.from_pretrained(tmp_path / "index"))
 
 
@@ -208,7 +209,7 @@ def test_an_index_that_does_not_belong_to_the_bank_is_refused(bank, tmp_path):
         "other training rows than the bank, .* another order: expected the fingerprint [0-9a-f]{12}..., found": build(
             tmp_path / "order", rows=ROWS.select(range(11, -1, -1))
         ),
-        r"layer 'transformer.h.0.attn.c_attn' with weights of shape \[14, 42\], the bank's models have \[12, 36\]": (
+        r"layer 'transformer.h.0.attn.c_attn' of 14 inputs and 42 outputs, the bank's .* shape \[12, 36\]": (
             build(tmp_path / "wide", make_gpt2(width=14))
         ),
     }

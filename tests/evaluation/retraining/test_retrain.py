@@ -15,7 +15,7 @@ from tiny import make_gpt2
 from lorif_hf.errors import EvaluationError, QueryError
 from lorif_hf.evaluation.retraining.bank import RetrainBank
 from lorif_hf.evaluation.retraining.retrain import draw_subsets, retrain
-from lorif_hf.tasks.objectives import CausalLMObjective
+from lorif_hf.tasks.causal_lm import CausalLM
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def untrained(monkeypatch):
 def loss_of(model, ids):
     ids = torch.tensor([ids])
     with torch.no_grad():
-        return float(CausalLMObjective().loss(model.eval(), {"input_ids": ids, "labels": ids}))
+        return float(CausalLM().losses(model.eval(), {"input_ids": ids, "labels": ids}))
 
 
 def test_the_bank_holds_the_losses_of_models_trained_on_the_subsets(folder):
@@ -119,7 +119,7 @@ OTHERS = {
     "seeds": {"seeds": 1},
     "seed, seeds, subsets": {"seed": 1},
     "num_subsets, subsets": {"num_subsets": 2},
-    "objective, queries": {"objective": lambda model, batch: CausalLMObjective().loss(model, batch)},
+    "objective, queries": {"objective": lambda model, batch: CausalLM().losses(model, batch)},
 }
 
 

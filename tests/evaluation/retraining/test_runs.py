@@ -11,7 +11,7 @@ from lorif_hf.errors import EvaluationError
 from lorif_hf.evaluation.retraining.bank import RetrainBank
 from lorif_hf.evaluation.retraining.retrain import retrain
 from lorif_hf.evaluation.retraining.runs import RetrainJob, complete_features, plain_features
-from lorif_hf.tasks.objectives import CausalLMObjective
+from lorif_hf.tasks.causal_lm import CausalLM
 
 
 def nothing(train_dataset, seed):
@@ -81,7 +81,7 @@ def job(folder, features, **options):
 
 
 def features(queries=QUERIES):
-    return complete_features(queries, make_gpt2(), CausalLMObjective(), None)
+    return complete_features(queries, make_gpt2(), CausalLM(), None)
 
 
 def test_a_run_is_finished_when_its_file_holds_the_losses_of_these_queries(tmp_path):

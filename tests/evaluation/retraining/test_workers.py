@@ -1,6 +1,5 @@
 """Runs in worker processes: the same losses, errors that name the run, and nobody left behind."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,16 +11,14 @@ import torch
 from retrained import Interrupted, make_bank, make_trainer
 
 from lorif_hf.errors import EvaluationError
-from lorif_hf.evaluation.retraining.workers import _cuda_devices, _environment
+from lorif_hf.evaluation.retraining.workers import _cuda_devices
 
 
 @pytest.mark.slow
 def test_workers_measure_what_one_process_does_also_when_one_is_killed(tmp_path):
     """What they finished stays, and the rest is done in this process: the bank is the same but for rounding, which
     depends on how many threads torch has."""
-    message = (
-        r"Run \d of 6 \(subset \d, seed \d\): its worker process died \(killed by signal 9, perhaps out of memory"
-    )
+    message = r"Run \d of 6 \(subset \d, seed \d\): its worker process died, perhaps out of memory"
     with pytest.raises(EvaluationError, match=message) as caught:
         make_bank(tmp_path / "two", Interrupted(tmp_path, 3, "kill"), num_processes=2)
     assert "The finished runs are kept" in str(caught.value) and '`if __name__ == "__main__":`' in str(caught.value)
@@ -81,7 +78,7 @@ def test_workers_end_with_whoever_started_them(tmp_path, how):
 
 def _until(look, count):
     """What `look` finds, once it finds so many."""
-    for _ in range(600):
+    for _ in range(1800):
         seen = look()
         if len(seen) == count:
             return seen
@@ -111,18 +108,12 @@ retrained.make_bank({str(tmp_path / "bank")!r}, mine, num_processes=2)
     assert "A worker process cannot load make_trainer (AttributeError: " in done.stderr and "python -c" in done.stderr
 
 
-def test_devices_go_round_and_the_environment_is_put_back(monkeypatch):
+def test_devices_are_those_that_this_process_may_use(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert _cuda_devices() == ["0", "1"]
-    before = dict(os.environ)
-    with _environment(3, "1"):
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == "1" and os.environ["OMP_NUM_THREADS"] == "3"
-    assert dict(os.environ) == before
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, GPU-7")
     assert _cuda_devices() == ["5", "GPU-7"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert _cuda_devices() == []
-    with _environment(3, None):
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == "5, GPU-7"
