@@ -115,7 +115,7 @@ def test_offline_a_full_cache_works_and_an_empty_one_says_what_to_do(hub, pushed
     load()
     hub.reset_log()
     places = {"full": str(tmp_path / "cache"), "empty": str(tmp_path / "empty"), "out": str(tmp_path / "scores.pt")}
-    script = OFFLINE.format(tests=str(pytestconfig.rootpath / "tests"), repo=REPO, **places)
+    script = OFFLINE.format(tests=str(pytestconfig.rootpath / "tests" / "support"), repo=REPO, **places)
     environment = {**hub.environment(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", script]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)

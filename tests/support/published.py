@@ -7,7 +7,7 @@ from tiny import make_gpt2, make_rows, plain_config
 
 REPO = "user/my-index"
 DATASET = {"repo_type": "dataset"}
-SEVENTH = "factors/factors-00007-of-00012.safetensors"
+SEVENTH = "factors/factors-00007.safetensors"
 CONFIG = plain_config(projection_factor=2, shard_size=2)
 
 
