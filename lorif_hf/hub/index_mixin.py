@@ -20,7 +20,7 @@ from ..storage.measured_lds import LDSRecord, read_lds, write_lds
 from ..storage.store import LocalStore, Store
 from .cards import index_card, model_card_section, repo_in_card
 from .destination import Destination
-from .publish import publish, update_file
+from .publish import publish, push_model_card
 from .store import HubStore, RepoStore, StreamingStore
 
 
@@ -245,15 +245,10 @@ class StoredIndex:
             raise PublishError(
                 "This index was not loaded from the Hub: pass index_id=, the repo that people can load."
             )
-        return update_file(
-            model_id,
-            "model",
-            CARD,
-            lambda card: model_card_section(self.manifest, self.config, repo_id, card, model_id),
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-            commit_message="Say that the training data can be queried",
+        message = "Say that the training data can be queried"
+        return push_model_card(
+            Destination(model_id, None, token, revision, create_pr, message),
+            lambda name, card: model_card_section(self.manifest, self.config, repo_id, card or "", name),
         )
 
     def _refuse_selection(self) -> None:
