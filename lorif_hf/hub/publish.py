@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, get_token
-from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import LorifError, PublishError
@@ -146,16 +146,10 @@ def prepare_repo(destination: Destination) -> tuple[str, Any]:
     check_repo_id(repo_id)
     api = hub_api(token)
     with translated_errors(repo_id, revision, token=token):
-        if "/" not in repo_id:
-            repo_id = f"{api.whoami()['name']}/{repo_id}"
-        try:
-            api.repo_info(repo_id, repo_type=REPO_TYPE)
-        except RepositoryNotFoundError:
-            api.create_repo(repo_id, repo_type=REPO_TYPE, private=destination.private, exist_ok=True)
+        made = api.create_repo(repo_id, repo_type=REPO_TYPE, private=destination.private, exist_ok=True)
+        repo_id = made.repo_id
         if revision is not None and not revision.startswith("refs/"):
-            branches = api.list_repo_refs(repo_id, repo_type=REPO_TYPE).branches
-            if revision not in [branch.name for branch in branches]:
-                api.create_branch(repo_id, branch=revision, repo_type=REPO_TYPE, exist_ok=True)
+            api.create_branch(repo_id, branch=revision, repo_type=REPO_TYPE, exist_ok=True)
         return repo_id, retried(lambda: api.repo_info(repo_id, repo_type=REPO_TYPE, revision=revision), repo_id)
 
 

@@ -281,11 +281,9 @@ def verified(folder: Path, entry: FileEntry) -> Path:
     if status.st_size != entry.bytes:
         raise IndexCorruptedError(entry.file, f"it has {status.st_size} bytes, the manifest says {entry.bytes}")
     if _verified.get((str(path.resolve()), entry.sha256)) != (status.st_size, status.st_mtime_ns):
-        found = file_sha256(path)
-        if found != entry.sha256:
-            raise IndexCorruptedError(
-                entry.file, f"its SHA-256 is {found[:12]}..., the manifest says {entry.sha256[:12]}..."
-            )
+        held, said = file_sha256(path), entry.sha256
+        if held != said:
+            raise IndexCorruptedError(entry.file, f"its SHA-256 is {held[:12]}..., the manifest says {said[:12]}...")
         _remember(path, entry)
     return path
 
