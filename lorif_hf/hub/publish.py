@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..errors import LorifError, PublishError
 from ..storage.files import read_head
 from ..storage.layout import CARD, FORMAT_VERSION, LDS, MANIFEST, FileEntry, Manifest
+from ..storage.measured_lds import read_lds
 from ..storage.store import Store
 from .destination import Destination
 from .store import REPO_TYPE, download, hub_api, retried, translated_errors
@@ -35,26 +36,23 @@ RenderCard = Callable[[str, str | None], str]
 """From a repo's full id and the card it has (or `None`) to the one it shall have."""
 
 
+def contents(store: Store, manifest: Manifest) -> dict[str, Path]:
+    """Every file of an index by name, those of the manifest checked; the manifest last, for it makes an index."""
+    paths = {entry.file: store.path(entry) for entry in manifest.files}
+    others = (LDS, CARD, MANIFEST) if read_lds(store, manifest) is not None else (CARD, MANIFEST)
+    return paths | {name: path for name in others if (path := store.optional(name)) is not None}
+
+
 def publish(store: Store, manifest: Manifest, destination: Destination, render_card: RenderCard) -> CommitInfo:
     """Push an index in one commit, so that a reader sees the old one or the new one and nothing between.
 
     Files that the Hub has already are not sent again: an interrupted push goes on where it stopped, and a push of an
-    unchanged index makes no commit. Files of an older index that are no longer part of it are deleted.
-
-    Args:
-        store (`Store`): where the files are.
-        manifest (`Manifest`): every file of the index.
-        destination (`Destination`): the dataset repo.
-        render_card (`RenderCard`): makes its card; the repo's own card comes before the one beside the index.
-
-    Raises:
-        [`~lorif_hf.errors.PublishError`], [`~lorif_hf.errors.IndexCorruptedError`]: before the first byte leaves.
-        [`~lorif_hf.errors.HubError`]: something went wrong on the way.
+    unchanged index makes no commit. Files of an older index that are no longer part of it are deleted. The card is
+    rendered from the repo's own, or else from the one beside the index.
     """
     check_repo_id(destination.repo_id)
-    paths = {entry.file: store.path(entry) for entry in manifest.files}
-    paths |= {file: path for file in (MANIFEST, LDS) if (path := store.optional(file)) is not None}
-    beside = store.optional(CARD)
+    paths = contents(store, manifest)
+    beside = paths.pop(CARD, None)
     own_card = None if beside is None else beside.read_text(encoding="utf-8", errors="replace")
     if own_card is not None:
         _rendered(render_card, destination.repo_id, own_card)  # a card that cannot be read shows before a repo is made
