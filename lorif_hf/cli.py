@@ -1,7 +1,7 @@
 """`lorif-hf`: look at an index, check it, query it and push it, from the command line."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -9,6 +9,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 from torch import nn
+from typer.core import TyperGroup
 
 from .errors import LorifError
 from .estimate import PRESETS, empty_model, estimates, measured_speed
@@ -16,13 +17,29 @@ from .index import InfluenceIndex
 from .reports.attribution import shorten
 
 
+class Commands(TyperGroup):
+    """What can go wrong with names, files and the Hub is for people: the message alone, and exit status 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (LorifError, OSError) as error:
+            shown = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(error))
+            Console(stderr=True).print(Text.assemble(("error: ", "bold red"), shown), soft_wrap=True)
+            raise typer.Exit(1) from None
+
+
 app = typer.Typer(
-    help="Which training examples made my model say this?", no_args_is_help=True, pretty_exceptions_enable=False
+    cls=Commands,
+    help="Which training examples made my model say this?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
 evaluate = typer.Typer(help="Measure how good an index is.", no_args_is_help=True)
 app.add_typer(evaluate, name="evaluate")
 
 INDEX = Annotated[str, typer.Argument(help="Folder of the index, or its repo id on the Hub.")]
+MODEL = Annotated[str, typer.Argument(help="The model that was indexed: a folder or its Hub id.")]
 REVISION = Annotated[str | None, typer.Option(help="Branch, tag or commit.")]
 TOKEN = Annotated[
     str | None, typer.Option(help="Hub token; by default the one you logged in with.", envvar="HF_TOKEN")
@@ -33,8 +50,7 @@ TOKEN = Annotated[
 def info(index: INDEX, revision: REVISION = None, token: TOKEN = None) -> None:
     """Say what an index is. Downloads the manifest and the curvature only."""
     loaded = _load(index, revision, token)
-    manifest, measured = loaded.manifest, _run(lambda: loaded.lds)
-    table = Table("", "", show_header=False)
+    manifest, score = loaded.manifest, loaded.lds
     rows = {
         "model": manifest.model.get("name") or manifest.model.get("model_class"),
         "examples": f"{manifest.num_examples:,}",
@@ -42,27 +58,25 @@ def info(index: INDEX, revision: REVISION = None, token: TOKEN = None) -> None:
         "objective": manifest.objective,
         "bytes per example": f"{loaded.bytes_per_example:,.0f}",
         "bytes in all": f"{sum(entry.bytes for entry in manifest.files):,}",
-        "LDS": "not measured" if measured is None else f"{measured.mean:.3f}",
+        "LDS": "not measured" if score is None else f"{score.mean:.3f}",
         "format version": manifest.format_version,
         "commit": loaded.commit or "(a local folder)",
         **loaded.config.to_dict(),
     }
-    for name, value in rows.items():
-        table.add_row(name, Text(shorten(str(value), 200)))
-    Console().print(table)
+    _print_rows(rows)
 
 
 @app.command()
 def verify(index: INDEX, revision: REVISION = None, token: TOKEN = None) -> None:
     """Read every file of an index and check it against the manifest."""
-    _run(lambda: _load(index, revision, token).verify())
+    _load(index, revision, token).verify()
     Console().print("Every file is as it was written.")
 
 
 @app.command()
 def attribute(
     index: INDEX,
-    model: Annotated[str, typer.Argument(help="The model that was indexed: a folder or its Hub id.")],
+    model: MODEL,
     query: Annotated[str, typer.Argument(help="The text to attribute, or the prompt where --completion is given.")],
     completion: Annotated[str | None, typer.Option(help="Measure this completion of the prompt.")] = None,
     top_k: Annotated[int, typer.Option(help="How many examples.", min=1)] = 10,
@@ -72,14 +86,14 @@ def attribute(
 ) -> None:
     """Rank the training examples behind a text."""
     asked = query if completion is None else (query, completion)
-    result = _run(lambda: _load(index, revision, token).attribute(model, asked, top_k=top_k))
+    result = _load(index, revision, token).attribute(model, asked, top_k=top_k)
     table = Table("score", "row", "id", "training example", title=Text(shorten(result.queries[0], 200)))
     for row in result.to_list():
         identity, text = (Text(shorten(row[name], 300)) for name in ("example_id", "text"))
         table.add_row(f"{row['score']:+.4g}", str(row["row"]), identity, text)
     Console().print(table)
     if html is not None:
-        _run(lambda: result.save_html(html))
+        result.save_html(html)
 
 
 @app.command()
@@ -94,16 +108,14 @@ def push(
     token: TOKEN = None,
 ) -> None:
     """Push an index to the Hub, in one commit. Pushing again sends only what is missing."""
-    commit = _run(
-        lambda: InfluenceIndex.from_pretrained(index).push_to_hub(
-            repo_id,
-            private=private,
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-            commit_message=commit_message,
-            tags=tag,
-        )
+    commit = InfluenceIndex.from_pretrained(index).push_to_hub(
+        repo_id,
+        private=private,
+        token=token,
+        revision=revision,
+        create_pr=create_pr,
+        commit_message=commit_message,
+        tags=tag,
     )
     Console().print(commit.pr_url or commit.commit_url, soft_wrap=True)
 
@@ -116,7 +128,7 @@ def estimate(
     token: TOKEN = None,
 ) -> None:
     """Say what an index of a model would cost, for each preset, without loading its weights."""
-    Console().print(_run(lambda: estimate_table(empty_model(model, token), model, num_examples, length)))
+    Console().print(estimate_table(empty_model(model, token), model, num_examples, length))
 
 
 def estimate_table(model: nn.Module, name: str, num_examples: int, length: int) -> Table:
@@ -124,16 +136,16 @@ def estimate_table(model: nn.Module, name: str, num_examples: int, length: int) 
     title = f"{shorten(name, 100)}: {num_examples:,} examples of {length:,} tokens"
     table = Table("preset", "bytes per example", "index", "memory to fit", "time, roughly", title=Text(title))
     configs = {preset: make() for preset, make in PRESETS.items()}
-    for preset, found in estimates(model, num_examples, length, configs, measured_speed()).items():
-        if found.problem is not None:
-            table.add_row(preset, Text(shorten(found.problem, 200)))
+    for preset, cost in estimates(model, num_examples, length, configs, measured_speed()).items():
+        if cost.problem is not None:
+            table.add_row(preset, Text(shorten(cost.problem, 200)))
             continue
         table.add_row(
             preset,
-            f"{found.bytes_per_example:,}",
-            decimal(found.index_bytes),
-            decimal(found.fit_memory),
-            f"{found.seconds / 60:,.0f} min" if found.seconds < 7200 else f"{found.seconds / 3600:,.0f} h",
+            f"{cost.bytes_per_example:,}",
+            decimal(cost.index_bytes),
+            decimal(cost.fit_memory),
+            f"{cost.seconds / 60:,.0f} min" if cost.seconds < 7200 else f"{cost.seconds / 3600:,.0f} h",
         )
     return table
 
@@ -142,7 +154,7 @@ def estimate_table(model: nn.Module, name: str, num_examples: int, length: int) 
 def lds(
     index: INDEX,
     bank: Annotated[str, typer.Argument(help="Bank of retrained models: a folder or its repo id on the Hub.")],
-    model: Annotated[str, typer.Argument(help="The model that was indexed: a folder or its Hub id.")],
+    model: MODEL,
     queries: Annotated[
         Path | None,
         typer.Argument(help="The bank's queries: .txt (one a line), .jsonl or .json. By default those in the bank."),
@@ -156,39 +168,32 @@ def lds(
     from .evaluation.evaluate_index import lds_record, read_query_file
 
     loaded = _load(index, revision, token)
-    truth = _run(lambda: RetrainBank.from_pretrained(bank, token=token))
-    asked = None if queries is None else _run(lambda: read_query_file(queries))
-    result = _run(lambda: evaluate_lds(loaded, truth, model, asked, confidence=confidence))
-    record = _run(lambda: lds_record(loaded, truth, result))
+    truth = RetrainBank.from_pretrained(bank, token=token)
+    asked = None if queries is None else read_query_file(queries)
+    result = evaluate_lds(loaded, truth, model, asked, confidence=confidence)
+    record = lds_record(loaded, truth, result)
     span = f"{100 * confidence:g}% interval over"
+    agreement = "one seed" if record.seed_agreement is None else f"{record.seed_agreement:.4f}"
     rows = {
         "LDS": f"{result.mean:.4f}",
         f"{span} queries": "{:.4f} to {:.4f}".format(*result.query_interval),
         f"{span} subsets": "{:.4f} to {:.4f}".format(*result.subset_interval),
-        "two seeds of the ground truth": "one seed"
-        if record.seed_agreement is None
-        else f"{record.seed_agreement:.4f}",
+        "two seeds of the ground truth": agreement,
         "queries": f"{record.num_queries} ({result.num_constant} of constant loss, left out)",
         "subsets": f"{record.num_subsets} x {record.num_seeds} seed(s)",
     }
-    table = Table("", "", show_header=False)
-    for name, value in rows.items():
-        table.add_row(name, Text(value))
-    Console().print(table)
+    _print_rows(rows)
     if loaded.repo_id is None:
-        _run(lambda: loaded.save_lds(record))
+        loaded.save_lds(record)
         Console().print(Text(f"Kept in {loaded.path} and its card."), soft_wrap=True)
 
 
 def _load(index: str, revision: str | None, token: str | None) -> InfluenceIndex:
-    return _run(lambda: InfluenceIndex.from_pretrained(index, revision=revision, token=token, streaming=True))
+    return InfluenceIndex.from_pretrained(index, revision=revision, token=token, streaming=True)
 
 
-def _run(work):  # type: ignore[no-untyped-def]
-    """What can go wrong with names, files and the Hub is for people: the message alone, and exit status 1."""
-    try:
-        return work()
-    except (LorifError, OSError) as error:
-        shown = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(error))
-        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), shown), soft_wrap=True)
-        raise typer.Exit(1) from None
+def _print_rows(rows: dict[str, Any]) -> None:
+    table = Table("", "", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, Text(shorten(str(value), 200)))
+    Console().print(table)

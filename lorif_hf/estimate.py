@@ -2,8 +2,9 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from .config import InfluenceConfig
 from .curvature import curvature_of
 from .curvature.encoding import bytes_per_example, module_entry, reduced_width, stored_entries
 from .errors import LorifError, ModelMismatchError
-from .layers.modules import TrackedModule, tracked_modules
+from .layers.modules import tracked_modules
 from .storage.layout import ModuleEntry
 
 
@@ -87,8 +88,7 @@ def estimates(
     by_name = {}
     for name, config in configs.items():
         try:
-            modules = tracked_modules(model, config.target_modules, config.exclude_modules)
-            by_name[name] = _estimate(model, modules, num_examples, length, config, flops_per_second)
+            by_name[name] = _estimate(model, num_examples, length, config, flops_per_second)
         except LorifError as error:
             by_name[name] = Estimate(problem=str(error))
     return by_name
@@ -105,14 +105,8 @@ def measured_speed(size: int = 1024) -> float:
     return 2 * size**3 / statistics.median(times[1:])
 
 
-def _estimate(
-    model: nn.Module,
-    modules: Sequence[TrackedModule],
-    count: int,
-    length: int,
-    config: InfluenceConfig,
-    speed: float,
-) -> Estimate:
+def _estimate(model: nn.Module, count: int, length: int, config: InfluenceConfig, speed: float) -> Estimate:
+    modules = tracked_modules(model, config.target_modules, config.exclude_modules)
     entries = [module_entry(tracked, config) for tracked in modules]
     stored = stored_entries(config, entries)
     codec, curvature = codec_of(config), curvature_of(config)
@@ -125,16 +119,14 @@ def _estimate(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sampled = min(first_pass.samples, count) if first_pass else 0
     pass_flops = 4.0 * parameters * length  # forward, and backward to the activations alone
-    encoding = sum(
-        _encoding_flops(entry, length, config, codec, first[i].flops if first else 0.0)
-        for i, entry in enumerate(entries)
-    )
+    whitening = [cost.flops for cost in first] or [0.0] * len(entries)
+    encoding = sum(map(partial(_encoding_flops, length, config, codec), entries, whitening))
     flops = (count + sampled) * pass_flops + count * encoding + sum(cost.flops for cost in fits)
     return Estimate(per_example, size, memory, flops / speed)
 
 
 def _encoding_flops(
-    entry: ModuleEntry, length: int, config: InfluenceConfig, codec: Codec, whitening_flops: float
+    length: int, config: InfluenceConfig, codec: Codec, entry: ModuleEntry, whitening_flops: float
 ) -> float:
     """Of an example in a layer: projecting its tokens, its gradient, whitening it, factorising it."""
     dim = entry.d1 * entry.d2

@@ -26,7 +26,7 @@ _BEGIN, _END = "<!-- lorif-hf: begin {} -->", "<!-- lorif-hf: end -->"
 _SECTION = re.compile(r"<!-- lorif-hf: begin ([0-9a-f]{16}) -->\r?\n(.*?)<!-- lorif-hf: end -->", re.DOTALL)
 _REPO_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _BOUNDS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
-_SIZES = [(10 ** (3 + i), f"{_BOUNDS[i - 1]}<n<{bound}" if i else f"n<{bound}") for i, bound in enumerate(_BOUNDS)]
+_SIZES = [f"n<{_BOUNDS[0]}", *map("{}<n<{}".format, _BOUNDS, _BOUNDS[1:]), f"n>{_BOUNDS[-1]}"]  # by powers of ten
 _WHITENINGS = {"kronecker": "whitened with Kronecker-factored second moments"}
 _DATASET = ("name", "config", "split", "revision")
 # No HTML: Markdown is shown as it is, so what comes from outside is cut down to harmless characters instead.
@@ -47,19 +47,15 @@ def index_card(
     model_id: str | None = None,
     lds: LDSRecord | None = None,
 ) -> str:
-    """The card of an index's repo.
+    """The card of an index's repo, as YAML and Markdown.
 
     Args:
-        manifest (`Manifest`): what the index is.
-        config (`InfluenceConfig`): what it was built with.
+        manifest, config: what the index is, and what it was built with.
         repo_id (`str`): where it lives.
         existing (`str` or `None`): the card there is; its own words and its own YAML stay.
         tags (`Sequence[str]`): more tags for the YAML.
         model_id (`str` or `None`): the repo of the model that was indexed, where the owner says it.
         lds (`LDSRecord` or `None`): how good it was measured to be.
-
-    Returns:
-        `str`: YAML and Markdown.
     """
     section = _render("index_card.md", manifest, config, repo_id, model_id, _score(lds))
     return _card(existing, _metadata(manifest), section, tags)
@@ -73,20 +69,15 @@ def bank_card(info: Mapping[str, Any], agreement: float | None, repo_id: str, ex
         agreement (`float` or `None`): of its seeds with one another.
         repo_id, existing: as in [`index_card`].
     """
-    configs: list[dict[str, Any]] = [
-        {"config_name": name, "data_files": [{"split": "train", "path": f"data/{name}.parquet"}]}
-        for name in ("runs", "queries")
-    ]
-    configs[0]["default"] = True
-    dataset = [_harmless(value) for value in map(info["dataset"].get, _DATASET) if value]
+    configs = [_table("runs", "runs") | {"default": True}, _table("queries", "queries")]
     section = _TEMPLATES.get_template("bank_card.md").render(
         info=info,
         runs=info["num_subsets"] * len(info["seeds"]),
         title=_harmless(repo_id.rsplit("/", 1)[-1]),
         repo_id=_code(repo_id),
         model=_harmless(info["model"]["model_class"]),
-        began_with=_harmless(info["model"].get("name") or "not recorded"),
-        dataset=", ".join(dataset) or "not recorded",
+        began_with=_known(info["model"].get("name")),
+        dataset=_known(*map(info["dataset"].get, _DATASET)),
         fingerprint=_harmless(info["dataset"]["fingerprint"])[:16],
         objective=_harmless(info["objective"].get("name")),
         agreement="not measured: one seed" if agreement is None else f"{agreement:.2f}",
@@ -148,13 +139,18 @@ def model_card_section(manifest: Manifest, config: InfluenceConfig, repo_id: str
     return _with_section(existing, _render("model_section.md", manifest, config, repo_id, model_id))
 
 
+def _table(name: str, file: str) -> dict[str, Any]:
+    """A table of the dataset viewer, as the YAML names it."""
+    return {"config_name": name, "data_files": [{"split": "train", "path": f"data/{file}.parquet"}]}
+
+
 def _metadata(manifest: Manifest) -> dict[str, Any]:
     """The YAML that the Hub reads."""
-    size = next((name for limit, name in _SIZES if manifest.num_examples < limit), "n>1T")
+    power = max(0, len(str(manifest.num_examples)) - 3)
     values: dict[str, Any] = {
         "tags": list(TAGS),
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
-        "size_categories": [size],
+        "configs": [_table("default", "*")],
+        "size_categories": [_SIZES[min(power, len(_SIZES) - 1)]],
     }
     name = manifest.model.get("name")
     # Only a model from the Hub has a commit; "output/checkpoint-500" looks like a repo and is none.
@@ -187,10 +183,8 @@ def _render(
     lds: str = "",
 ) -> str:
     began = manifest.model
-    source = [_harmless(dataset_value) for dataset_value in map(manifest.dataset.get, _DATASET) if dataset_value]
     known = [task.auto_class for task in TASKS if task.auto_class]
     auto_class = began["auto_class"] if began.get("auto_class") in known else "AutoModel"
-    query = next((task.query_example for task in TASKS if task.name == manifest.objective), "batch")
     library = "transformers"
     if began.get("adapter"):
         library, auto_class = "peft", auto_class.replace("AutoModel", "AutoPeftModel")
@@ -202,15 +196,15 @@ def _render(
         repo_id=_code(repo_id),
         title=_harmless(repo_id.rsplit("/", 1)[-1]),
         model=_harmless(model_id or began.get("model_class")),
-        began_with=_harmless(began.get("name") or "not recorded"),
-        began_at=_harmless(began.get("commit") or "not recorded"),
+        began_with=_known(began.get("name")),
+        began_at=_known(began.get("commit")),
         weights=_harmless(began.get("weights_sha256", ""))[:16],
         model_name=_code(model_id) if model_id else "path/to/the/indexed/model",
         library=library,
         auto_class=auto_class,
-        dataset=", ".join(source) or "not recorded",
+        dataset=_known(*map(manifest.dataset.get, _DATASET)),
         bytes_per_example=sum(shard.bytes for shard in manifest.shards) / manifest.num_examples,
-        query=query,
+        query=next((task.query_example for task in TASKS if task.name == manifest.objective), "batch"),
         lds=lds,
     )
 
@@ -233,6 +227,11 @@ def _digest(section: str) -> str:
 def _harmless(value: Any) -> str:
     """One line in which Markdown, HTML and a table find nothing to act on."""
     return re.sub(r"[^\w .,:;/@+=-]", "", str(value).replace("\n", " ")).replace("://", ":")[:200]
+
+
+def _known(*values: Any) -> str:
+    """Those that are known, harmless."""
+    return ", ".join(_harmless(value) for value in values if value) or "not recorded"
 
 
 def _cell(value: Any) -> str:

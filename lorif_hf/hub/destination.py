@@ -1,20 +1,11 @@
-"""Where an index is pushed: made once, and handed on."""
+"""Where something is pushed: made once, and handed on."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Destination:
-    """A dataset repo, and the commit that is to be made in it.
-
-    Args:
-        repo_id (`str`): "user/my-index", or a name of the token's own namespace; made where it does not exist.
-        private (`bool`, *optional*): whether a new repo is private; by default as the account has it.
-        token (`str` or `bool`, *optional*): Hub token; by default the one of the login.
-        revision (`str`, *optional*): branch, made where it does not exist; by default `main`.
-        create_pr (`bool`): open a pull request instead.
-        commit_message, commit_description (`str`, *optional*): of the commit.
-    """
+    """A repo of the Hub, and the commit that is to be made in it: the arguments of [`InfluenceIndex.push_to_hub`]."""
 
     repo_id: str
     private: bool | None = None

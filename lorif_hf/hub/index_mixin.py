@@ -15,12 +15,12 @@ from ..errors import BuildFolderError, ConfigError, IndexFormatError, PublishErr
 from ..registry import CODECS, CURVATURES, LAYER_KINDS
 from ..storage.claim import INDEX_FOLDER
 from ..storage.files import write_atomically, write_text
-from ..storage.layout import CARD, LDS, MANIFEST, Manifest, inside, is_newer
+from ..storage.layout import CARD, MANIFEST, Manifest, is_newer
 from ..storage.measured_lds import LDSRecord, read_lds, write_lds
 from ..storage.store import LocalStore, Store
 from .cards import index_card, model_card_section, repo_in_card
 from .destination import Destination
-from .publish import publish, update_file
+from .publish import contents, publish, push_model_card
 from .store import HubStore, RepoStore, StreamingStore
 
 
@@ -133,14 +133,8 @@ class StoredIndex:
             INDEX_FOLDER.check(target)
             if (target / MANIFEST).exists():
                 raise BuildFolderError(f"{target} already holds an index. Choose another folder or delete this one.")
-            sources = {entry.file: self._store.path(entry) for entry in self.manifest.files}
-            if self.lds is not None:
-                sources[LDS] = inside(self.path, LDS)
-            # The manifest last: it makes an index.
-            sources |= {name: inside(self.path, name) for name in (CARD, MANIFEST)}
-            for name, source in sources.items():
-                if source.is_file():
-                    write_atomically(target / name, partial(shutil.copyfile, source))
+            for name, source in contents(self._store, self.manifest).items():
+                write_atomically(target / name, partial(shutil.copyfile, source))
         if push_to_hub:
             self.push_to_hub(repo_id or target.name, **options)
 
@@ -182,11 +176,8 @@ class StoredIndex:
             [`~lorif_hf.errors.HubError`]: says what to do; pushing again goes on where it stopped.
         """
         self._refuse_selection()
-        return self._push(
-            Destination(repo_id, private, token, revision, create_pr, commit_message, commit_description),
-            tags or (),
-            model_id,
-        )
+        message = commit_message, commit_description
+        return self._push(Destination(repo_id, private, token, revision, create_pr, *message), tags or (), model_id)
 
     def _push(self, destination: Destination, tags: Sequence[str] = (), model_id: str | None = None) -> CommitInfo:
         def card(name: str, existing: str | None) -> str:
@@ -212,10 +203,10 @@ class StoredIndex:
                 "folder, evaluate it there and push it."
             )
         write_lds(self._store, record)
-        path = inside(self.path, CARD)
-        card = path.read_text(encoding="utf-8") if path.is_file() else None
+        path = self._store.optional(CARD)
+        card = None if path is None else path.read_text(encoding="utf-8")
         name = repo_in_card(card or "") or "user/my-index"
-        write_text(path, index_card(self.manifest, self.config, name, card, lds=record))
+        write_text(self.path / CARD, index_card(self.manifest, self.config, name, card, lds=record))
 
     def push_model_card_section(
         self,
@@ -238,15 +229,10 @@ class StoredIndex:
             raise PublishError(
                 "This index was not loaded from the Hub: pass index_id=, the repo that people can load."
             )
-        return update_file(
-            model_id,
-            "model",
-            CARD,
-            lambda card: model_card_section(self.manifest, self.config, repo_id, card, model_id),
-            token=token,
-            revision=revision,
-            create_pr=create_pr,
-            commit_message="Say that the training data can be queried",
+        message = "Say that the training data can be queried"
+        return push_model_card(
+            Destination(model_id, None, token, revision, create_pr, message),
+            lambda name, card: model_card_section(self.manifest, self.config, repo_id, card or "", name),
         )
 
     def _refuse_selection(self) -> None:

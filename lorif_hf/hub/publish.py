@@ -12,21 +12,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import yaml
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, DatasetCard, get_token
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, get_token
+from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import LorifError, PublishError
-from ..storage.layout import CARD, FORMAT_VERSION, LDS, MANIFEST, FileEntry, Manifest, inside
+from ..storage.files import read_head
+from ..storage.layout import CARD, FORMAT_VERSION, LDS, MANIFEST, FileEntry, Manifest
+from ..storage.measured_lds import read_lds
 from ..storage.store import Store
 from .destination import Destination
-from .store import REPO_TYPE, hub_api, retried, translated_errors
+from .store import REPO_TYPE, download, hub_api, retried, translated_errors
 
 
 logger = logging.getLogger(__name__)
@@ -36,45 +32,36 @@ FORMAT_TAG = f"lorif-format-{FORMAT_VERSION.partition('.')[0]}"
 _OURS = ("factors/", "curvature/", "data/", "tokenizer/", "evaluation/")
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 
+RenderCard = Callable[[str, str | None], str]
+"""From a repo's full id and the card it has (or `None`) to the one it shall have."""
 
-def publish(
-    store: Store,
-    manifest: Manifest,
-    destination: Destination,
-    render_card: Callable[[str, str | None], str],
-) -> CommitInfo:
+
+def contents(store: Store, manifest: Manifest) -> dict[str, Path]:
+    """Every file of an index by name, those of the manifest checked; the manifest last, for it makes an index."""
+    paths = {entry.file: store.path(entry) for entry in manifest.files}
+    others = (LDS, CARD, MANIFEST) if read_lds(store, manifest) is not None else (CARD, MANIFEST)
+    return paths | {name: path for name in others if (path := store.optional(name)) is not None}
+
+
+def publish(store: Store, manifest: Manifest, destination: Destination, render_card: RenderCard) -> CommitInfo:
     """Push an index in one commit, so that a reader sees the old one or the new one and nothing between.
 
     Files that the Hub has already are not sent again: an interrupted push goes on where it stopped, and a push of an
-    unchanged index makes no commit. Files of an older index that are no longer part of it are deleted.
-
-    Args:
-        store (`Store`): where the files are.
-        manifest (`Manifest`): every file of the index.
-        destination (`Destination`): the dataset repo.
-        render_card (`Callable`): from the repo's full id and the card it has (or `None`) to the one it shall have.
-
-    Raises:
-        [`~lorif_hf.errors.PublishError`], [`~lorif_hf.errors.IndexCorruptedError`]: before the first byte leaves.
-        [`~lorif_hf.errors.HubError`]: something went wrong on the way.
+    unchanged index makes no commit. Files of an older index that are no longer part of it are deleted. The card is
+    rendered from the repo's own, or else from the one beside the index.
     """
     check_repo_id(destination.repo_id)
-    paths = {entry.file: store.path(entry) for entry in manifest.files}
-    paths[MANIFEST] = inside(store.folder, MANIFEST)
-    lds = store.optional(LDS)
-    if lds is not None:
-        paths[LDS] = lds
-    own_card = _local_card(store)
+    paths = contents(store, manifest)
+    beside = paths.pop(CARD, None)
+    own_card = None if beside is None else beside.read_text(encoding="utf-8", errors="replace")
     if own_card is not None:
         _rendered(render_card, destination.repo_id, own_card)  # a card that cannot be read shows before a repo is made
-
-    def checked_card(name: str, existing: str | None) -> str:
-        card = render_card(name, own_card if existing is None else existing)
-        check_card(card, manifest)
-        return card
-
-    message = destination.commit_message or "Upload influence index with lorif-hf"
-    repo_id, commit = push_files(paths, replace(destination, commit_message=message), checked_card, ours=_OURS)
+    repo_id, commit = push_files(
+        paths,
+        replace(destination, commit_message=destination.commit_message or "Upload influence index with lorif-hf"),
+        lambda name, existing: render_card(name, own_card if existing is None else existing),
+        ours=_OURS,
+    )
     if not destination.create_pr and destination.revision in (None, "main"):
         with translated_errors(repo_id, destination.revision, token=destination.token):
             _move_format_tag(hub_api(destination.token), repo_id, commit.oid)
@@ -82,11 +69,7 @@ def publish(
 
 
 def push_files(
-    files: Mapping[str, Path | bytes],
-    destination: Destination,
-    render_card: Callable[[str, str | None], str],
-    *,
-    ours: Sequence[str],
+    files: Mapping[str, Path | bytes], destination: Destination, render_card: RenderCard, *, ours: Sequence[str]
 ) -> tuple[str, CommitInfo]:
     """Push files and their card to a dataset repo, in one commit, after a look at what they hold.
 
@@ -98,29 +81,50 @@ def push_files(
     Returns:
         The repo's full id, and the commit.
     """
-    check_repo_id(destination.repo_id)
-    token, revision = destination.token, destination.revision
-    check_contents(files, token)
-    api = hub_api(token)
+    check_contents(files, destination.token)
     repo_id, head = prepare_repo(destination)
-    with translated_errors(repo_id, revision, token=token):
-        card = _rendered(render_card, repo_id, _existing_card(repo_id, head.sha, token))
-        check_contents({CARD: card.encode()}, token)
-        contents = {**files, CARD: card.encode()}
+    return repo_id, _commit(repo_id, head, files, destination, render_card, ours)
+
+
+def push_model_card(destination: Destination, render_card: RenderCard) -> CommitInfo:
+    """Change the card of a model repo in a commit of its own; none where the change changes nothing."""
+    repo_id, token, revision = destination.repo_id, destination.token, destination.revision
+    with translated_errors(repo_id, revision, token=token, repo_type="model"):
+        head = hub_api(token).repo_info(repo_id, revision=revision)
+    return _commit(repo_id, head, {}, destination, render_card, repo_type="model")
+
+
+def _commit(
+    repo_id: str,
+    head: Any,
+    files: Mapping[str, Path | bytes],
+    destination: Destination,
+    render_card: RenderCard,
+    ours: Sequence[str] = (),
+    repo_type: str = REPO_TYPE,
+) -> CommitInfo:
+    """Commit files and a card onto `head`, the repo's info at the revision to push to."""
+    token, revision = destination.token, destination.revision
+    present = [sibling.rfilename for sibling in head.siblings or []]
+    with translated_errors(repo_id, revision, token=token, repo_type=repo_type):
+        existing = None
+        if CARD in present:  # bytes: with the line endings that its owner chose
+            existing = download(repo_id, CARD, head.sha, repo_type, token=token).read_bytes().decode()
+        card = _rendered(render_card, repo_id, existing).encode()
+        check_contents({CARD: card}, token)
         operations: list[Any] = [
             CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
-            for name, content in contents.items()
+            for name, content in {**files, CARD: card}.items()
         ]
-        present = [sibling.rfilename for sibling in head.siblings or []]
         stale = [file for file in present if file.startswith(tuple(ours)) and file not in files]
         operations += [CommitOperationDelete(file) for file in stale]
         try:
-            commit = api.create_commit(
+            return hub_api(token).create_commit(
                 repo_id,
                 operations,
                 commit_message=destination.commit_message or "Upload with lorif-hf",
                 commit_description=destination.commit_description,
-                repo_type=REPO_TYPE,
+                repo_type=repo_type,
                 revision=revision,
                 create_pr=destination.create_pr,
                 parent_commit=None if destination.create_pr else head.sha,
@@ -129,7 +133,6 @@ def push_files(
             if isinstance(error, HTTPError):
                 raise
             raise PublishError(f"The Hub does not take the YAML of {CARD} ({error}): mend it by hand.") from error
-    return repo_id, commit
 
 
 def prepare_repo(destination: Destination) -> tuple[str, Any]:
@@ -141,16 +144,10 @@ def prepare_repo(destination: Destination) -> tuple[str, Any]:
     check_repo_id(repo_id)
     api = hub_api(token)
     with translated_errors(repo_id, revision, token=token):
-        if "/" not in repo_id:
-            repo_id = f"{api.whoami()['name']}/{repo_id}"
-        try:
-            api.repo_info(repo_id, repo_type=REPO_TYPE)
-        except RepositoryNotFoundError:
-            api.create_repo(repo_id, repo_type=REPO_TYPE, private=destination.private, exist_ok=True)
+        made = api.create_repo(repo_id, repo_type=REPO_TYPE, private=destination.private, exist_ok=True)
+        repo_id = made.repo_id
         if revision is not None and not revision.startswith("refs/"):
-            branches = api.list_repo_refs(repo_id, repo_type=REPO_TYPE).branches
-            if revision not in [branch.name for branch in branches]:
-                api.create_branch(repo_id, branch=revision, repo_type=REPO_TYPE, exist_ok=True)
+            api.create_branch(repo_id, branch=revision, repo_type=REPO_TYPE, exist_ok=True)
         return repo_id, retried(lambda: api.repo_info(repo_id, repo_type=REPO_TYPE, revision=revision), repo_id)
 
 
@@ -190,8 +187,7 @@ def _texts(name: str, content: Any) -> Iterable[bytes]:
     if isinstance(content, bytes):
         yield content
     elif name.endswith(".safetensors"):
-        with open(content, "rb") as file:
-            yield file.read(min(int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size))
+        yield read_head(content)
     elif name.endswith(".parquet"):
         with pq.ParquetFile(content) as table:
             for batch in table.iter_batches(columns=["example_id", "text"]):
@@ -201,53 +197,13 @@ def _texts(name: str, content: Any) -> Iterable[bytes]:
         yield Path(content).read_bytes()
 
 
-def check_card(card: str, manifest: Manifest) -> None:
-    """See that the card's YAML is a mapping whose `configs` point to the example tables.
-
-    Raises:
-        [`~lorif_hf.errors.PublishError`]: says what is wrong with it.
-    """
-    try:
-        data = DatasetCard(card).data.to_dict()
-    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise PublishError(f"The YAML of {CARD} cannot be read ({error}): mend it by hand.") from error
-    configs = data.get("configs")
-    files = [file for config in configs or [] for file in _config_files(config)]
-    if not any(file.startswith("data/") for file in files) and manifest.examples:
-        raise PublishError(f"The YAML of {CARD} must name the example tables under `configs`, found {configs!r}.")
-
-
-def _config_files(config: Any) -> list[str]:
-    files = config.get("data_files", []) if isinstance(config, dict) else []
-    files = [files] if isinstance(files, (str, dict)) else files
-    return [str(file.get("path")) if isinstance(file, dict) else str(file) for file in files]
-
-
-def _rendered(render_card: Callable[[str, str | None], str], repo_id: str, existing: str | None) -> str:
+def _rendered(render_card: RenderCard, repo_id: str, existing: str | None) -> str:
     try:
         return render_card(repo_id, existing)
     except LorifError:
         raise
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise PublishError(f"The YAML of {CARD} cannot be read ({error}): mend it by hand.") from error
-
-
-def _local_card(store: Store) -> str | None:
-    """The card beside the index."""
-    path = inside(store.folder, CARD)
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-
-
-def _existing_card(repo_id: str, commit: str, token: str | bool | None) -> str | None:
-    """The card that the repo has at its head."""
-    try:
-        api = hub_api(token)
-        path = Path(retried(lambda: api.hf_hub_download(repo_id, CARD, repo_type=REPO_TYPE, revision=commit), CARD))
-        return path.read_bytes().decode()  # with the line endings that its owner chose
-    except EntryNotFoundError as error:
-        if isinstance(error, LocalEntryNotFoundError):
-            raise  # the Hub did not answer: that is no word on whether there is a card
-        return None
 
 
 def _move_format_tag(api: Any, repo_id: str, commit: str) -> None:
@@ -301,38 +257,3 @@ class EarlyUploader:
                 logger.warning("A file could not be uploaded early: %s", error)
             elif error is not None:
                 raise error
-
-
-def update_file(
-    repo_id: str,
-    repo_type: str,
-    file: str,
-    change: Callable[[str], str],
-    *,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str,
-) -> CommitInfo:
-    """Change one text file of a repo in a commit of its own; none where the change changes nothing."""
-    with translated_errors(repo_id, revision, file, token, repo_type):
-        api = hub_api(token)
-        head = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
-        try:
-            path = api.hf_hub_download(repo_id, file, repo_type=repo_type, revision=head.sha)
-            text = Path(path).read_bytes().decode()
-        except EntryNotFoundError as error:
-            if isinstance(error, LocalEntryNotFoundError):
-                raise
-            text = ""
-        content = change(text).encode()
-        check_contents({file: content}, token)
-        return api.create_commit(
-            repo_id,
-            [CommitOperationAdd(file, content)],
-            commit_message=commit_message,
-            repo_type=repo_type,
-            revision=revision,
-            create_pr=create_pr,
-            parent_commit=None if create_pr else head.sha,
-        )

@@ -9,13 +9,14 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from huggingface_hub import HfApi, HfFileSystem, hf_hub_download
+from huggingface_hub import HfApi, HfFileSystem
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -37,7 +38,6 @@ from ..storage.store import Store
 logger = logging.getLogger(__name__)
 
 REPO_TYPE = "dataset"
-LIBRARY: dict[str, Any] = {"library_name": "lorif_hf", "library_version": version("lorif-hf")}
 DOWNLOADS = 4  # files downloaded at once
 _WAITS = (0.5, 1, 2, 4)  # seconds before each new try of a request that failed on the way
 
@@ -126,9 +126,11 @@ class StreamingStore(RepoStore):
             entry, self._heads[entry], lambda begin, end: self._range(entry, begin, end), self._pieces
         )
 
-    def parquet(self, entry: FileEntry) -> "_RemoteFile":
-        with translated_errors(self.repo_id, self.commit, entry.file):
-            return _RemoteFile(self._open(entry), lambda: translated_errors(self.repo_id, self.commit, entry.file))
+    def parquet(self, entry: FileEntry) -> Any:
+        translated = translated_errors(self.repo_id, self.commit, entry.file)
+        file = translated(self._open)(entry)
+        file.read = translated(file.read)
+        return file
 
     def _range(self, entry: FileEntry, begin: int, end: int) -> bytes:
         """Bytes `begin` to `end` of a file, and no others."""
@@ -146,21 +148,6 @@ class StreamingStore(RepoStore):
         if file.size != entry.bytes:
             raise IndexCorruptedError(entry.file, f"it has {file.size} bytes, the manifest says {entry.bytes}")
         return file
-
-
-class _RemoteFile:
-    """An open file of the Hub whose reads raise our own errors."""
-
-    def __init__(self, file: Any, translated: Callable[[], AbstractContextManager[None]]):
-        self._file = file
-        self._translated = translated
-
-    def read(self, size: int = -1) -> bytes:
-        with self._translated():
-            return self._file.read(size)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
 
 
 class RemoteTensors(TensorReader):
@@ -183,16 +170,8 @@ class RemoteTensors(TensorReader):
 
     def prefetch(self, names: Sequence[str]) -> None:
         """Fetch whole tensors, neighbours in one request, and check each."""
-        runs: list[list[str]] = []
-        for name in sorted(names, key=lambda name: self.span(name).begin):
-            kept = self._kept(name)
-            if kept is not None:
-                self._whole[name] = kept
-            elif runs and self.span(runs[-1][-1]).end == self.span(name).begin:
-                runs[-1].append(name)
-            else:
-                runs.append([name])
-        for run in runs:
+        self._whole |= {name: piece for name in names if (piece := self._kept(name)) is not None}
+        for run in self.runs(name for name in names if name not in self._whole):
             begin = self.span(run[0]).begin
             content = memoryview(self._fetch(begin, self.span(run[-1]).end))
             for name in run:
@@ -221,20 +200,16 @@ class RemoteTensors(TensorReader):
         return np.frombuffer(bytearray(content), dtype=np.uint8)  # a copy that may be written to, as torch wants
 
 
-def hub_api(token: str | bool | None) -> HfApi:
+def hub_api(token: str | bool | None = None) -> HfApi:
     """The one client for everything, named to the Hub."""
-    return HfApi(token=token, **LIBRARY)
+    return HfApi(token=token, library_name="lorif_hf", library_version=version("lorif-hf"))
 
 
-def download(repo_id: str, file: str, revision: str | None, **options: Any) -> Path:
-    """`hf_hub_download` of a dataset repo's file that survives lost connections and raises our own errors."""
-    with translated_errors(repo_id, revision, file, options.get("token")):
-        return Path(
-            retried(
-                lambda: hf_hub_download(repo_id, file, repo_type=REPO_TYPE, revision=revision, **LIBRARY, **options),
-                file,
-            )
-        )
+def download(repo_id: str, file: str, revision: str | None, repo_type: str = REPO_TYPE, **options: Any) -> Path:
+    """`hf_hub_download` that survives lost connections and raises our own errors."""
+    with translated_errors(repo_id, revision, file, options.get("token"), repo_type):
+        fetch = partial(hub_api().hf_hub_download, repo_id, file, repo_type=repo_type, revision=revision, **options)
+        return Path(retried(fetch, file))
 
 
 def retried(request: Callable[[], T], what: str) -> T:
@@ -268,61 +243,51 @@ def translated_errors(
         error = cause if isinstance(cause, HTTPError) and not isinstance(raised, HTTPError) else raised
         if isinstance(error, RuntimeError) and "uploading" not in str(error):
             raise
-        raise _translated(error, repo_id, revision, file, token, repo_type) from raised
-
-
-def _translated(
-    error: Exception,
-    repo_id: str,
-    revision: str | None,
-    file: str | None,
-    token: str | bool | None,
-    repo_type: str,
-) -> Exception:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, GatedRepoError):
-        return HubAccessError(f"'{repo_id}' is gated: ask for access on its page, then log in (hf auth login).")
-    if isinstance(error, RepositoryNotFoundError):
-        hint = _model_hint(repo_id, token) if repo_type == REPO_TYPE else ""
-        return IndexNotFoundError(
-            f"No {repo_type} repo '{repo_id}' that this {'token' if token else 'machine'} can see: it does not exist, "
-            f"or it is private. Check the name, log in (hf auth login) or pass token=.{hint}"
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return IndexNotFoundError(
-            f"'{repo_id}' has no revision '{revision}': pass a branch, a tag or a commit that it has, or leave it out."
-        )
-    if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
-        return HubConnectionError(
-            f"{file or repo_id} of '{repo_id}' is not in the local cache and the Hub cannot be reached (offline, or "
-            "local_files_only=True). Connect, or download the index once while you are connected."
-        )
-    if isinstance(error, (EntryNotFoundError, FileNotFoundError)):
-        if file == MANIFEST:
-            return IndexFormatError(
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        ours: Exception
+        if isinstance(error, GatedRepoError):
+            ours = HubAccessError(f"'{repo_id}' is gated: ask for access on its page, then log in (hf auth login).")
+        elif isinstance(error, RepositoryNotFoundError):
+            hint = ""
+            with suppress(Exception):  # a hint must not hide the error it is for
+                if repo_type == REPO_TYPE and hub_api(token).repo_exists(repo_id, repo_type="model"):
+                    hint = (
+                        " There is a model repo of that name; an index is a dataset repo: ask the model's owner where "
+                        "it is."
+                    )
+            ours = IndexNotFoundError(
+                f"No {repo_type} repo '{repo_id}' that this {'token' if token else 'machine'} can see: it does not "
+                f"exist, or it is private. Check the name, log in (hf auth login) or pass token=.{hint}"
+            )
+        elif isinstance(error, RevisionNotFoundError):
+            ours = IndexNotFoundError(
+                f"'{repo_id}' has no revision '{revision}': pass a branch, a tag or a commit that it has, or leave it "
+                "out."
+            )
+        elif isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
+            ours = HubConnectionError(
+                f"{file or repo_id} of '{repo_id}' is not in the local cache and the Hub cannot be reached (offline, "
+                "or local_files_only=True). Connect, or download the index once while you are connected."
+            )
+        elif isinstance(error, (EntryNotFoundError, FileNotFoundError)) and file == MANIFEST:
+            ours = IndexFormatError(
                 f"The dataset repo '{repo_id}' is no lorif-hf index: it has no {MANIFEST}. Check the name, or the "
                 "revision."
             )
-        return IndexCorruptedError(str(file), f"it is missing in '{repo_id}'")
-    if status == 401:
-        return HubAccessError(f"The Hub does not accept this token for '{repo_id}': log in again (hf auth login).")
-    if status == 403:
-        return HubAccessError(
-            f"This token may not do that with '{repo_id}': it needs the write role, and the repo must be yours or "
-            "your organisation's."
-        )
-    if status == 412:
-        return HubConnectionError(f"'{repo_id}' was changed by someone else meanwhile: push again.")
-    # Not the client's own words: they may hold the signed address of an upload.
-    what = f"status {status}" if status else type(error).__name__
-    return HubConnectionError(f"The Hub failed at {file or repo_id} ({what}). Try again: what is done is kept.")
-
-
-def _model_hint(repo_id: str, token: str | bool | None) -> str:
-    """What to say where a model of that name exists."""
-    try:
-        if not HfApi(token=token, **LIBRARY).repo_exists(repo_id, repo_type="model"):
-            return ""
-    except Exception:  # a hint must not hide the error it is for
-        return ""
-    return " There is a model repo of that name; an index is a dataset repo: ask the model's owner where it is."
+        elif isinstance(error, (EntryNotFoundError, FileNotFoundError)):
+            ours = IndexCorruptedError(str(file), f"it is missing in '{repo_id}'")
+        elif status == 401:
+            ours = HubAccessError(f"The Hub does not accept this token for '{repo_id}': log in again (hf auth login).")
+        elif status == 403:
+            ours = HubAccessError(
+                f"This token may not do that with '{repo_id}': it needs the write role, and the repo must be yours or "
+                "your organisation's."
+            )
+        elif status == 412:
+            ours = HubConnectionError(f"'{repo_id}' was changed by someone else meanwhile: push again.")
+        else:  # not the client's own words: they may hold the signed address of an upload
+            what = f"status {status}" if status else type(error).__name__
+            ours = HubConnectionError(
+                f"The Hub failed at {file or repo_id} ({what}). Try again: what is done is kept."
+            )
+        raise ours from raised

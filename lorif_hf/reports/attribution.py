@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _TEMPLATES = Environment(loader=PackageLoader("lorif_hf.reports"), autoescape=True, undefined=StrictUndefined)
 
 
+@dataclass(eq=False, repr=False)
 class Attribution:
     """The top examples of one or more queries.
 
@@ -32,23 +34,13 @@ class Attribution:
         repo_id, commit (`str` or `None`): the Hub repo and the commit that answered, where the index is from the Hub.
     """
 
-    def __init__(
-        self,
-        scores: Tensor,
-        indices: Tensor,
-        examples: Mapping[int, dict[str, Any]],
-        queries: Sequence[str],
-        losses: Sequence[float],
-        repo_id: str | None = None,
-        commit: str | None = None,
-    ):
-        self.scores = scores
-        self.indices = indices
-        self.examples = examples
-        self.queries = list(queries)
-        self.losses = list(losses)
-        self.repo_id = repo_id
-        self.commit = commit
+    scores: Tensor
+    indices: Tensor
+    examples: Mapping[int, dict[str, Any]]
+    queries: Sequence[str]
+    losses: Sequence[float]
+    repo_id: str | None = None
+    commit: str | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -57,15 +49,8 @@ class Attribution:
         if isinstance(query, int):
             query = range(len(self))[query]
             query = slice(query, query + 1)
-        return Attribution(
-            self.scores[query],
-            self.indices[query],
-            self.examples,
-            self.queries[query],
-            self.losses[query],
-            self.repo_id,
-            self.commit,
-        )
+        taken = {name: getattr(self, name)[query] for name in ("scores", "indices", "queries", "losses")}
+        return replace(self, **taken)
 
     def __iter__(self) -> Iterator["Attribution"]:
         return (self[query] for query in range(len(self)))
@@ -115,18 +100,14 @@ class Attribution:
         return figure
 
     def _repr_html_(self) -> str:
-        return _TEMPLATES.get_template("attribution.html").render(panels=self._panels(), source=self._source())
+        return self._render("attribution.html")
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
         """Write a page that stands alone: no scripts, nothing loaded from elsewhere, every text escaped."""
-        page = _TEMPLATES.get_template("page.html").render(panels=self._panels(), source=self._source())
-        Path(path).write_text(page, encoding="utf-8")
+        Path(path).write_text(self._render("page.html"), encoding="utf-8")
 
-    def _source(self) -> str | None:
-        return f"{self.repo_id} at {self.commit}" if self.repo_id else None
-
-    def _panels(self) -> list[dict[str, Any]]:
-        """What the templates show: per query its text, loss and rows with a bar of at most 100 percent."""
+    def _render(self, template: str) -> str:
+        """A page, or a part of one: per query its text, loss and rows with a bar of at most 100 percent."""
         panels = []
         for query, loss, only in zip(self.queries, self.losses, self, strict=True):
             rows = only.to_list()
@@ -134,7 +115,8 @@ class Attribution:
             for row in rows:
                 row["bar"] = round(100 * abs(row["score"]) / largest, 1)
             panels.append({"query": query, "loss": loss, "rows": rows})
-        return panels
+        source = f"{self.repo_id} at {self.commit}" if self.repo_id else None
+        return _TEMPLATES.get_template(template).render(panels=panels, source=source)
 
 
 def shorten(text: str | None, length: int) -> str:

@@ -3,10 +3,11 @@
 import errno
 import hashlib
 import json
+import math
 import mmap
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -133,10 +134,8 @@ def parse_header(file: str, size: int, head: bytes) -> Mapping[str, TensorSpan]:
         raise IndexCorruptedError(file, f"its header is not one of safetensors ({error})") from error
     position = 8 + length
     for name, span in sorted(spans.items(), key=lambda item: (item[1].begin, item[1].end)):
-        numbers = 1
-        for extent in span.shape:
-            numbers *= extent
-        if span.begin != position or span.end - span.begin != numbers * span.dtype.itemsize or span.end > size:
+        size_declared = math.prod(span.shape) * span.dtype.itemsize
+        if span.begin != position or span.end - span.begin != size_declared or span.end > size:
             raise IndexCorruptedError(
                 file, f"tensor '{name}' of shape {span.shape} claims bytes {span.begin} to {span.end} of {size}"
             )
@@ -158,12 +157,16 @@ def header_length(file: str, size: int, head: bytes) -> int:
     return length
 
 
-def header_sha256(path: Path) -> str:
-    """Hash of a safetensors file's first bytes: the header's length and the header."""
+def read_head(path: Path) -> bytes:
+    """A safetensors file's first bytes: the header's length and the header, where the file holds one."""
     with open(path, "rb") as file:
         head = file.read(8)
-        length = min(int.from_bytes(head, "little"), path.stat().st_size)
-        return hashlib.sha256(head + file.read(length)).hexdigest()
+        return head + file.read(min(int.from_bytes(head, "little"), path.stat().st_size, _MAX_HEADER))
+
+
+def header_sha256(path: Path) -> str:
+    """Hash of a safetensors file's length of header and header."""
+    return hashlib.sha256(read_head(path)).hexdigest()
 
 
 def is_intact(path: Path) -> bool:
@@ -204,12 +207,24 @@ class TensorReader:
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows `start` to `stop` of a tensor."""
         span = self.span(name)
-        if not span.shape:
-            return _as_tensor(self._piece(name, span.begin, span.end), span.dtype, ())
-        stop = span.shape[0] if stop is None else min(stop, span.shape[0])
-        row = (span.end - span.begin) // max(1, span.shape[0])
-        piece = self._piece(name, span.begin + start * row, span.begin + stop * row)
-        return _as_tensor(piece, span.dtype, (stop - start, *span.shape[1:]))
+        shape, begin, end = span.shape, span.begin, span.end
+        if shape:
+            stop = shape[0] if stop is None else min(stop, shape[0])
+            row = (end - begin) // max(1, shape[0])
+            begin, end, shape = begin + start * row, begin + stop * row, (stop - start, *shape[1:])
+        if begin == end:  # frombuffer takes no empty buffer
+            return torch.empty(shape, dtype=span.dtype)
+        return torch.frombuffer(self._piece(name, begin, end), dtype=span.dtype).view(shape)
+
+    def runs(self, names: Iterable[str]) -> list[list[str]]:
+        """Names of tensors that hold anything, in the file's order, neighbours together."""
+        runs: list[list[str]] = []
+        for name in sorted(names, key=lambda name: self.span(name).begin):
+            if runs and self.span(runs[-1][-1]).end == self.span(name).begin:
+                runs[-1].append(name)
+            elif self.span(name).end > self.span(name).begin:
+                runs.append([name])
+        return runs
 
     def span(self, name: str) -> TensorSpan:
         if name not in self.spans:
@@ -226,10 +241,7 @@ class TensorFile(TensorReader):
 
     def __init__(self, folder: Path, entry: FileEntry):
         path = verified(folder, entry)
-        with open(path, "rb") as file:
-            head = file.read(8)
-            head += file.read(header_length(entry.file, entry.bytes, head))
-        super().__init__(entry.file, _parsed_header(entry.file, entry.bytes, head))
+        super().__init__(entry.file, _parsed_header(entry.file, entry.bytes, read_head(path)))
         with open(path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)
@@ -239,12 +251,7 @@ class TensorFile(TensorReader):
 
         torch touches the pages, for it lets the other threads run meanwhile.
         """
-        runs: list[list[int]] = []  # neighbours together
-        for begin, end in sorted((self.span(name).begin, self.span(name).end) for name in names):
-            if runs and runs[-1][1] == begin:
-                runs[-1][1] = end
-            elif end > begin:
-                runs.append([begin, end])
+        runs = [(self.span(run[0]).begin, self.span(run[-1]).end) for run in self.runs(names)]
         if hasattr(mmap, "MADV_WILLNEED"):  # all of it in one request, not page by page
             for begin, end in runs:
                 page = begin // mmap.PAGESIZE * mmap.PAGESIZE
@@ -254,12 +261,6 @@ class TensorFile(TensorReader):
 
     def _piece(self, name: str, begin: int, end: int) -> np.ndarray:
         return self._bytes[begin:end]
-
-
-def _as_tensor(piece: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    if piece.size == 0:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(piece, dtype=dtype).view(shape)
 
 
 _verified: dict[tuple[str, str], tuple[int, int]] = {}
@@ -283,11 +284,9 @@ def verified(folder: Path, entry: FileEntry) -> Path:
     if status.st_size != entry.bytes:
         raise IndexCorruptedError(entry.file, f"it has {status.st_size} bytes, the manifest says {entry.bytes}")
     if _verified.get((str(path.resolve()), entry.sha256)) != (status.st_size, status.st_mtime_ns):
-        found = file_sha256(path)
-        if found != entry.sha256:
-            raise IndexCorruptedError(
-                entry.file, f"its SHA-256 is {found[:12]}..., the manifest says {entry.sha256[:12]}..."
-            )
+        held, said = file_sha256(path), entry.sha256
+        if held != said:
+            raise IndexCorruptedError(entry.file, f"its SHA-256 is {held[:12]}..., the manifest says {said[:12]}...")
         _remember(path, entry)
     return path
 

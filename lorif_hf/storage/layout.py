@@ -3,10 +3,10 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, get_args, get_origin
 
 from ..errors import IndexCorruptedError, IndexFormatError
 
@@ -22,8 +22,6 @@ STAGING = ".lorif-build"  # an unfinished build's own notes; gone when the index
 
 _OWN_HASH = "manifest_sha256"
 _UNSIGNED = 64 * "0"
-
-T = TypeVar("T")
 
 
 def factor_file(shard: int) -> str:
@@ -141,22 +139,9 @@ class Manifest:
         if not isinstance(values, dict) or not isinstance(values.get("format_version"), str):
             raise IndexFormatError(f"{MANIFEST} has no format_version: this is not a lorif-hf index.")
         _check_version(values["format_version"])
-        _require(_signature(text, _value(values, _OWN_HASH, str)) == values[_OWN_HASH], f"its {_OWN_HASH} is another")
-        manifest = cls(
-            config=_value(values, "config", dict),
-            objective=_value(values, "objective", str),
-            model=_value(values, "model", dict),
-            dataset=_value(values, "dataset", dict),
-            num_examples=_value(values, "num_examples", int),
-            modules=_records(values, "modules", ModuleEntry),
-            shards=_records(values, "shards", FactorShard),
-            examples=_records(values, "examples", Shard),
-            curvature=_record(_value(values, "curvature", dict), "curvature", FileEntry),
-            build=_value(values, "build", str),
-            tokenizer=_records(values, "tokenizer", FileEntry),
-            extensions=_value(values, "extensions", dict),
-            format_version=values["format_version"],
-        )
+        held = _checked(values.get(_OWN_HASH), _OWN_HASH, str)
+        _require(_signature(text, held) == held, f"its {_OWN_HASH} is another")
+        manifest = cls(**{known.name: _field(values, known) for known in fields(cls)})
         manifest._check()
         return manifest
 
@@ -247,17 +232,21 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 
 
-def _value(values: Mapping[str, Any], name: str, kind: type[T]) -> T:
-    """A field of the manifest, or its default where it is absent and has one."""
-    known = Manifest.__dataclass_fields__.get(name)
-    default = MISSING if known is None else known.default_factory
-    value = default() if name not in values and default is not MISSING else values.get(name)
+def _checked(value: Any, name: str, kind: type) -> Any:
     _require(isinstance(value, kind) and not isinstance(value, bool), f"'{name}' must be a JSON {kind.__name__}")
-    return value  # type: ignore[return-value]
+    return value
 
 
-def _records(values: Mapping[str, Any], name: str, kind: Callable[..., T]) -> list[T]:
-    return [_record(item, f"{name}[{i}]", kind) for i, item in enumerate(_value(values, name, list))]
+def _field(values: Mapping[str, Any], known: Field[Any]) -> Any:
+    """A field of the manifest, or its default where it is absent and has one."""
+    name, value = known.name, values.get(known.name)
+    kind: Any = get_origin(known.type) or known.type
+    if name not in values and known.default_factory is not MISSING:
+        value = known.default_factory()
+    if kind is list:
+        (entry,) = get_args(known.type)
+        return [_record(item, f"{name}[{i}]", entry) for i, item in enumerate(_checked(value, name, list))]
+    return _record(_checked(value, name, dict), name, kind) if is_dataclass(kind) else _checked(value, name, kind)
 
 
 def _record(item: Any, where: str, kind: Any) -> Any:

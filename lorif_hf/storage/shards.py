@@ -28,7 +28,7 @@ WEIGHTS = "weights"
 
 def write_shard(path: Path, parts: Mapping[str, Mapping[str, Tensor]], weights: Tensor | None = None) -> None:
     """Write what is stored of a range of rows, per module."""
-    tensors = {f"{module}.{part}": tensor for module, some in parts.items() for part, tensor in some.items()}
+    tensors = {f"{module}.{part}": tensor for module, of_module in parts.items() for part, tensor in of_module.items()}
     write_tensors(path, tensors if weights is None else {**tensors, WEIGHTS: weights})
 
 
@@ -110,12 +110,12 @@ class ShardReader:
         """The shards that hold all rows or the selected ones (ascending), in row order."""
         if rows is None:
             return [ShardTask(shard.start, shard, None) for shard in self.shards]
-        found = []
+        tasks = []
         for shard in self.shards:
             first, last = torch.searchsorted(rows, torch.tensor([shard.start, shard.stop])).tolist()
             if first < last:
-                found.append(ShardTask(first, shard, rows[first:last] - shard.start))
-        return found
+                tasks.append(ShardTask(first, shard, rows[first:last] - shard.start))
+        return tasks
 
     def stream(
         self, modules: Sequence[ModuleEntry], tasks: Iterable["ShardTask"]

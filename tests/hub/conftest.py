@@ -11,7 +11,7 @@ from lorif_hf import InfluenceIndex
 def built(tmp_path_factory):
     """An index of 24 rows in 12 shards, and the scores of two queries."""
     folder = tmp_path_factory.mktemp("built") / "index"
-    index = InfluenceIndex.build(make_gpt2(), make_rows(24), folder, config=CONFIG, example_id="name")
+    index = InfluenceIndex.build(make_gpt2(), make_rows(24), folder, config=CONFIG)
     return index, index.scores(make_gpt2(), queries())
 
 
