@@ -29,12 +29,8 @@ class Commands(TyperGroup):
             raise typer.Exit(1) from None
 
 
-app = typer.Typer(
-    cls=Commands,
-    help="Which training examples made my model say this?",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+HELP = "Which training examples made my model say this?"
+app = typer.Typer(cls=Commands, help=HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 evaluate = typer.Typer(help="Measure how good an index is.", no_args_is_help=True)
 app.add_typer(evaluate, name="evaluate")
 

@@ -130,9 +130,8 @@ def _encoding_flops(
 ) -> float:
     """Of an example in a layer: projecting its tokens, its gradient, whitening it, factorising it."""
     dim = entry.d1 * entry.d2
-    flops = 0.0
-    if config.projection_factor > 1:
-        flops += 2.0 * length * (entry.in_features * entry.d1 + entry.out_features * entry.d2)
+    projecting = 2.0 * length * (entry.in_features * entry.d1 + entry.out_features * entry.d2)
+    flops = projecting if config.projection_factor > 1 else 0.0
     width = reduced_width(codec, config, entry.d1, entry.d2)
     if whitening_flops and width is not None:
         sides, pairs = entry.d1 + entry.d2, codec.pairs or 1

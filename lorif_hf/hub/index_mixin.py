@@ -21,7 +21,7 @@ from ..storage.store import LocalStore, Store
 from .cards import index_card, model_card_section, repo_in_card
 from .destination import Destination
 from .publish import contents, publish, push_model_card
-from .store import HubStore, RepoStore, StreamingStore
+from .store import HubStore, StreamingStore
 
 
 _LARGEST_MANIFEST = 1 << 25  # bytes of JSON that are read at all
@@ -95,17 +95,15 @@ class StoredIndex:
         if folder.is_dir() or not isinstance(path, str) or folder.is_absolute() or name.startswith("."):
             what = "holds no index" if folder.is_dir() else "does not exist"
             raise IndexFormatError(f"{folder} {what}: expected a folder with {MANIFEST}, or a repo id of the Hub.")
-        options = {
-            "token": token,
-            "cache_dir": cache_dir,
-            "force_download": force_download,
-            "local_files_only": local_files_only,
-        }
-        if streaming and not (local_files_only or constants.HF_HUB_OFFLINE):
-            pieces = Path(cache_dir) / "lorif_hf" if cache_dir is not None else None
-            store: RepoStore = StreamingStore(name, revision, pieces, **options)
-        else:
-            store = HubStore(name, revision, **options)
+        offline = local_files_only or constants.HF_HUB_OFFLINE
+        store = (StreamingStore if streaming and not offline else HubStore)(
+            name,
+            revision,
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
         index = cls(store)
         store.fetch(index.manifest)
         index._token = token

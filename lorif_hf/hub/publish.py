@@ -144,8 +144,7 @@ def prepare_repo(destination: Destination) -> tuple[str, Any]:
     check_repo_id(repo_id)
     api = hub_api(token)
     with translated_errors(repo_id, revision, token=token):
-        made = api.create_repo(repo_id, repo_type=REPO_TYPE, private=destination.private, exist_ok=True)
-        repo_id = made.repo_id
+        repo_id = api.create_repo(repo_id, repo_type=REPO_TYPE, private=destination.private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, repo_type=REPO_TYPE, exist_ok=True)
         return repo_id, retried(lambda: api.repo_info(repo_id, repo_type=REPO_TYPE, revision=revision), repo_id)

@@ -51,10 +51,6 @@ class RepoStore(Store):
         repo_id (`str`): "user/name".
         revision (`str` or `None`): branch, tag or commit; `commit` is what it was resolved to.
         options: `token`, `cache_dir`, `force_download`, `local_files_only` of `huggingface_hub.hf_hub_download`.
-
-    Raises:
-        [`~lorif_hf.errors.IndexNotFoundError`], [`~lorif_hf.errors.HubAccessError`],
-        [`~lorif_hf.errors.HubConnectionError`], [`~lorif_hf.errors.IndexFormatError`].
     """
 
     repo_id: str
@@ -101,14 +97,13 @@ class HubStore(RepoStore):
 class StreamingStore(RepoStore):
     """An index in a dataset repo whose factors and examples are read by HTTP range and not kept.
 
-    Args:
-        pieces (`Path` or `None`): folder that keeps the tensors read, by their hash; `None` keeps nothing.
-        repo_id, revision, options: as in [`RepoStore`].
+    The arguments are those of [`RepoStore`]. Where there is a `cache_dir`, its folder "lorif_hf" keeps the tensors
+    that are read, by their hash.
     """
 
-    def __init__(self, repo_id: str, revision: str | None, pieces: Path | None, **options: Any):
+    def __init__(self, repo_id: str, revision: str | None, **options: Any):
         super().__init__(repo_id, revision, **options)
-        self._pieces = pieces
+        self._pieces = Path(options["cache_dir"]) / "lorif_hf" if options.get("cache_dir") is not None else None
         self._filesystem = HfFileSystem(token=options.get("token"))
         self._heads: dict[FileEntry, bytes] = {}
 
@@ -122,9 +117,7 @@ class StreamingStore(RepoStore):
             start = self._range(entry, 0, 8)
             length = header_length(entry.file, entry.bytes, start)
             self._heads[entry] = start + self._range(entry, 8, 8 + length)
-        return RemoteTensors(
-            entry, self._heads[entry], lambda begin, end: self._range(entry, begin, end), self._pieces
-        )
+        return RemoteTensors(entry, self._heads[entry], partial(self._range, entry), self._pieces)
 
     def parquet(self, entry: FileEntry) -> Any:
         translated = translated_errors(self.repo_id, self.commit, entry.file)

@@ -6,7 +6,7 @@ Its staging folder holds a lock, a note of what was begun, and the unfinished pi
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,22 +72,19 @@ class BuildFolder:
         """
         staging = folder / STAGING
         staging.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(staging / "lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise self.error(self.busy.format(folder=folder)) from None
-        try:
+        with ExitStack() as held:
+            try:
+                held.enter_context(FileLock(staging / "lock", timeout=0))
+            except Timeout:
+                raise self.error(self.busy.format(folder=folder)) from None
             note = staging / self.note
             if not note.exists():
                 write_text(note, json.dumps(plan))
-            elif held := another(json.loads(note.read_text(encoding="utf-8"))):
-                raise self.error(f"{folder} holds {held}")
+            elif other := another(json.loads(note.read_text(encoding="utf-8"))):
+                raise self.error(f"{folder} holds {other}")
             for path in folder.rglob("*.tmp"):
                 path.unlink()
             yield
-        finally:
-            lock.release()
         shutil.rmtree(staging)
 
 

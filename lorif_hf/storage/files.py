@@ -252,10 +252,9 @@ class TensorFile(TensorReader):
         torch touches the pages, for it lets the other threads run meanwhile.
         """
         runs = [(self.span(run[0]).begin, self.span(run[-1]).end) for run in self.runs(names)]
-        if hasattr(mmap, "MADV_WILLNEED"):  # all of it in one request, not page by page
-            for begin, end in runs:
-                page = begin // mmap.PAGESIZE * mmap.PAGESIZE
-                self._map.madvise(mmap.MADV_WILLNEED, page, end - page)
+        for begin, end in runs if hasattr(mmap, "MADV_WILLNEED") else ():  # in one request, not page by page
+            page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_WILLNEED, page, end - page)
         for begin, end in runs:
             torch.from_numpy(self._bytes[begin : end : mmap.PAGESIZE]).sum()
 

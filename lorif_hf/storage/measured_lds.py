@@ -21,11 +21,8 @@ class LDSRecord:
     Args:
         mean (`float`): mean over queries, between -1 and 1; positive is good.
         confidence (`float`): of both intervals.
-        query_low, query_high (`float` or `None`): interval over queries, where there is one.
-        subset_low, subset_high (`float` or `None`): interval over subsets, where there is one.
-        num_queries (`int`): Q.
-        num_subsets (`int`): M.
-        num_seeds (`int`): trainings per subset.
+        query_low, query_high, subset_low, subset_high (`float` or `None`): the intervals, where there are any.
+        num_queries, num_subsets, num_seeds (`int`): Q, M, and trainings per subset.
         seed_agreement (`float` or `None`): of the ground truth with itself, where there are two seeds.
         bank (`str` or `None`): Hub repo of the retrained models' losses, where it is known.
         build (`str`): the index that was measured: its manifest's fingerprint.
@@ -65,12 +62,12 @@ def read_lds(store: Store, manifest: Manifest) -> LDSRecord | None:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise IndexCorruptedError(LDS, f"it is not JSON ({error})") from error
-    names = [field.name for field in fields(LDSRecord)]
-    if not isinstance(values, dict) or set(values) != set(names):
-        raise IndexCorruptedError(LDS, f"it must have exactly the fields {', '.join(names)}")
-    for field in fields(LDSRecord):
-        if not _fits(values[field.name], field.type):
-            raise IndexCorruptedError(LDS, f"'{field.name}' cannot be {str(values[field.name])[:50]!r}")
+    kinds = {field.name: field.type for field in fields(LDSRecord)}
+    if not isinstance(values, dict) or set(values) != set(kinds):
+        raise IndexCorruptedError(LDS, f"it must have exactly the fields {', '.join(kinds)}")
+    for name, value in values.items():
+        if not _fits(value, kinds[name]):
+            raise IndexCorruptedError(LDS, f"'{name}' cannot be {str(value)[:50]!r}")
     record = LDSRecord(**values)
     return record if record.build == manifest.build else None
 

@@ -24,11 +24,11 @@ def shard(pushed):
 
 
 @pytest.fixture
-def remote(hub, pushed, tmp_path):
+def remote(hub, pushed):
     """A function that opens a streaming store; its tensors are those of the seventh shard."""
 
-    def store(pieces=None):
-        opened = StreamingStore(REPO, None, pieces, cache_dir=tmp_path / "cache")
+    def store(cache=None):
+        opened = StreamingStore(REPO, None, cache_dir=cache)
         hub.reset_log()
         return opened
 
@@ -87,8 +87,7 @@ def test_a_corrupted_header_names_the_file(hub, remote, shard, skip, offset):
 
 @pytest.mark.parametrize("pieces", [False, True])
 def test_a_corrupted_tensor_names_file_and_tensor_and_nothing_of_it_is_kept(hub, remote, shard, tmp_path, pieces):
-    folder = tmp_path / "pieces" if pieces else None
-    file = remote(folder).tensors(shard)
+    file = remote(tmp_path if pieces else None).tensors(shard)
     first, second = sorted(file.spans, key=lambda name: file.spans[name].begin)[:2]
     hub.faults.add(f"GET .*{SEVENTH}", "corrupt", offset=file.spans[second].begin - file.spans[first].begin + 3)
     with pytest.raises(IndexCorruptedError, match=f"tensor '{second}' did not arrive as it was written") as caught:
@@ -97,7 +96,7 @@ def test_a_corrupted_tensor_names_file_and_tensor_and_nothing_of_it_is_kept(hub,
     file.prefetch([first, second])
     assert torch.isfinite(file.read(second).float()).all()
     if pieces:
-        kept = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+        kept = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "lorif_hf").iterdir()}
         assert kept and all(name == digest for name, digest in kept.items())
 
 
@@ -118,12 +117,12 @@ def test_a_corrupted_page_of_a_column_names_the_file(hub, pushed, load):
 
 
 def test_pieces_are_kept_by_their_hash_and_read_again_without_a_request(hub, remote, shard, tmp_path):
-    pieces = tmp_path / "pieces"
-    first = remote(pieces).tensors(shard)
+    pieces = tmp_path / "lorif_hf"
+    first = remote(tmp_path).tensors(shard)
     names = list(first.spans)
     first.prefetch(names)
     assert {path.name for path in pieces.iterdir()} == {span.sha256 for span in first.spans.values()}
-    second = remote(pieces).tensors(shard)
+    second = remote(tmp_path).tensors(shard)
     hub.reset_log()
     second.prefetch(names)
     assert all(torch.equal(second.read(name), first.read(name)) for name in names)
@@ -132,14 +131,14 @@ def test_pieces_are_kept_by_their_hash_and_read_again_without_a_request(hub, rem
 
 @pytest.mark.parametrize("damage", ["edited", "cut", "empty", "deleted"])
 def test_a_damaged_piece_is_fetched_again_and_mended(hub, remote, shard, tmp_path, damage):
-    pieces = tmp_path / "pieces"
-    file = remote(pieces).tensors(shard)
+    pieces = tmp_path / "lorif_hf"
+    file = remote(tmp_path).tensors(shard)
     file.prefetch(list(file.spans))
     name, span = next(iter(file.spans.items()))
     path, content = pieces / span.sha256, (pieces / span.sha256).read_bytes()
     damaged = {"edited": bytes(len(content)), "cut": content[:-1], "empty": b"", "deleted": None}[damage]
     path.unlink() if damaged is None else path.write_bytes(damaged)
-    again = remote(pieces).tensors(shard)
+    again = remote(tmp_path).tensors(shard)
     hub.reset_log()
     again.prefetch(list(file.spans))
     assert ranges(hub) == [f"bytes={span.begin}-{span.end - 1}"]
