@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from lorif_hf import InfluenceIndex
 from lorif_hf.cli import app
 from lorif_hf.evaluation.evaluate_index import evaluate_lds
+from lorif_hf.storage.layout import signed
 
 
 REPO = "user/my-index"
@@ -69,7 +70,7 @@ def refused(*arguments, **environment):
 def edit(folder, change):
     manifest = json.loads((folder / "influence_config.json").read_text())
     change(manifest)
-    (folder / "influence_config.json").write_text(json.dumps(manifest))
+    (folder / "influence_config.json").write_text(signed(json.dumps(manifest)))
 
 
 # info and verify

@@ -24,6 +24,7 @@ from lorif_hf.errors import (
     ObjectiveError,
     QueryError,
 )
+from lorif_hf.storage.layout import signed
 
 
 FULL = {"projection_factor": 1, "curvature_rank": 10**6, "dtype": "float32", "shard_size": 7}
@@ -253,7 +254,7 @@ def test_another_projection_is_noticed(gpt2, rows, tmp_path):
     index = InfluenceIndex.build(gpt2, rows, tmp_path / "index")
     text = (index.path / "influence_config.json").read_text()
     digest = index.manifest.modules[0].projection_sha256
-    (index.path / "influence_config.json").write_text(text.replace(digest, "0" * 64))
+    (index.path / "influence_config.json").write_text(signed(text.replace(digest, "f" * 64)))
     with pytest.raises(
         ModelMismatchError, match=r"made with another projection of module 'transformer.h.0.attn.c_attn'"
     ):
@@ -306,7 +307,7 @@ def test_a_config_of_nonsense_is_refused(gpt2, rows, tmp_path):
     index = InfluenceIndex.build(gpt2, rows, tmp_path / "index")
     values = json.loads((index.path / "influence_config.json").read_text())
     values["config"]["factor_rank"] = -3
-    (index.path / "influence_config.json").write_text(json.dumps(values))
+    (index.path / "influence_config.json").write_text(signed(json.dumps(values)))
     with pytest.raises(IndexFormatError, match="factor_rank must be an integer of at least 1, got -3"):
         InfluenceIndex.from_pretrained(index.path)
 

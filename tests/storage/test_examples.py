@@ -44,7 +44,7 @@ def manifest_of(folder, sizes):
         entry = file_entry(folder, example_file(i))
         shards.append(Shard(entry.file, entry.bytes, entry.sha256, start, rows))
         start += rows
-    return Manifest({}, "", {}, {}, start, [], [], shards, FileEntry("c", 0, "0" * 64), "")
+    return Manifest({}, "", {}, start, [], [], shards, FileEntry("c", 0, "0" * 64), "")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from tiny import make_gpt2, make_rows, plain_config
 
 from lorif_hf.storage.files import file_entry, write_tensors
-from lorif_hf.storage.layout import MANIFEST
+from lorif_hf.storage.layout import MANIFEST, signed
 
 
 REPO = "user/hostile"
@@ -21,7 +21,7 @@ def edit(folder, change):
     """Change the manifest's values in place."""
     values = json.loads((folder / MANIFEST).read_text())
     change(values)
-    (folder / MANIFEST).write_text(json.dumps(values))
+    (folder / MANIFEST).write_text(signed(json.dumps(values)))
 
 
 def sign(folder):
@@ -31,8 +31,8 @@ def sign(folder):
         for entry in [values["curvature"], *values["shards"], *values["examples"], *values["tokenizer"]]:
             path = folder / entry["file"]
             if path.is_file():
-                found = file_entry(folder, entry["file"])
-                entry.update(bytes=found.bytes, sha256=found.sha256)
+                now = file_entry(folder, entry["file"])
+                entry.update(bytes=now.bytes, sha256=now.sha256)
                 if "header_sha256" in entry:
                     content = path.read_bytes()
                     length = int.from_bytes(content[:8], "little")

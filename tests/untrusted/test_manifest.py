@@ -12,7 +12,7 @@ from tampering import REPO, SHARD, edit, query, sign
 
 from lorif_hf import InfluenceIndex
 from lorif_hf.errors import IndexCorruptedError, IndexFormatError, LorifError
-from lorif_hf.storage.layout import CURVATURE, MANIFEST
+from lorif_hf.storage.layout import CURVATURE, MANIFEST, signed
 
 
 def test_an_index_that_nobody_tampered_with_is_read(load, folder):
@@ -155,7 +155,7 @@ def test_a_card_that_is_a_link_to_a_secret_does_not_get_out(hub, folder, tmp_pat
 def test_an_impossible_value_in_the_manifest_is_our_error(folder, old, new):
     text = json.dumps(json.loads((folder / MANIFEST).read_text()))
     assert old in text
-    (folder / MANIFEST).write_text(text.replace(old, new, 1))
+    (folder / MANIFEST).write_text(signed(text.replace(old, new, 1)))
     with pytest.raises((IndexFormatError, IndexCorruptedError)):
         InfluenceIndex.from_pretrained(folder)
 
