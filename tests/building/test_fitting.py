@@ -155,7 +155,7 @@ def test_the_shape_of_a_layer_is_known_before_anything_is_stored(recorded):
     config, reader, _ = recorded
     codec = codec_of(config)
     shape, stored = shape_of(ENTRIES[1], COUNT, codec), stored_gradients(reader, ENTRIES[1], COUNT, codec)
-    for name in ("count", "d1", "d2", "dim", "numbers", "factor_rank"):
+    for name in ("count", "d1", "d2", "dim", "size", "factor_rank"):
         assert getattr(shape, name) == getattr(stored, name), name
     assert list(shape.blocks(5)) == []
 
