@@ -17,6 +17,7 @@ from .store import Store
 
 
 ROW_GROUP = 1000  # rows read together when a few examples are looked up
+_TEXTS = ["example_id", "text"]
 _MOST_UNPACKED = 100  # times its size that a file may unpack to
 
 SCHEMA = pa.schema(
@@ -29,10 +30,6 @@ SCHEMA = pa.schema(
         ("self_influence", pa.float64()),
     ]
 )
-# Texts stay dictionaries until a row is taken: a small file could repeat a long one without end.
-_TEXTS = ["example_id", "text"]
-_DICTIONARY = pa.dictionary(pa.int32(), pa.string())
-_READ = pa.schema([known.with_type(_DICTIONARY) if known.name in _TEXTS else known for known in SCHEMA])
 
 
 def write_examples(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
@@ -87,13 +84,18 @@ def _table(store: Store, shard: Shard) -> Iterator[pq.ParquetFile]:
     """
     try:
         source = store.parquet(shard)
-        with pq.ParquetFile(source, page_checksum_verification=True, read_dictionary=_TEXTS) as file:
-            if not file.schema_arrow.equals(_READ) or file.metadata.num_rows != shard.rows:
-                raise IndexCorruptedError(
-                    shard.file,
-                    f"it has {file.metadata.num_rows} rows of {', '.join(file.schema_arrow.names)}; expected "
-                    f"{shard.rows} of {', '.join(SCHEMA.names)}",
-                )
+        with pq.ParquetFile(source) as file:
+            metadata, schema = file.metadata, file.schema_arrow
+        if not schema.equals(SCHEMA) or metadata.num_rows != shard.rows:
+            raise IndexCorruptedError(
+                shard.file,
+                f"it has {metadata.num_rows} rows of {', '.join(schema.names)}; expected {shard.rows} of "
+                f"{', '.join(SCHEMA.names)}",
+            )
+        # Texts stay dictionaries until a row is taken: a small file could repeat a long one without end.
+        with pq.ParquetFile(
+            source, metadata=metadata, page_checksum_verification=True, read_dictionary=_TEXTS
+        ) as file:
             yield file
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, LorifError):
