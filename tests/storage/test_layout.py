@@ -1,6 +1,5 @@
 import copy
 import json
-from dataclasses import asdict
 
 import pytest
 import torch
