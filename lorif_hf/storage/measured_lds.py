@@ -63,8 +63,9 @@ def read_lds(store: Store, manifest: Manifest) -> LDSRecord | None:
     except (ValueError, RecursionError) as error:
         raise IndexCorruptedError(LDS, f"it is not JSON ({error})") from error
     kinds = {field.name: field.type for field in fields(LDSRecord)}
-    if not isinstance(values, dict) or set(values) != set(kinds):
-        raise IndexCorruptedError(LDS, f"it must have exactly the fields {', '.join(kinds)}")
+    if not isinstance(values, dict) or not set(kinds) <= set(values):
+        raise IndexCorruptedError(LDS, f"it must have the fields {', '.join(kinds)}")
+    values = {name: values[name] for name in kinds}  # others are of a later version
     for name, value in values.items():
         if not _fits(value, kinds[name]):
             raise IndexCorruptedError(LDS, f"'{name}' cannot be {str(value)[:50]!r}")

@@ -29,8 +29,8 @@ def test_a_score_comes_back_for_the_index_that_was_measured(tmp_path):
     [
         ("", "it is not JSON"),
         ("[" * 60_000, "it is not JSON"),
-        ("[]", "it must have exactly the fields mean, confidence"),
-        ("{}", "it must have exactly the fields mean, confidence"),
+        ("[]", "it must have the fields mean, confidence"),
+        ("{}", "it must have the fields mean, confidence"),
         (" " * 70_000, "it has over 65,536 bytes"),
         (json.dumps(asdict(RECORD) | {"mean": None}), "'mean' cannot be 'None'"),
         (json.dumps(asdict(RECORD) | {"mean": float("nan")}), "'mean' cannot be 'nan'"),
@@ -40,7 +40,6 @@ def test_a_score_comes_back_for_the_index_that_was_measured(tmp_path):
         (json.dumps(asdict(RECORD) | {"num_subsets": 2**63}), "'num_subsets' cannot be"),
         (json.dumps(asdict(RECORD) | {"bank": 3}), "'bank' cannot be '3'"),
         (json.dumps(asdict(RECORD) | {"build": None}), "'build' cannot be 'None'"),
-        (json.dumps(asdict(RECORD) | {"more": 1}), "it must have exactly the fields"),
     ],
 )
 def test_an_impossible_score_is_refused(tmp_path, text, message):
@@ -48,3 +47,9 @@ def test_an_impossible_score_is_refused(tmp_path, text, message):
     (tmp_path / LDS).write_text(text)
     with pytest.raises(IndexCorruptedError, match=f"evaluation/lds.json: {message}"):
         read_lds(LocalStore(tmp_path), MANIFEST)
+
+
+def test_a_field_of_a_later_version_is_ignored(tmp_path):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / LDS).write_text(json.dumps(asdict(RECORD) | {"more": [1]}))
+    assert read_lds(LocalStore(tmp_path), MANIFEST) == RECORD
