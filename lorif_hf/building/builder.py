@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -33,7 +33,6 @@ from ..recording.recorder import GradientRecorder, without_gradient
 from ..recording.rows import TrainingRows, task_code
 from ..registry import outside_module
 from ..storage.claim import INDEX_FOLDER
-from ..storage.examples import write_examples
 from ..storage.files import file_entry, header_sha256, is_intact, write_tensors, write_text
 from ..storage.layout import (
     CURVATURE,
@@ -43,14 +42,13 @@ from ..storage.layout import (
     FactorShard,
     Manifest,
     ModuleEntry,
-    Shard,
-    example_file,
     factor_file,
 )
 from ..storage.shards import ShardReader, write_shard
 from ..storage.store import LocalStore
 from ..tasks.objectives import OUTPUTS
-from .dry_run import check_disk, check_first_pass, check_processing_class, check_shown, tell_coverage
+from .dry_run import check_disk, check_first_pass, check_processing_class, tell_coverage
+from .example_tables import ACTIVE, silent_layers, write_example_tables
 from .fitting import check_memory, fit_curvature
 from .options import BuildOptions
 from .recording_pass import RecordingPass, ShardContents
@@ -60,8 +58,6 @@ from .way import Choice, Way, WayFinder
 logger = logging.getLogger(__name__)
 
 _PATIENCE = 1000  # first rows, none with a target, before the pass is called off
-
-_ACTIVE = "active"  # in a shard's table: which stored gradients are not zero in all of its rows
 
 _ANOTHER = "another model, dataset or config. Choose another folder or delete this one."
 
@@ -164,7 +160,7 @@ class IndexBuilder:
                 ).find(self.choice)
             if way is not None:
                 self._set_way(way)
-            check_shown(self.rows)
+            self.rows.check()
             check_processing_class(self.processing_class)
             check_disk(self.folder, self.config, self.entries, self.rows.count)
             tell_coverage(self.selection.coverage())
@@ -203,7 +199,7 @@ class IndexBuilder:
         # Of what is stored, layer by layer; a projection of all layers together has no first pass.
         statistics = {entry.name: first_pass.statistic(entry) for entry in self.entries}
         reductions = dict.fromkeys(statistics, without_gradient)
-        recorder = GradientRecorder(self.model, self.modules, self.projections, self.objective, statistics, reductions)
+        recorder = self._recorder(statistics, reductions)
         sample = self.rows.spaced(first_pass.samples)
         with recorder, progress(len(sample), "First pass", "examples") as bar:
             for rows, _, _ in self.passing.run(recorder, sample):
@@ -248,8 +244,13 @@ class IndexBuilder:
         encoder = Encoder(self.config, self.entries, self._first_tensors())
         reductions = encoder.reductions()
         return (
-            GradientRecorder(self.model, self.modules, self.projections, self.objective, reductions=reductions),
+            self._recorder(reductions=reductions),
             encoder,
+        )
+
+    def _recorder(self, statistics: Any = None, reductions: Any = None) -> GradientRecorder:
+        return GradientRecorder(
+            self.model, self.modules, self.projections, self.objective, statistics, reductions, self.way.unreached
         )
 
     def _recorded(self, shard: int) -> bool:
@@ -274,7 +275,7 @@ class IndexBuilder:
 
     def _write_shard(self, shard: int, contents: ShardContents, on_shard: OnShard) -> None:
         active = torch.tensor([contents.active[entry.name] for entry in self.stored])
-        write_tensors(self._rows_path(shard), {**contents.table, _ACTIVE: active})
+        write_tensors(self._rows_path(shard), {**contents.table, ACTIVE: active})
         weights = contents.table["weights"] if self.config.weighted else None
         write_shard(self._factor_path(shard), contents.parts, weights)
         self._finished(shard, on_shard)
@@ -329,23 +330,10 @@ class IndexBuilder:
 
     def _finish(self, self_influence: Tensor) -> None:
         """The example table with losses and self-influence, the tokenizer, and at last the manifest."""
-        examples = []
         tables = self._row_tables()
-        silent = self._silent(tables)
-        for shard, (start, stop) in enumerate(self.ranges):
-            recorded = tables[shard]
-            file = example_file(shard)
-            columns = {
-                "row": range(start, stop),
-                "example_id": self.rows.example_ids(start, stop),
-                "text": self.rows.texts(start, stop),
-                "num_tokens": recorded["num_tokens"].tolist(),
-                "loss": recorded["losses"].tolist(),
-                "self_influence": self_influence[start:stop].tolist(),
-            }
-            write_examples(self.folder / file, columns)
-            entry = file_entry(self.folder, file)
-            examples.append(Shard(entry.file, entry.bytes, entry.sha256, start, stop - start))
+        silent = {} if self.config.projection_dim is not None else silent_layers(tables, self.stored)
+        kept = [tracked for tracked in self.modules if tracked.name not in silent]
+        examples = write_example_tables(self.folder, self.rows, self.ranges, tables, self_influence)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(self.folder / TOKENIZER)
         tokenizer = sorted(path for path in (self.folder / TOKENIZER).rglob("*") if path.is_file())
@@ -354,7 +342,7 @@ class IndexBuilder:
             objective=self.task.name,
             alone=self.task.alone,
             coverage=self.selection.coverage(silent),
-            model=self.identity,
+            model=identify(self.model, kept).to_dict() if silent else self.identity,
             dataset=self.rows.source(),
             num_examples=self.rows.count,
             modules=[entry for entry in self.entries if entry.name not in silent],
@@ -366,14 +354,6 @@ class IndexBuilder:
             tokenizer=[file_entry(self.folder, path.relative_to(self.folder).as_posix()) for path in tokenizer],
         )
         write_text(self.folder / MANIFEST, manifest.to_json())
-
-    def _silent(self, tables: Sequence[Mapping[str, Tensor]]) -> dict[str, str]:
-        """Layers whose gradient is zero in every row: they are not tracked, and this says why."""
-        active = torch.stack([table[_ACTIVE] for table in tables]).any(dim=0).tolist()
-        if self.config.projection_dim is not None or not any(active):
-            return {}
-        reason = "its gradient is zero in every row"
-        return {entry.name: reason for entry, seen in zip(self.stored, active, strict=True) if not seen}
 
     def _extensions(self) -> dict[str, str]:
         """The kinds that are none of this library's, and the modules that define them."""

@@ -13,26 +13,12 @@ from ..coverage import Coverage
 from ..curvature import FirstPass
 from ..curvature.encoding import bytes_per_example
 from ..errors import ConfigError, DiskFullError
-from ..recording.rows import TrainingRows
 from ..storage.layout import TOKENIZER, ModuleEntry
 
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 8  # rows of which people's columns are tried
 _LITTLE = 0.5  # of the trained parameters: an index that covers less is warned of
-
-
-def check_shown(rows: TrainingRows) -> None:
-    """Read what people will be shown of the first rows and of the last.
-
-    Raises:
-        [`~lorif_hf.errors.DatasetError`]: names the row and the column.
-    """
-    for start in {0, max(0, rows.count - _SHOWN)}:
-        stop = min(rows.count, start + _SHOWN)
-        rows.texts(start, stop)
-        rows.example_ids(start, stop)
 
 
 def check_processing_class(processing_class: Any) -> None:

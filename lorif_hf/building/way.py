@@ -33,11 +33,13 @@ class Way:
     Args:
         task (`Task`): whose losses are differentiated.
         followed (`frozenset[str]`): modules whose weights are followed through functions, beside those that must be.
+        unreached (`frozenset[str]`): modules to which no gradient came in truth.
         alone (`bool`): whether rows go through the model one at a time.
     """
 
     task: Task
     followed: frozenset[str] = frozenset()
+    unreached: frozenset[str] = frozenset()
 
     @property
     def alone(self) -> bool:
@@ -141,19 +143,35 @@ class WayFinder:
         self.rows.task = task
         batches, singles = self._batches(task)
         objective = self.output(task)
-        way, recorded = Way(task), self.check.recorded(objective, batches)
+        recorded = self.check.recorded(objective, batches)
         true = self._truth(objective, task, truth, singles)
+        unreached = frozenset(name for name, rows in true.gradients.items() if not bool(rows.any()))
+        if len(unreached) == len(self.modules):
+            self._refuse_unreached(task, batches, true)
+        way = Way(task, unreached=unreached)
         comparison = self.check.compare(recorded, true, with_loss=self.compares_losses)
         if comparison.modules and not comparison.wrong_loss:
-            following = Way(task, frozenset(comparison.modules))
+            following = Way(task, frozenset(comparison.modules), unreached)
             again = self.check.recorded(objective, batches, following.of(self.modules))
             better = self.check.compare(again, true, with_loss=self.compares_losses)
             if len(better.modules) < len(comparison.modules):
-                way = Way(task, frozenset(comparison.modules) - better.modules.keys())
+                way = Way(task, frozenset(comparison.modules) - better.modules.keys(), unreached)
                 comparison, recorded = better, again
         if comparison.equal and not self.compares_losses:  # margins are no losses: those are compared too
             comparison = self._losses_alone(task, truth, batches, singles)
         return way, comparison, recorded.seconds
+
+    def _refuse_unreached(self, task: Task, batches: Sequence[Mapping[str, Any]], true: Probe) -> None:
+        """Nothing that is tracked has a gradient. Where that is for want of targets, later rows may have some."""
+        targets = [task.targets(dict(batch)) for batch in batches]
+        if all(count is not None and not bool(count.any()) for count in targets):
+            return
+        raise RecordingCheckError(
+            f"The gradients of all {len(self.modules)} tracked layers are zero in rows "
+            f"{', '.join(map(str, self.row_ids))} (losses {', '.join(f'{float(x):.4g}' for x in true.losses)}): nothing "
+            "could be attributed. A loss that compares the rows of a batch with each other (contrastive learning) is no "
+            "sum over rows, and is not supported; else check what is tracked (target_modules) and the loss."
+        )
 
     def _truth(self, objective: Any, task: Task, truth: Task, singles: Sequence[Mapping[str, Any]]) -> Probe:
         """What autograd says of each row alone."""
@@ -202,7 +220,7 @@ class WayFinder:
 
     def _tell(self, failure: tuple[Task, Exception | Comparison], chosen: Task, slower: float | None) -> None:
         task, problem = failure
-        what = problem if isinstance(problem, Comparison) else f"{type(problem).__name__}: {problem}"
+        what = problem if isinstance(problem, Comparison) else f"{type(problem).__name__}: {problem}".rstrip(".")
         cost = f"about {slower:.1f} times as slow as together" if slower and slower > 1 else "slower than together"
         logger.warning(
             "Objective '%s' is not what was trained: %s. Recording objective='%s' instead, one row at a time (%s).",

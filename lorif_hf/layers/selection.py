@@ -169,7 +169,7 @@ class Selection:
         """What is said of a weight that modules of other kinds use too: their part of its gradient is not recorded."""
         kind = kind_of(module)
         strangers = [
-            f"'{name}', a {type(other).__name__}"
+            f"'{name}' ({type(other).__name__})"
             for name, other in self._holders.of(getattr(module, weight))
             if kind_of(other) is not kind
         ]

@@ -111,7 +111,7 @@ class RecordingCheck:
         reductions: dict[str, Reduction] = {t.name: self._times_vectors(t.name) for t in modules}
         alone = len(batches) == len(self.rows)
         recorder = GradientRecorder(
-            self.model, modules, self.projections, objective, reductions=reductions, alone=alone
+            self.model, modules, self.projections, objective, None, reductions, self.projections, alone
         )
         with recorder:
             parts = [

@@ -4,9 +4,8 @@ No weight gradient is computed. All parameters are frozen, the graph starts at t
 are projected as they pass and output gradients as they come back.
 """
 
-import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -25,9 +24,6 @@ from ..tasks.objectives import Objective, Values
 from .following import ParameterFollower
 from .layer_hook import InputChangedError, LayerHook
 from .model_lock import model_lock
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +57,8 @@ class GradientRecorder:
         objective (`Objective`): what is differentiated.
         statistics (`Mapping[str, Statistic]`, *optional*): by module name; every batch is added to them.
         reductions (`Mapping[str, Reduction]`, *optional*): by module name; by default the gradient is formed.
+        unreached (`Container[str]`, *optional*): modules that may be called without a graph, since no gradient comes
+            to them in truth either (what they make is only compared, or cut off).
         alone (`bool`, *optional*, defaults to `False`): whether each batch is a single row, whatever its tensors look
             like: all that passes through a layer belongs to it.
     """
@@ -73,19 +71,20 @@ class GradientRecorder:
         objective: Objective,
         statistics: Mapping[str, Statistic] | None = None,
         reductions: Mapping[str, Reduction] | None = None,
+        unreached: Container[str] = (),
         alone: bool = False,
     ):
         self.model = model
         self.modules = modules
         self.objective = objective
         self.alone = alone or objective.task.alone
+        self.unreached = unreached
         self.statistics = statistics or {}
         self.reductions = reductions or {}
         self._projections = projections
         self._layers = {t.name: LayerHook(t, projections[t.name], self._reduce) for t in modules}
         self._gradients: dict[str, Matrices] = {}
         self._counted: set[str] = set()
-        self._warned: set[str] = set()
 
     def __enter__(self) -> "GradientRecorder":
         with ExitStack() as held:
@@ -167,7 +166,9 @@ class GradientRecorder:
             if layer.tokens:
                 self._reduce(layer)
         without_graph = [
-            name for name, layer in self._layers.items() if layer.ran_without_graph and name not in self._gradients
+            name
+            for name, layer in self._layers.items()
+            if layer.ran_without_graph and name not in self._gradients and name not in self.unreached
         ]
         if without_graph:
             raise self._no_graph(without_graph)
@@ -192,6 +193,8 @@ class GradientRecorder:
             self._begin(shape)
             with torch.enable_grad(), ParameterFollower(followed) if followed else ExitStack():
                 values = self.objective(self.model, batch)
+                if self.alone and not values.losses.requires_grad and not bool(values.losses.any()):
+                    return values  # a row without a target
                 if not values.losses.requires_grad:
                     raise self._no_graph(list(self._layers))
                 try:
@@ -216,9 +219,7 @@ class GradientRecorder:
         gradient = self._gradients.get(tracked.name)
         if gradient is not None:
             return gradient
-        if tracked.name not in self._warned:
-            self._warned.add(tracked.name)
-            logger.warning("Module '%s' received no gradient in a batch; it counts as zero there.", tracked.name)
+        # Not called, or no token came to it (an expert): zero. An index says which layers have none in every row.
         signs = self._projections[tracked.name]
         d1 = tracked.in_features if signs.in_signs is None else signs.in_signs.shape[1]
         d2 = tracked.out_features if signs.out_signs is None else signs.out_signs.shape[1]

@@ -63,7 +63,7 @@ class TrainingRows:
         self.model, self.task = model, task
         self.shown = ShownRows(self.dataset, self.count, examples, processing_class, store_text)
         self._padding = padding_collator(model, processing_class, task.makes_labels)
-        self._collate = data_collator or self._padding
+        self.collator = data_collator or self._padding
 
     def batch(self, row_ids: Sequence[int]) -> dict[str, Any]:
         """The rows of these numbers, collated.
@@ -80,7 +80,7 @@ class TrainingRows:
             [`~lorif_hf.errors.DatasetError`]: as for a batch.
         """
         sample = sorted({*self.spaced(_CHECKED), self.count - 1})
-        with random_state_kept(self._collate, self.dataset, self.shown.examples):
+        with random_state_kept(self.collator, self.dataset, self.shown.examples):
             for start in range(0, len(sample), 8):
                 self.batch(sample[start : start + 8])
             for row in sample:
@@ -89,7 +89,7 @@ class TrainingRows:
 
     def draws_random(self, row_ids: Sequence[int]) -> bool:
         """Whether these rows, collated again, are other tensors. The random state is kept."""
-        with random_state_kept(self._collate, self.dataset):
+        with random_state_kept(self.collator, self.dataset):
             first = by_value(self.batch(row_ids))
             return any(by_value(self.batch(row_ids)) != first for _ in range(_DRAWS))
 
@@ -118,17 +118,17 @@ class TrainingRows:
         return [number * self.count // count for number in range(count)]
 
     def _collated(self, features: list[Any], row_ids: Sequence[int]) -> dict[str, Any]:
-        known = row_checks.is_known_collator(self._collate)
+        known = row_checks.is_known_collator(self.collator)
         if known:
             row_checks.check_features(features, row_ids, self._counted, self._filled)
             if self.task.name == "causal-lm":
                 row_checks.check_token_labels(features, row_ids)
-        if known and not isinstance(self._collate, PaddingCollator):
+        if known and not isinstance(self.collator, PaddingCollator):
             # As the Trainer does before it collates: these collators cannot pad names and texts. Others may need them.
             kept = {*self._signature(), *LABELS}
             features = [{k: v for k, v in feature.items() if k in kept or _is_number(v)} for feature in features]
         empty = known and not any(features)
-        batch = {} if empty else row_checks.collated(self._collate, features, row_ids)
+        batch = {} if empty else row_checks.collated(self.collator, features, row_ids)
         inputs = forward_inputs(self.model, batch) if self.task.needs_labels else batch
         if not inputs:
             columns = ", ".join(columns_of(self.dataset)) or "none"
@@ -137,7 +137,7 @@ class TrainingRows:
                 f"{columns}; the model takes {', '.join(self._signature()[:6])}, "
                 "... Tokenize it first: dataset.map(lambda row: tokenizer(row['text'], truncation=True))."
             )
-        if isinstance(self._collate, PaddingCollator):
+        if isinstance(self.collator, PaddingCollator):
             row_checks.check_kept(features, row_ids, self._filled, batch)
         if self.task.needs_labels and "labels" not in batch:
             raise DatasetError(
@@ -203,7 +203,7 @@ class TrainingRows:
     def _hashes(self) -> tuple[str, str]:
         """The fingerprint of a build, and that of the rows as the model takes them, in one pass."""
         shown = self.shown
-        how = [self.count, columns_of(self.dataset), code_identity(self._collate), shown.text_columns]
+        how = [self.count, columns_of(self.dataset), code_identity(self.collator), shown.text_columns]
         build, taken = hashlib.sha256(by_value([*how, shown.id_column, shown.store_text])), hashlib.sha256()
         known = {*self._signature(), *LABELS}
         with random_state_kept(self.dataset):

@@ -27,8 +27,8 @@ _COUNT = "num_items_in_batch"  # transformers' name of what a loss summed over t
 class RowLoss(Task):
     """The loss of a single row as somebody else computes it, summed over the row's targets.
 
-    A loss that can be told to divide by `num_items_in_batch` divides by 1. One that is a mean over the labels other
-    than -100 is multiplied by their number.
+    A loss that can be told to divide by `num_items_in_batch` divides by 1. Else, one that is a mean over the labels
+    other than -100 is multiplied by their number; one of a user's own is taken as it comes.
 
     Args:
         inner (`Task` or `None`): the task of the model, which knows how its queries are written; `None`: nobody knows.
@@ -51,6 +51,10 @@ class RowLoss(Task):
         """The loss of a batch, a scalar with a graph. `items`: divide its sum over targets by so many, if possible;
         `None`: as it comes."""
 
+    def is_mean(self) -> bool:
+        """Whether a loss that heeds no number of items is a mean over the labels."""
+        return True
+
     def accepts(self, model: nn.Module) -> bool:
         return False
 
@@ -59,7 +63,10 @@ class RowLoss(Task):
             self._divides = self._heeds_items(model, batch)
         if self._divides:
             return self.loss(model, batch, 1).reshape(1).float()
-        return self.loss(model, batch, None).reshape(1).float() * self._factor(model, batch)
+        factor = self._factor(model, batch) if self.is_mean() else 1.0
+        if factor == 0:
+            return torch.zeros(1)  # a mean over no target is none
+        return self.loss(model, batch, None).reshape(1).float() * factor
 
     def targets(self, batch: dict[str, Any]) -> Tensor | None:
         count = _labelled(batch)
@@ -84,6 +91,8 @@ class RowLoss(Task):
 
     def _heeds_items(self, model: nn.Module, batch: dict[str, Any]) -> bool | None:
         """Whether another number of items gives another loss; `None` where this row cannot tell."""
+        if _labelled(batch) == 0:
+            return None
         with torch.no_grad():
             first, second = (float(self.loss(model, batch, items)) for items in (1, 2))
         if not math.isfinite(first) or first == 0:
@@ -159,6 +168,10 @@ class TrainerLoss(RowLoss):
                 f"{type(self.trainer).__name__}.compute_loss returned {type(loss).__name__}, no loss."
             )
         return cast(Tensor, loss)
+
+    def is_mean(self) -> bool:
+        own = self.trainer.compute_loss_func is not None if hasattr(self.trainer, "compute_loss_func") else False
+        return not own and type(self.trainer).compute_loss.__module__.partition(".")[0] in ("transformers", "trl")
 
 
 def model_loss(model: nn.Module) -> ModelLoss:

@@ -1,0 +1,57 @@
+"""What is known of each row at the end of a build: the example tables, and the layers that no row speaks of."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..recording.rows import TrainingRows
+from ..storage.examples import write_examples
+from ..storage.files import file_entry
+from ..storage.layout import ModuleEntry, Shard, example_file
+
+
+ACTIVE = "active"  # in a shard's table: which stored gradients are not zero in all of its rows, bool (entries,)
+
+
+def write_example_tables(
+    folder: Path,
+    rows: TrainingRows,
+    ranges: Sequence[tuple[int, int]],
+    tables: Sequence[Mapping[str, Tensor]],
+    self_influence: Tensor,
+) -> list[Shard]:
+    """Write the example table of each shard.
+
+    Args:
+        folder (`Path`): of the index.
+        rows (`TrainingRows`): the training set.
+        ranges (`Sequence[tuple[int, int]]`): the rows of each shard, start and stop.
+        tables (`Sequence[Mapping[str, Tensor]]`): what was recorded of them: losses, num_tokens; (n,) each.
+        self_influence (`Tensor`): float64 (N,).
+    """
+    shards = []
+    for number, ((start, stop), recorded) in enumerate(zip(ranges, tables, strict=True)):
+        file = example_file(number)
+        columns = {
+            "row": range(start, stop),
+            "example_id": rows.example_ids(start, stop),
+            "text": rows.texts(start, stop),
+            "num_tokens": recorded["num_tokens"].tolist(),
+            "loss": recorded["losses"].tolist(),
+            "self_influence": self_influence[start:stop].tolist(),
+        }
+        write_examples(folder / file, columns)
+        entry = file_entry(folder, file)
+        shards.append(Shard(entry.file, entry.bytes, entry.sha256, start, stop - start))
+    return shards
+
+
+def silent_layers(tables: Sequence[Mapping[str, Tensor]], entries: Sequence[ModuleEntry]) -> dict[str, str]:
+    """Layers whose gradient is zero in every row, and what is said of them; none where that is all of them."""
+    active = torch.stack([table[ACTIVE] for table in tables]).any(dim=0).tolist()
+    if not any(active):
+        return {}
+    silent = (entry.name for entry, seen in zip(entries, active, strict=True) if not seen)
+    return dict.fromkeys(silent, "its gradient is zero in every row")
