@@ -48,6 +48,7 @@ from ..storage.layout import (
 )
 from ..storage.shards import ShardReader, write_shard
 from ..storage.store import LocalStore
+from ..storage.tokenizer import save_processing_class
 from ..tasks import Task, UserObjective, task_of
 from ..tasks.objectives import OUTPUTS
 from .fitting import check_memory, fit_curvature
@@ -298,7 +299,7 @@ class IndexBuilder:
             entry = file_entry(self.folder, file)
             examples.append(Shard(entry.file, entry.bytes, entry.sha256, start, stop - start))
         if self.processing_class is not None:
-            self.processing_class.save_pretrained(self.folder / TOKENIZER)
+            save_processing_class(self.processing_class, self.folder / TOKENIZER)
         tokenizer = sorted(path for path in (self.folder / TOKENIZER).rglob("*") if path.is_file())
         manifest = Manifest(
             config=self.config.to_dict(),
