@@ -113,8 +113,8 @@ class BuildFolder:
             other = another(json.loads(note.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, LookupError) as error:
             raise self.error(
-                f"{note} cannot be read ({type(error).__name__}: {error}), so what was begun in {folder} is not known: "
-                "delete that folder or choose another."
+                f"{note} cannot be read ({type(error).__name__}: {error}), so what was begun in {folder} is not "
+                "known: delete that folder or choose another."
             ) from error
         if other:
             raise self.error(f"{folder} holds {other}")

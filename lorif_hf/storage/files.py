@@ -266,8 +266,14 @@ class TensorFile(TensorReader):
 _verified: dict[tuple[str, str], tuple[int, int]] = {}
 
 
-def verified(folder: Path, entry: FileEntry) -> Path:
+def verified(folder: Path, entry: FileEntry, again: bool = False) -> Path:
     """The path of a file whose size and SHA-256 are what the manifest says; hashed once per process and version.
+
+    Args:
+        folder (`Path`): the index.
+        entry (`FileEntry`): what its manifest says of the file.
+        again (`bool`, *optional*, defaults to `False`): hash it also where its size and time are those of a file that
+            was hashed before.
 
     Raises:
         [`~lorif_hf.errors.IndexCorruptedError`]: names the file.
@@ -277,17 +283,20 @@ def verified(folder: Path, entry: FileEntry) -> Path:
         status = path.stat()
         if not path.is_file():
             raise IndexCorruptedError(entry.file, "it is not a file")
+        if status.st_size != entry.bytes:
+            raise IndexCorruptedError(entry.file, f"it has {status.st_size} bytes, the manifest says {entry.bytes}")
+        if again or _verified.get((str(path.resolve()), entry.sha256)) != (status.st_size, status.st_mtime_ns):
+            _verified.pop((str(path.resolve()), entry.sha256), None)
+            held, said = file_sha256(path), entry.sha256
+            if held != said:
+                raise IndexCorruptedError(
+                    entry.file, f"its SHA-256 is {held[:12]}..., the manifest says {said[:12]}..."
+                )
+            _remember(path, entry)
     except FileNotFoundError:
         raise IndexCorruptedError(entry.file, "it is missing") from None
     except (OSError, RuntimeError) as error:  # a link to itself, a name too long, a file where a folder should be
-        raise IndexCorruptedError(entry.file, f"it cannot be opened ({error})") from None
-    if status.st_size != entry.bytes:
-        raise IndexCorruptedError(entry.file, f"it has {status.st_size} bytes, the manifest says {entry.bytes}")
-    if _verified.get((str(path.resolve()), entry.sha256)) != (status.st_size, status.st_mtime_ns):
-        held, said = file_sha256(path), entry.sha256
-        if held != said:
-            raise IndexCorruptedError(entry.file, f"its SHA-256 is {held[:12]}..., the manifest says {said[:12]}...")
-        _remember(path, entry)
+        raise IndexCorruptedError(entry.file, f"it cannot be opened or read ({error})") from None
     return path
 
 

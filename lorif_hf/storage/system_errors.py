@@ -56,7 +56,7 @@ def system_errors(path: Path) -> Iterator[None]:
 
 
 def _number(error: Exception) -> int | None:
-    """The system's number of an error. Of one that was raised in Rust (safetensors, tokenizers) only the text tells."""
+    """The system's number of an error. Of one that Rust raised (safetensors, tokenizers) only the text tells."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     said = re.search(r"\(os error (\d+)\)", str(error))
