@@ -38,8 +38,18 @@ class RecordingCheckError(RecordingError):
     """What would be recorded is not what was trained: the first rows show it before anything is recorded."""
 
 
-class DiskFullError(LorifError, OSError):
-    """A file of the index did not fit on the disk. What was finished before it is kept."""
+class ProcessingClassError(LorifError, ValueError):
+    """The tokenizer (or other processing class) cannot be kept in the index. What was recorded is kept."""
+
+
+class StorageError(LorifError, OSError):
+    """The system refuses to write a file of the index: no permission, a read-only or failing disk. What was finished
+    before it is kept."""
+
+
+class DiskFullError(StorageError):
+    """A file of the index did not fit on the disk, into the quota, or under the limit of a file's size. What was
+    finished before it is kept."""
 
 
 class IndexFormatError(LorifError, ValueError):

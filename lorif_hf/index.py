@@ -20,15 +20,16 @@ from .checks import whole_number
 from .codecs import codec_of
 from .config import InfluenceConfig
 from .coverage import Coverage
-from .curvature.encoding import stored_entries
-from .errors import IndexCorruptedError, IndexFormatError, QueryError
+from .errors import IndexFormatError, QueryError
 from .hub.cards import index_card
 from .hub.destination import Destination
 from .hub.index_mixin import StoredIndex
 from .hub.publish import EarlyUploader
 from .querying.measure import MeasuredQueries, QueriedIndex, QueryOptions, load_model, measure
 from .querying.scan import Scan, best_scores, every_score
+from .querying.verify import verify_index
 from .reports.attribution import Attribution
+from .storage.claim import remove_left_over
 from .storage.examples import read_column, read_examples
 from .storage.files import write_text
 from .storage.layout import CARD, TOKENIZER, ModuleEntry
@@ -151,6 +152,7 @@ class InfluenceIndex(StoredIndex):
                 builder.run(uploader.add)
         index = cls(LocalStore(folder))
         index._processing_class = builder.processing_class
+        remove_left_over(folder)
         if not (folder / CARD).exists():
             repo_id = destination.repo_id if destination else "user/my-index"
             write_text(folder / CARD, index_card(index.manifest, index.config, repo_id, None))
@@ -328,27 +330,16 @@ class InfluenceIndex(StoredIndex):
         return read_examples(self._store, self.manifest, rows)
 
     def verify(self) -> None:
-        """Read every file and check it against the manifest; downloads what is not here.
+        """Read every file anew and check it; downloads what is not here.
+
+        Every flipped bit is found, but in what the card says: the manifest by its own hash, the other files by the
+        hashes in it. The projections are drawn and compared, and all that is stored is finite.
 
         Raises:
-            [`~lorif_hf.errors.IndexCorruptedError`]: names the first file that is not what it should be.
+            [`~lorif_hf.errors.IndexCorruptedError`], [`~lorif_hf.errors.IndexFormatError`]: name the first file that
+                is not what it should be.
         """
-        for entry in self.manifest.files:
-            self._store.path(entry)
-        reader, curvature = self._queried.reader, self._queried.curvature
-        stored = stored_entries(self.config, self.manifest.modules)
-        for module in stored:
-            tensors = reader.curvature(module)
-            curvature.load(tensors, module)
-            if curvature.first_pass is not None:
-                curvature.first_pass.load(tensors, module)
-        for shard in self.manifest.shards:
-            if self.config.weighted:
-                reader.weights(shard)
-            for name, parts in reader.load(shard, stored).items():
-                if not all(bool(torch.isfinite(part.float().sum())) for part in parts.values()):
-                    raise IndexCorruptedError(shard.file, f"the factors of '{name}' are not all finite numbers")
-        read_column(self._store, self.manifest, "row")
+        verify_index(self._queried, self._store)
 
     def _check_rows(self, rows: Sequence[int]) -> None:
         count = self.manifest.num_examples

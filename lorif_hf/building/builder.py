@@ -46,6 +46,7 @@ from ..storage.layout import (
 )
 from ..storage.shards import ShardReader, write_shard
 from ..storage.store import LocalStore
+from ..storage.tokenizer import save_processing_class
 from ..tasks.objectives import OUTPUTS
 from .dry_run import check_disk, check_first_pass, check_processing_class, tell_coverage
 from .example_tables import ACTIVE, silent_layers, write_example_tables
@@ -335,7 +336,7 @@ class IndexBuilder:
         kept = [tracked for tracked in self.modules if tracked.name not in silent]
         examples = write_example_tables(self.folder, self.rows, self.ranges, tables, self_influence)
         if self.processing_class is not None:
-            self.processing_class.save_pretrained(self.folder / TOKENIZER)
+            save_processing_class(self.processing_class, self.folder / TOKENIZER)
         tokenizer = sorted(path for path in (self.folder / TOKENIZER).rglob("*") if path.is_file())
         manifest = Manifest(
             config=self.config.to_dict(),

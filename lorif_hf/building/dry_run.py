@@ -14,6 +14,7 @@ from ..curvature import FirstPass
 from ..curvature.encoding import bytes_per_example
 from ..errors import ConfigError, DiskFullError
 from ..storage.layout import TOKENIZER, ModuleEntry
+from ..storage.tokenizer import save_processing_class
 
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def check_processing_class(processing_class: Any) -> None:
     """
     if processing_class is not None:
         with tempfile.TemporaryDirectory() as folder:
-            processing_class.save_pretrained(Path(folder) / TOKENIZER)
+            save_processing_class(processing_class, Path(folder) / TOKENIZER)
 
 
 def check_disk(folder: Path, config: InfluenceConfig, entries: Sequence[ModuleEntry], count: int) -> None:

@@ -168,9 +168,9 @@ class WayFinder:
             return
         raise RecordingCheckError(
             f"The gradients of all {len(self.modules)} tracked layers are zero in rows "
-            f"{', '.join(map(str, self.row_ids))} (losses {', '.join(f'{float(x):.4g}' for x in true.losses)}): nothing "
-            "could be attributed. A loss that compares the rows of a batch with each other (contrastive learning) is no "
-            "sum over rows, and is not supported; else check what is tracked (target_modules) and the loss."
+            f"{', '.join(map(str, self.row_ids))} (losses {', '.join(f'{float(x):.4g}' for x in true.losses)}): "
+            "nothing could be attributed. A loss that compares the rows of a batch with each other (contrastive "
+            "learning) is no sum over rows, and is not supported; else check what is tracked (target_modules)."
         )
 
     def _truth(self, objective: Any, task: Task, truth: Task, singles: Sequence[Mapping[str, Any]]) -> Probe:

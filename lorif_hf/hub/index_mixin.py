@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,11 +12,12 @@ from huggingface_hub import CommitInfo, constants
 from torch import Tensor
 
 from ..config import InfluenceConfig
-from ..errors import BuildFolderError, ConfigError, IndexFormatError, PublishError
+from ..errors import BuildFolderError, ConfigError, IndexCorruptedError, IndexFormatError, PublishError
+from ..progress import progress
 from ..registry import CODECS, CURVATURES, LAYER_KINDS
-from ..storage.claim import INDEX_FOLDER
-from ..storage.files import write_atomically, write_text
-from ..storage.layout import CARD, MANIFEST, Manifest, is_newer
+from ..storage.claim import INDEX_FOLDER, remove_left_over
+from ..storage.files import file_sha256, verified, write_atomically, write_text
+from ..storage.layout import CARD, MANIFEST, STAGING, FileEntry, Manifest, is_newer, read_manifest
 from ..storage.measured_lds import LDSRecord, read_lds, write_lds
 from ..storage.store import LocalStore, Store
 from .cards import index_card, model_card_section, repo_in_card
@@ -24,13 +26,14 @@ from .publish import contents, publish, push_model_card
 from .store import HubStore, StreamingStore
 
 
-_LARGEST_MANIFEST = 1 << 25  # bytes of JSON that are read at all
-
 Index = TypeVar("Index", bound="StoredIndex")
 
 
 class StoredIndex:
     """An index where it is stored: in a folder or in a dataset repo of the Hub.
+
+    It pickles and copies, also after queries: what is sent is where it is stored, and not its files. A pickle holds
+    the `token` that the index was loaded with.
 
     Attributes:
         path (`Path`): the index's folder; of an index from the Hub, its snapshot in the local cache.
@@ -42,10 +45,7 @@ class StoredIndex:
 
     def __init__(self, store: Store, rows: Tensor | None = None):
         self.path = store.folder
-        if (self.path / MANIFEST).stat().st_size > _LARGEST_MANIFEST:
-            raise IndexFormatError(f"{MANIFEST} of {self.path} has over {_LARGEST_MANIFEST:,} bytes: no index has.")
-        text = (self.path / MANIFEST).read_bytes().decode(errors="replace")  # with the line ends that are hashed
-        self.manifest = Manifest.from_json(text)
+        self.manifest = read_manifest(self.path)
         _check_kinds(self.manifest)
         try:
             self.config = InfluenceConfig.from_dict(self.manifest.config, is_newer(self.manifest.format_version))
@@ -119,22 +119,48 @@ class StoredIndex:
     ) -> None:
         """Copy the index, every file checked, to another folder.
 
+        A copy that was interrupted goes on when called again; what is there and undamaged is not copied again.
+
         Args:
-            path (`str` or `os.PathLike`): the folder.
+            path (`str` or `os.PathLike`): the folder; absent, empty, or holding this very index, whole or in part.
             push_to_hub (`bool`, *optional*, defaults to `False`): push it as well.
             repo_id (`str`, *optional*): where to; by default the folder's name.
             options: those of [`~InfluenceIndex.push_to_hub`].
+
+        Raises:
+            [`~lorif_hf.errors.BuildFolderError`]: the folder holds something else.
+            [`~lorif_hf.errors.StorageError`]: the disk is full, or nothing can be written there.
         """
         self._refuse_selection()
         target = Path(path)
         if target.resolve() != self.path.resolve():
-            INDEX_FOLDER.check(target)
-            if (target / MANIFEST).exists():
-                raise BuildFolderError(f"{target} already holds an index. Choose another folder or delete this one.")
-            for name, source in contents(self._store, self.manifest).items():
-                write_atomically(target / name, partial(shutil.copyfile, source))
+            self._copy(target)
         if push_to_hub:
             self.push_to_hub(repo_id or target.name, **options)
+
+    def _copy(self, target: Path) -> None:
+        """Bring the index to a folder, the manifest last."""
+        INDEX_FOLDER.check(target)
+        if (target / MANIFEST).exists():
+            if (target / MANIFEST).read_bytes() != (self.path / MANIFEST).read_bytes():
+                raise BuildFolderError(f"{target} already holds another index. Choose another folder or delete it.")
+            remove_left_over(target)
+            shutil.rmtree(target / STAGING, ignore_errors=True)  # a copy was stopped at its very end
+            copied: AbstractContextManager[None] = nullcontext()
+        else:
+            plan = {"build": f"a copy of {file_sha256(self.path / MANIFEST)}"}
+            other = "an unfinished build or copy of another index. Choose another folder or delete this one."
+            copied = INDEX_FOLDER.claimed(
+                target, plan, lambda begun: None if begun["build"] == plan["build"] else other
+            )
+        files = contents(self._store, self.manifest)
+        entries = {entry.file: entry for entry in self.manifest.files}
+        with copied, progress(len(files), "Copying", "files") as bar:
+            for name, source in files.items():
+                kept = name in (CARD, MANIFEST) or (name in entries and _is_good(target, entries[name]))
+                if not kept or not (target / name).exists():
+                    write_atomically(target / name, partial(shutil.copyfile, source))
+                bar.update(1)
 
     def push_to_hub(
         self,
@@ -200,6 +226,7 @@ class StoredIndex:
                 f"The score was not kept: {self.repo_id} lies in the Hub's cache. Copy it with save_pretrained() to a "
                 "folder, evaluate it there and push it."
             )
+        remove_left_over(self.path)
         write_lds(self._store, record)
         path = self._store.optional(CARD)
         card = None if path is None else path.read_text(encoding="utf-8")
@@ -236,6 +263,13 @@ class StoredIndex:
     def _refuse_selection(self) -> None:
         if self._rows is not None:
             raise PublishError("A selection of rows is a view: save or push the index that it was selected from.")
+
+
+def _is_good(folder: Path, entry: FileEntry) -> bool:
+    try:
+        return verified(folder, entry).is_file()
+    except IndexCorruptedError:
+        return False
 
 
 def _check_kinds(manifest: Manifest) -> None:

@@ -32,6 +32,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..errors import HubAccessError, HubConnectionError, IndexCorruptedError, IndexFormatError, IndexNotFoundError
 from ..storage.files import TensorReader, header_length, parse_header, write_bytes
 from ..storage.layout import CARD, LDS, MANIFEST, FactorShard, FileEntry, Manifest, check_relative
+from ..storage.once import Once
 from ..storage.store import Store
 
 
@@ -105,7 +106,7 @@ class StreamingStore(RepoStore):
         super().__init__(repo_id, revision, **options)
         self._pieces = Path(options["cache_dir"]) / "lorif_hf" if options.get("cache_dir") is not None else None
         self._filesystem = HfFileSystem(token=options.get("token"))
-        self._heads: dict[FileEntry, bytes] = {}
+        self._heads: Once[FileEntry, bytes] = Once()
 
     def fetch(self, manifest: Manifest) -> None:
         """Download the curvature alone."""
@@ -113,17 +114,19 @@ class StreamingStore(RepoStore):
         self._options["force_download"] = False
 
     def shard(self, entry: FactorShard) -> TensorReader:
-        if entry not in self._heads:
-            start = self._range(entry, 0, 8)
-            length = header_length(entry.file, entry.bytes, start)
-            self._heads[entry] = start + self._range(entry, 8, 8 + length)
-        return RemoteTensors(entry, self._heads[entry], partial(self._range, entry), self._pieces)
+        head = self._heads.get(entry, partial(self._head, entry))
+        return RemoteTensors(entry, head, partial(self._range, entry), self._pieces)
 
     def parquet(self, entry: FileEntry) -> Any:
         translated = translated_errors(self.repo_id, self.commit, entry.file)
         file = translated(self._open)(entry)
         file.read = translated(file.read)
         return file
+
+    def _head(self, entry: FileEntry) -> bytes:
+        start = self._range(entry, 0, 8)
+        length = header_length(entry.file, entry.bytes, start)
+        return start + self._range(entry, 8, 8 + length)
 
     def _range(self, entry: FileEntry, begin: int, end: int) -> bytes:
         """Bytes `begin` to `end` of a file, and no others."""

@@ -1,13 +1,18 @@
 """Where the work of a query runs: threads of our own, each with a share of torch's."""
 
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor, wait
+from typing import Any
 
 import torch
 
 
 _MOST_THREADS = 8  # beyond, they wait for Python's lock more than they score; torch's own threads take the rest
+
+_lock = threading.Lock()
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
 def worker_count() -> int:
@@ -15,17 +20,56 @@ def worker_count() -> int:
     return min(torch.get_num_threads(), _MOST_THREADS)
 
 
-@contextmanager
-def scoring_threads() -> Iterator[Executor]:
-    """A pool of [`worker_count`] threads.
+def scoring_pool() -> Executor:
+    """A pool of [`worker_count`] threads, which all queries of this process share.
 
     A product of small matrices gains nothing from torch's threads, which must meet at the end of each; ours only meet
-    at the end of a shard.
+    at the end of a shard. Nobody else's number of threads changes.
     """
-    total, workers = torch.get_num_threads(), worker_count()
-    share = max(1, total // workers)
+    workers = worker_count()
+    share = max(1, torch.get_num_threads() // workers)
+    with _lock:
+        if (workers, share) not in _pools:
+            _pools[workers, share] = _new_pool(workers, share)
+        return _pools[workers, share]
+
+
+def _new_pool(workers: int, share: int) -> ThreadPoolExecutor:
+    """Threads that have set their share of torch's.
+
+    torch's setting is that of the calling thread, and of those that use torch for the first time later: it is put back
+    by a thread of its own, so that no thread but the pool's gets another one. The pool is kept, so this is done once.
+    """
+    before = _in_a_fresh_thread(torch.get_num_threads)
+    pool = ThreadPoolExecutor(workers, "lorif-score", _take_share, (share,))
+    together = threading.Barrier(workers)
     try:
-        with ThreadPoolExecutor(workers, "lorif-score", torch.set_num_threads, (share,)) as pool:
-            yield pool
+        wait([pool.submit(together.wait) for _ in range(workers)])  # all of them have begun
+    except BaseException:
+        together.abort()
+        pool.shutdown(wait=False)
+        raise
     finally:
-        torch.set_num_threads(total)  # a thread's setting is in part that of all
+        _in_a_fresh_thread(torch.set_num_threads, before)
+    return pool
+
+
+def _take_share(share: int) -> None:
+    torch.get_num_threads()  # a thread's first look sets what it has to what all have
+    torch.set_num_threads(share)
+
+
+def _in_a_fresh_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    with ThreadPoolExecutor(1) as fresh:
+        return fresh.submit(function, *arguments).result()
+
+
+def _after_fork() -> None:
+    """A forked process has the pools, but not their threads."""
+    global _lock  # noqa: PLW0603
+    _lock = threading.Lock()
+    _pools.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

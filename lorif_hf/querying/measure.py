@@ -29,6 +29,7 @@ from ..recording.recorder import GradientRecorder
 from ..recording.rows import tokens_per_example
 from ..registry import TASKS
 from ..storage.layout import Manifest, ModuleEntry
+from ..storage.once import Once
 from ..storage.shards import ShardReader
 from ..tasks import Custom, Task, UserObjective, task_of
 from ..tasks.base import known_task
@@ -81,15 +82,15 @@ class QueriedIndex:
         config (`InfluenceConfig`): what it was built with.
         reader (`ShardReader`): of its files.
         rows (`Tensor` or `None`): the selected rows, ascending; `None`: all.
-        projections (`dict[str, TwoSidedProjection]`): those that queries have drawn so far: drawing them anew would
-            take longer than scoring a small index.
+        projections (`Once`): those that queries have drawn so far: drawing them anew would take longer than scoring a
+            small index.
     """
 
     manifest: Manifest
     config: InfluenceConfig
     reader: ShardReader
     rows: Tensor | None = None
-    projections: dict[str, TwoSidedProjection] = field(default_factory=dict)
+    projections: Once[str, TwoSidedProjection] = field(default_factory=Once)
 
     @cached_property
     def codec(self) -> Codec:
@@ -98,6 +99,10 @@ class QueriedIndex:
     @cached_property
     def curvature(self) -> Curvature:
         return curvature_of(self.config)
+
+    def projection(self, entry: ModuleEntry) -> TwoSidedProjection:
+        """The projection of a layer, drawn where no query has yet."""
+        return self.projections.get(entry.name, lambda: checked_projection(entry, self.config))
 
     @property
     def count(self) -> int:
@@ -191,9 +196,7 @@ def measure(
     modules = [tracked for tracked in matching if tracked.name in {entry.name for entry in recorded}]
     task = _task(model, index.manifest, options.objective)
     features = query_features(queries, model, task, processing_class)
-    for entry in recorded:
-        if entry.name not in index.projections:
-            index.projections[entry.name] = checked_projection(entry, config)
+    projections = {entry.name: index.projection(entry) for entry in recorded}
     first_pass = index.curvature.first_pass
     first = {e.name: first_pass.load(index.reader.curvature(e), e) for e in recorded} if first_pass else {}
     encoder = Encoder(config, recorded, first)
@@ -202,7 +205,7 @@ def measure(
     preconditioned = _Preconditioner(index, scored, len(features))
     losses: list[float] = []
     objective = OUTPUTS[config.output](task)
-    recorder = GradientRecorder(model, modules, index.projections, objective, alone=alone)
+    recorder = GradientRecorder(model, modules, projections, objective, alone=alone)
     with recorder, progress(len(features), "Measuring queries", "queries") as bar:
         for query_ids in _batches(features, 1 if alone else options.batch_size):
             batch = collator([features[i] for i in query_ids])

@@ -9,6 +9,7 @@ Memory does not depend on the number of examples. With Q queries it is, in bytes
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from ..errors import IndexCorruptedError
 from ..progress import progress
 from ..storage.layout import FactorShard, ModuleEntry
 from ..storage.shards import ShardReader, ShardTask
-from .executor import scoring_threads, worker_count
+from .executor import scoring_pool, worker_count
 
 
 _LEAST_ROWS = 1000  # of a block: a call for fewer costs more than it scores
@@ -104,13 +105,19 @@ class Scan:
                 scores *= weights[rows]
             work(task, rows, scores)
 
-        with progress(self.count, "Scoring", "examples") as bar, scoring_threads() as pool:
+        pool = scoring_pool()
+        with progress(self.count, "Scoring", "examples") as bar:
             for task, parts in self.reader.stream(self.entries, self.reader.tasks(self.rows)):
                 weights = self.reader.weights(task.shard, task.chosen) if self.weighted else None
-                blocks = self._blocks(task.count)
-                for future in [pool.submit(score, task, rows, parts, weights) for rows in blocks]:
-                    future.result()
-                del parts
+                futures = [pool.submit(score, task, rows, parts, weights) for rows in self._blocks(task.count)]
+                try:
+                    for future in futures:
+                        future.result()
+                finally:  # after an error too, nothing of this query runs on
+                    for future in futures:
+                        future.cancel()
+                    wait(futures)
+                del parts, futures
                 bar.update(task.count)
 
     def _blocks(self, count: int) -> list[slice]:

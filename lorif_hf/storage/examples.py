@@ -18,6 +18,7 @@ from .store import Store
 
 ROW_GROUP = 1000  # rows read together when a few examples are looked up
 _TEXTS = ["example_id", "text"]
+_NUMBERS = ("num_tokens", "loss", "self_influence")
 _MOST_UNPACKED = 100  # times its size that a file may unpack to
 
 SCHEMA = pa.schema(
@@ -74,6 +75,27 @@ def read_column(store: Store, manifest: Manifest, name: str) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def check_examples(store: Store, shard: Shard) -> None:
+    """Read every page of one example table and see that it holds what a build writes.
+
+    Raises:
+        [`~lorif_hf.errors.IndexCorruptedError`]: names the file, and the row where one is wrong.
+    """
+    row = shard.start
+    with _table(store, shard) as file:
+        for group in range(file.num_row_groups):
+            table = _read_group(file, shard, group, SCHEMA.names)
+            table.validate(full=True)  # also that texts are UTF-8
+            numbers = {name: table.column(name).to_numpy() for name in ("row", *_NUMBERS)}
+            good = numbers["row"] == np.arange(row, row + table.num_rows)
+            for name in _NUMBERS:
+                good &= np.isfinite(numbers[name])  # what is absent is NaN
+            if not good.all():
+                place = int(np.flatnonzero(~good)[0])
+                _checked(table.slice(place, 1).to_pylist()[0], row + place, shard)
+            row += table.num_rows
+
+
 @contextmanager
 def _table(store: Store, shard: Shard) -> Iterator[pq.ParquetFile]:
     """One example file, open and checked: the expected columns and rows.
@@ -113,7 +135,7 @@ def _read_group(file: pq.ParquetFile, shard: Shard, group: int, columns: list[st
 
 def _checked(example: dict[str, Any], row: int, shard: Shard) -> dict[str, Any]:
     """An example whose row number is its place and whose values are finite."""
-    values = [example[name] for name in ("num_tokens", "loss", "self_influence")]
+    values = [example[name] for name in _NUMBERS]
     if example["row"] != row or not all(value is not None and math.isfinite(value) for value in values):
         raise IndexCorruptedError(shard.file, f"row {row} calls itself {example['row']} or holds no finite numbers")
     return example

@@ -1,13 +1,14 @@
 """Whole or absent: atomic writes, checksums, and safetensors files read by memory map."""
 
-import errno
 import hashlib
 import json
 import math
 import mmap
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import DiskFullError, IndexCorruptedError
+from ..errors import IndexCorruptedError
 from .layout import FileEntry, inside
+from .system_errors import system_errors
 
 
 DTYPES = {
@@ -39,30 +40,30 @@ _HASHES = "sha256"  # key of the tensors' hashes in a file's metadata
 _MAX_HEADER = 100_000_000  # safetensors' own limit
 
 
+def temporary_name(name: str) -> str:
+    """What a file or folder is called until it is whole: no other thread or process takes the same name."""
+    begun = name.encode()[:200].decode(errors="ignore")  # a system allows 255 bytes
+    return f"{begun}.{os.getpid()}-{threading.get_native_id()}.tmp"
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, sync it and rename it to `path`: a reader sees all of it or nothing.
 
     Raises:
         [`~lorif_hf.errors.DiskFullError`]: there was no room; nothing of the file is left.
+        [`~lorif_hf.errors.StorageError`]: the system refused it for another reason.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except (OSError, SafetensorError) as error:
-        # safetensors writes in Rust: only its text tells the number.
-        if getattr(error, "errno", None) != errno.ENOSPC and f"(os error {errno.ENOSPC})" not in str(error):
-            raise
-        raise DiskFullError(
-            f"The disk is full: {path} could not be written. What was finished before it is kept; make room and "
-            "call again to go on."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = path.with_name(temporary_name(path.name))
+    with system_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            with suppress(OSError):  # where there is none, or a disk that takes nothing: the first error is told
+                temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -265,8 +266,14 @@ class TensorFile(TensorReader):
 _verified: dict[tuple[str, str], tuple[int, int]] = {}
 
 
-def verified(folder: Path, entry: FileEntry) -> Path:
+def verified(folder: Path, entry: FileEntry, again: bool = False) -> Path:
     """The path of a file whose size and SHA-256 are what the manifest says; hashed once per process and version.
+
+    Args:
+        folder (`Path`): the index.
+        entry (`FileEntry`): what its manifest says of the file.
+        again (`bool`, *optional*, defaults to `False`): hash it also where its size and time are those of a file that
+            was hashed before.
 
     Raises:
         [`~lorif_hf.errors.IndexCorruptedError`]: names the file.
@@ -276,17 +283,20 @@ def verified(folder: Path, entry: FileEntry) -> Path:
         status = path.stat()
         if not path.is_file():
             raise IndexCorruptedError(entry.file, "it is not a file")
+        if status.st_size != entry.bytes:
+            raise IndexCorruptedError(entry.file, f"it has {status.st_size} bytes, the manifest says {entry.bytes}")
+        if again or _verified.get((str(path.resolve()), entry.sha256)) != (status.st_size, status.st_mtime_ns):
+            _verified.pop((str(path.resolve()), entry.sha256), None)
+            held, said = file_sha256(path), entry.sha256
+            if held != said:
+                raise IndexCorruptedError(
+                    entry.file, f"its SHA-256 is {held[:12]}..., the manifest says {said[:12]}..."
+                )
+            _remember(path, entry)
     except FileNotFoundError:
         raise IndexCorruptedError(entry.file, "it is missing") from None
     except (OSError, RuntimeError) as error:  # a link to itself, a name too long, a file where a folder should be
-        raise IndexCorruptedError(entry.file, f"it cannot be opened ({error})") from None
-    if status.st_size != entry.bytes:
-        raise IndexCorruptedError(entry.file, f"it has {status.st_size} bytes, the manifest says {entry.bytes}")
-    if _verified.get((str(path.resolve()), entry.sha256)) != (status.st_size, status.st_mtime_ns):
-        held, said = file_sha256(path), entry.sha256
-        if held != said:
-            raise IndexCorruptedError(entry.file, f"its SHA-256 is {held[:12]}..., the manifest says {said[:12]}...")
-        _remember(path, entry)
+        raise IndexCorruptedError(entry.file, f"it cannot be opened or read ({error})") from None
     return path
 
 
@@ -295,10 +305,12 @@ def _remember(path: Path, entry: FileEntry) -> None:
     _verified[str(path.resolve()), entry.sha256] = (status.st_size, status.st_mtime_ns)
 
 
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def sync(path: Path) -> None:
+    """Have the system bring a file, or the names in a folder, to the disk."""
+    if path.is_dir() and os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

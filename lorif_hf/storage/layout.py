@@ -14,6 +14,8 @@ from ..errors import IndexCorruptedError, IndexFormatError
 
 FORMAT_VERSION = "1.0"
 
+_LARGEST_MANIFEST = 1 << 25  # bytes of JSON that are read at all
+
 MANIFEST = "influence_config.json"
 CARD = "README.md"
 CURVATURE = "curvature/curvature.safetensors"
@@ -23,7 +25,6 @@ STAGING = ".lorif-build"  # an unfinished build's own notes; gone when the index
 
 _OWN_HASH = "manifest_sha256"
 _UNSIGNED = 64 * "0"
-_SIGNED = re.compile(rf'("{_OWN_HASH}":\s*")[^"]*(")')  # no string holds this: quotes in it would be escaped
 
 
 def factor_file(shard: int) -> str:
@@ -131,8 +132,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of the file. It holds its own hash: what it says of the other files is itself checked."""
-        values = asdict(self) | {_OWN_HASH: _UNSIGNED}
-        return signed(json.dumps(values, indent=2, sort_keys=True) + "\n")
+        return signed_json(asdict(self), _OWN_HASH)
 
     @classmethod
     def from_json(cls, text: str) -> "Manifest":
@@ -151,7 +151,7 @@ class Manifest:
             raise IndexFormatError(f"{MANIFEST} has no format_version: this is not a lorif-hf index.")
         _check_version(values["format_version"])
         held = _checked(values.get(_OWN_HASH), _OWN_HASH, str)
-        _require(_signature(text) == held, f"its {_OWN_HASH} is another")
+        _require(signature(text, _OWN_HASH) == held, f"its {_OWN_HASH} is another")
         manifest = cls(**{known.name: _field(values, known) for known in fields(cls)})
         manifest._check()
         return manifest
@@ -176,17 +176,44 @@ class Manifest:
             _require(all(1 <= d <= full for full, d in sides), f"module '{module.name}' has an impossible shape")
 
 
-def signed(text: str) -> str:
-    """A manifest's text with its own hash in place of the one that it holds, whatever that is.
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of the index in a folder.
+
+    Raises:
+        [`~lorif_hf.errors.IndexFormatError`], [`~lorif_hf.errors.IndexCorruptedError`]: as in
+            [`~Manifest.from_json`]; also where the file cannot be read.
+    """
+    try:
+        if (folder / MANIFEST).stat().st_size > _LARGEST_MANIFEST:
+            raise IndexFormatError(f"{MANIFEST} of {folder} has over {_LARGEST_MANIFEST:,} bytes: no index has.")
+        text = (folder / MANIFEST).read_bytes().decode(errors="replace")  # with the line ends that are hashed
+    except OSError as error:
+        raise IndexCorruptedError(MANIFEST, f"it is missing or cannot be read ({error})") from error
+    return Manifest.from_json(text)
+
+
+def signed_json(values: Mapping[str, Any], field: str) -> str:
+    """A JSON file's text, keys sorted, that holds its own hash in `field`."""
+    return signed(json.dumps({**values, field: _UNSIGNED}, indent=2, sort_keys=True, allow_nan=False) + "\n", field)
+
+
+def signed(text: str, field: str = _OWN_HASH) -> str:
+    """A text with its own hash in place of the one that its `field` holds, whatever that is.
 
     The hash is the SHA-256 of the text in which 64 zeros stand for it.
     """
-    return _SIGNED.sub(rf"\g<1>{_signature(text)}\2", text, count=1)
+    return _own_hash(field).sub(rf"\g<1>{signature(text, field)}\2", text, count=1)
 
 
-def _signature(text: str) -> str:
-    unsigned = _SIGNED.sub(rf"\g<1>{_UNSIGNED}\2", text, count=1)
+def signature(text: str, field: str) -> str:
+    """The hash that a text should hold in its `field`."""
+    unsigned = _own_hash(field).sub(rf"\g<1>{_UNSIGNED}\2", text, count=1)
     return hashlib.sha256(unsigned.encode(errors="replace")).hexdigest()
+
+
+def _own_hash(field: str) -> re.Pattern[str]:
+    """A field and its value; no string holds this: quotes in it would be escaped."""
+    return re.compile(rf'("{field}":\s*")[^"]*(")')
 
 
 def check_relative(path: str) -> None:

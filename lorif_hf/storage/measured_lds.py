@@ -7,11 +7,12 @@ from typing import Any
 
 from ..errors import IndexCorruptedError
 from .files import write_text
-from .layout import LDS, Manifest
+from .layout import LDS, Manifest, signature, signed_json
 from .store import Store
 
 
 _LARGEST = 1 << 16  # bytes that are read at all
+_OWN_HASH = "record_sha256"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class LDSRecord:
 
 def write_lds(store: Store, record: LDSRecord) -> None:
     """Keep a score with its index, whole or not at all."""
-    write_text(store.folder / LDS, json.dumps(asdict(record), indent=2, sort_keys=True, allow_nan=False) + "\n")
+    write_text(store.folder / LDS, signed_json(asdict(record), _OWN_HASH))
 
 
 def read_lds(store: Store, manifest: Manifest) -> LDSRecord | None:
@@ -59,12 +60,15 @@ def read_lds(store: Store, manifest: Manifest) -> LDSRecord | None:
     if path.stat().st_size > _LARGEST:
         raise IndexCorruptedError(LDS, f"it has over {_LARGEST:,} bytes")
     try:
-        values = json.loads(path.read_bytes())
+        text = path.read_bytes().decode(errors="replace")  # with the line ends that are hashed
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise IndexCorruptedError(LDS, f"it is not JSON ({error})") from error
     kinds = {field.name: field.type for field in fields(LDSRecord)}
     if not isinstance(values, dict) or not set(kinds) <= set(values):
         raise IndexCorruptedError(LDS, f"it must have the fields {', '.join(kinds)}")
+    if values.get(_OWN_HASH) != signature(text, _OWN_HASH):
+        raise IndexCorruptedError(LDS, f"its {_OWN_HASH} is another, or there is none: evaluate the index again")
     values = {name: values[name] for name in kinds}  # others are of a later version
     for name, value in values.items():
         if not _fits(value, kinds[name]):

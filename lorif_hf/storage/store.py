@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import HubConnectionError, IndexCorruptedError
 from .files import TensorFile, TensorReader, verified
 from .layout import FactorShard, FileEntry, inside
+from .once import Once
 
 
 class Store(ABC):
@@ -20,7 +21,7 @@ class Store(ABC):
 
     def __init__(self, folder: Path, repo_id: str | None = None, commit: str | None = None):
         self.folder, self.repo_id, self.commit = folder, repo_id, commit
-        self._mapped: dict[FileEntry, TensorReader] = {}
+        self._mapped: Once[FileEntry, TensorReader] = Once()
 
     @abstractmethod
     def provide(self, file: str) -> None:
@@ -61,9 +62,7 @@ class Store(ABC):
         """The tensors of a file. A shard is mapped as long as any of its tensors is held, other files for good."""
         if isinstance(entry, FactorShard):
             return self.shard(entry)
-        if entry not in self._mapped:
-            self._mapped[entry] = self.mapped(entry)
-        return self._mapped[entry]
+        return self._mapped.get(entry, lambda: self.mapped(entry))
 
     def mapped(self, entry: FileEntry) -> TensorReader:
         """The tensors of a file in the folder, checked like its [`~Store.path`] and mapped to memory."""
