@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,11 +19,12 @@ from .checks import whole_number
 from .codecs import codec_of
 from .config import InfluenceConfig
 from .coverage import Coverage
-from .errors import IndexFormatError, QueryError
+from .errors import QueryError
 from .hub.cards import index_card
 from .hub.destination import Destination
 from .hub.index_mixin import StoredIndex
 from .hub.publish import EarlyUploader
+from .querying.index_tokenizer import confined_tokenizer, load_tokenizer
 from .querying.measure import MeasuredQueries, QueriedIndex, QueryOptions, load_model, measure
 from .querying.scan import Scan, best_scores, every_score
 from .querying.verify import verify_index
@@ -32,7 +32,7 @@ from .reports.attribution import Attribution
 from .storage.claim import remove_left_over
 from .storage.examples import read_column, read_examples
 from .storage.files import write_text
-from .storage.layout import CARD, TOKENIZER, ModuleEntry
+from .storage.layout import CARD, ModuleEntry
 from .storage.shards import ShardReader
 from .storage.store import LocalStore, Store
 from .tasks import Task, UserObjective
@@ -54,6 +54,7 @@ class InfluenceIndex(StoredIndex):
         reader = ShardReader(store, self.manifest.shards, self.manifest.curvature, layout)
         self._queried = QueriedIndex(self.manifest, self.config, reader, rows)
         self._processing_class: Any = None
+        self._asked_tokenizer: Any = confined_tokenizer(store, self.manifest)
 
     @classmethod
     def build(
@@ -151,7 +152,8 @@ class InfluenceIndex(StoredIndex):
             with EarlyUploader(folder, destination) as uploader:
                 builder.run(uploader.add)
         index = cls(LocalStore(folder))
-        index._processing_class = builder.processing_class
+        if builder.processing_class is not None:
+            index._processing_class = index._asked_tokenizer = builder.processing_class
         remove_left_over(folder)
         if not (folder / CARD).exists():
             repo_id = destination.repo_id if destination else "user/my-index"
@@ -175,7 +177,7 @@ class InfluenceIndex(StoredIndex):
         self._check_rows([int(chosen[0]), int(chosen[-1])])
         view = InfluenceIndex(self._store, chosen)
         view._token = self._token
-        view._processing_class = self._processing_class
+        view._processing_class, view._asked_tokenizer = self._processing_class, self._asked_tokenizer
         view._queried = replace(view._queried, projections=self._queried.projections)
         return view
 
@@ -202,25 +204,13 @@ class InfluenceIndex(StoredIndex):
 
     @property
     def processing_class(self) -> Any:
-        """The tokenizer that came with the index, or `None`."""
-        if self._processing_class is None and self.manifest.tokenizer:
-            from transformers import AutoTokenizer
+        """The tokenizer that came with the index, or `None`: loaded into this process, whoever made it.
 
-            files = [(entry.file, self._store.path(entry)) for entry in self.manifest.tokenizer]
-            try:
-                with (
-                    tempfile.TemporaryDirectory() as folder
-                ):  # with the files that the manifest vouches for, and no others
-                    for name, path in files:
-                        (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-                        shutil.copyfile(path, Path(folder) / name)
-                    self._processing_class = AutoTokenizer.from_pretrained(
-                        Path(folder) / TOKENIZER, trust_remote_code=False
-                    )
-            except Exception as error:  # whatever a damaged or hostile tokenizer makes transformers raise
-                raise IndexFormatError(
-                    f"The tokenizer of the index cannot be loaded ({type(error).__name__}): pass processing_class=."
-                ) from error
+        Text queries do without: they ask it in a process with limits, unless the index was built in this process or
+        `processing_class=` is passed.
+        """
+        if self._processing_class is None:
+            self._processing_class = load_tokenizer(self._store, self.manifest)
         return self._processing_class
 
     def attribute(
@@ -358,7 +348,7 @@ class InfluenceIndex(StoredIndex):
         if isinstance(model, (str, os.PathLike)):
             model = load_model(os.fspath(model), self.manifest.model, self._token)
         if options.processing_class is None:
-            options = replace(options, processing_class=self.processing_class)
+            options = replace(options, processing_class=self._asked_tokenizer)
         return measure(model, query, self._queried, scored, options)
 
 

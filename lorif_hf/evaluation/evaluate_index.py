@@ -64,7 +64,7 @@ def evaluate_lds(
         if isinstance(model, (str, os.PathLike)):
             model = load_model(os.fspath(model), index.manifest.model, index._token)
         base = unwrap(model)
-        tokenizer = processing_class or index.processing_class
+        tokenizer = index._asked_tokenizer if processing_class is None else processing_class
         _check_queries(complete_features(queries, base, task_of(base, objective), tokenizer), bank)
     scores = index.scores(
         model,

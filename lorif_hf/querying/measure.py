@@ -21,19 +21,19 @@ from ..codecs import Codec, codec_of
 from ..config import InfluenceConfig
 from ..curvature import Curvature, curvature_of
 from ..curvature.encoding import Encoder, checked_projection, stored_entries
-from ..errors import ModelMismatchError, ObjectiveError, QueryError
+from ..errors import DatasetError, LorifError, ModelMismatchError, ObjectiveError, QueryError
 from ..layers.modules import TrackedModule, matches, modules_by_name, unwrap
 from ..progress import progress
 from ..recording.identity import identify
-from ..recording.recorder import GradientRecorder
+from ..recording.recorder import GradientRecorder, Recording
 from ..recording.rows import tokens_per_example
 from ..registry import TASKS
 from ..storage.layout import Manifest, ModuleEntry
 from ..storage.once import Once
 from ..storage.shards import ShardReader
-from ..tasks import Custom, Task, UserObjective, task_of
+from ..tasks import Custom, Feature, Task, UserObjective, task_of
 from ..tasks.base import known_task
-from ..tasks.collation import padding_collator
+from ..tasks.collation import PaddingCollator, padding_collator
 from ..tasks.objectives import OUTPUTS
 from ..tasks.own_loss import ModelLoss, TrainerLoss, model_loss
 from ..tasks.query_forms import query_features, query_text
@@ -208,14 +208,44 @@ def measure(
     recorder = GradientRecorder(model, modules, projections, objective, alone=alone)
     with recorder, progress(len(features), "Measuring queries", "queries") as bar:
         for query_ids in _batches(features, 1 if alone else options.batch_size):
-            batch = collator([features[i] for i in query_ids])
-            recording = recorder.record(batch, query_ids)
+            batch, recording = _recorded(recorder, collator, features, query_ids)
             tokens = tokens_per_example(batch, len(query_ids)).tolist()
             preconditioned.add(encoder.encode(recording.gradients), torch.tensor(query_ids), tokens)
             losses += recording.losses.tolist()
             bar.update(len(query_ids))
     texts = [query_text(feature, processing_class) for feature in features]
     return MeasuredQueries(preconditioned.groups(), texts, losses)
+
+
+def _recorded(
+    recorder: GradientRecorder, collator: PaddingCollator, features: Sequence[Feature], query_ids: Sequence[int]
+) -> tuple[dict[str, Any], Recording]:
+    """The queries of these numbers as a batch, and its gradients.
+
+    A model may have a limit that no table tells: what its forward pass raises beyond it is the query's error. Each
+    query is tried alone, to name the one.
+    """
+    try:
+        batch = collator([features[i] for i in query_ids])
+        return batch, recorder.record(batch, query_ids)
+    except LorifError as error:
+        if not isinstance(error, DatasetError):  # of the collator, which speaks of columns
+            raise
+        failure: Exception = error
+    except torch.OutOfMemoryError:
+        raise
+    except (IndexError, ValueError, RuntimeError) as error:
+        failure = error
+    if len(query_ids) > 1:
+        for number in query_ids:
+            _recorded(recorder, collator, features, [number])
+    names = f"query {query_ids[0]}" if len(query_ids) == 1 else f"queries {', '.join(map(str, query_ids))} together"
+    ids = [features[i].get("input_ids") for i in query_ids]
+    tokens = f" of {' and '.join(str(len(row)) for row in ids)} tokens" if None not in ids else ""
+    raise QueryError(
+        f"The model fails at {names}{tokens} ({type(failure).__name__}: {str(failure)[:300]}). If it takes fewer "
+        "tokens, shorten the query; else compare its inputs with a row that the model was trained on."
+    ) from failure
 
 
 def _task(model: nn.Module, manifest: Manifest, objective: UserObjective | Task | str | None) -> Task:

@@ -22,9 +22,17 @@ def problem(message: Any) -> str | None:
         return f"is a {type(message).__name__}"
     if not isinstance(message.get("role"), str):
         return "has no role"
-    if isinstance(message.get("content"), (str, list)) or message.get("tool_calls"):
+    content = message.get("content")
+    if isinstance(content, list) and not all(map(_is_text, content)):
+        return "has a part that is no text (tokens of images go with their pixels, in a dict with input_ids)"
+    if isinstance(content, str) or (isinstance(content, list) and content) or message.get("tool_calls"):
         return None
     return "has no content, neither text nor a list of parts"
+
+
+def _is_text(part: Any) -> bool:
+    """Whether a part of a message is {"type": "text", "text": ...}."""
+    return isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)
 
 
 class ChatReader:

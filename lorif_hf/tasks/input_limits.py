@@ -76,7 +76,7 @@ class InputLimits:
         aligned = [name for name in (*_OF_TOKENS, "labels") if feature.get(name) is not None]
         for name in aligned if labels_are_tokens else [name for name in aligned if name != "labels"]:
             # Masks may be 4-dimensional and of floats, positions of three axes: those are the model's own business.
-            values = torch.as_tensor(feature[name])
+            values = _numbers(feature[name], name, number)
             if values.dim() == 1 and len(values) != len(ids):
                 raise QueryError(
                     f"Query {number} has {len(ids)} tokens, but {len(values)} of {name}: expected as many."
@@ -98,12 +98,17 @@ def _check(values: Tensor, count: int, subject: str, kind: str, reason: str = ""
         raise QueryError(f"{subject} {int(unknown.flatten()[0])}, the model knows {count} {kind}{reason}.")
 
 
-def _whole_numbers(values: Any, name: str, number: int) -> Tensor:
-    """Numbers of a query as int64."""
+def _numbers(values: Any, name: str, number: int) -> Tensor:
+    """Numbers of a query as a tensor."""
     try:
-        tensor = torch.as_tensor(values)
+        return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise QueryError(f"Query {number} has {name} that are no token ids ({error}): expected integers.") from None
+        raise QueryError(f"Query {number} has {name} that are no numbers ({error}): expected integers.") from None
+
+
+def _whole_numbers(values: Any, name: str, number: int) -> Tensor:
+    """Whole numbers of a query as int64."""
+    tensor = _numbers(values, name, number)
     if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
         raise QueryError(f"Query {number} has {name} of {tensor.dtype}: expected integers.")
     return tensor.long()

@@ -151,7 +151,7 @@ class _Child:
                 env={**os.environ, **few_threads, **offline},  # threads would each reserve some of the memory
                 start_new_session=True,  # an interrupt of the terminal is the parent's to answer
             )
-            self._write(_line({"path": sys.path, "memory": MEMORY, "seconds": REQUEST_SECONDS}))
+            self._write(_line({"path": sys.path, "memory": MEMORY}))
         except OSError as error:
             raise TokenizerStoppedError(f"no process for it could be started: {error}") from error
 
@@ -166,7 +166,7 @@ class _Child:
         Raises:
             [`TokenizerError`]: the tokenizer failed; [`TokenizerStoppedError`]: it met a limit.
         """
-        request = _line({"call": call, **arguments})
+        request = _line({"call": call, "seconds": seconds, **arguments})
         timer = threading.Timer(seconds, self._process.kill)
         timer.daemon = True
         timer.start()

@@ -17,20 +17,23 @@ class Worker:
     """Answers requests with a tokenizer.
 
     Args:
-        limits (`dict`): "memory", the bytes that it may take beside what the imports took; "seconds", those of a
-            request, which the parent keeps: twice as many end this process if the parent is gone.
+        memory (`int`): bytes that it may take beside what the imports took.
     """
 
-    def __init__(self, limits: dict[str, int]):
-        self.limits = limits
+    def __init__(self, memory: int):
+        self.memory = memory
         self.tokenizer: Any = None
 
     def answer(self, line: bytes) -> str:
-        """The answer to a request, as JSON: {"value": ...} or {"error": ...}."""
-        if hasattr(signal, "alarm"):
-            signal.alarm(2 * self.limits["seconds"])
+        """The answer to a request, as JSON: {"value": ...} or {"error": ...}.
+
+        The parent keeps the time, "seconds" of the request; twice as many end this process if the parent is gone.
+        """
         try:
             request = json.loads(line)
+            seconds = request.pop("seconds")
+            if hasattr(signal, "alarm"):
+                signal.alarm(2 * seconds)
             return json.dumps({"value": getattr(self, request.pop("call"))(**request)})
         except BaseException as error:  # a panic of a tokenizer in Rust is no Exception
             return json.dumps({"error": f"{type(error).__name__}: {str(error)[:_LONGEST_REASON]}"})
@@ -44,7 +47,7 @@ class Worker:
         os.environ["TRANSFORMERS_VERBOSITY"] = "critical"
         from transformers import AutoTokenizer
 
-        _limit_memory(self.limits["memory"])
+        _limit_memory(self.memory)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         tokens = {name: getattr(self.tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")}
         return {**tokens, "chat_template": bool(getattr(self.tokenizer, "chat_template", None))}
@@ -83,7 +86,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     setup = json.loads(sys.stdin.buffer.readline())
     sys.path[:] = setup.pop("path")
-    worker = Worker(setup)
+    worker = Worker(setup["memory"])
     for line in sys.stdin.buffer:
         answers.write(worker.answer(line) + "\n")
         answers.flush()

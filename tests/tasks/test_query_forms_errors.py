@@ -76,7 +76,7 @@ def test_an_empty_text_behind_a_bos_token(causal, opening_tokenizer):
 def test_a_token_out_of_the_vocabulary(causal, classifier, tokenizer, token, shown):
     for model in (causal, classifier):
         message = _everywhere({"input_ids": [5, token, 6]}, model, tokenizer)
-        assert shown in message and "the model knows 320" in message and "another tokenizer" in message
+        assert shown in message and "the model knows 320 tokens" in message and "another tokenizer" in message
 
 
 def test_the_last_token_of_the_vocabulary_is_in_it(causal, tokenizer):

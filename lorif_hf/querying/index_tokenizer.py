@@ -1,0 +1,53 @@
+"""The tokenizer that came with an index: in a process with limits for queries, or as it is for those who ask."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import IndexFormatError
+from ..storage.layout import TOKENIZER, Manifest
+from ..storage.store import Store
+from ..tasks.text import is_failure
+from ..tasks.tokenizer_process import TokenizerProcess
+
+
+def confined_tokenizer(store: Store, manifest: Manifest) -> TokenizerProcess | None:
+    """The tokenizer of an index from anybody, in a process of its own; `None`: the index holds none."""
+    return TokenizerProcess(partial(_vouched_folder, store, manifest)) if manifest.tokenizer else None
+
+
+def load_tokenizer(store: Store, manifest: Manifest) -> Any:
+    """The tokenizer of an index, in this process; `None`: the index holds none.
+
+    Raises:
+        [`~lorif_hf.errors.IndexFormatError`]: transformers cannot load it.
+        [`~lorif_hf.errors.IndexCorruptedError`]: a file of it is not what the manifest says.
+    """
+    if not manifest.tokenizer:
+        return None
+    from transformers import AutoTokenizer
+
+    with _vouched_folder(store, manifest) as folder:
+        try:
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except BaseException as error:  # whatever a damaged or hostile tokenizer makes transformers raise
+            if not is_failure(error):
+                raise
+            raise IndexFormatError(
+                f"The tokenizer of the index cannot be loaded ({type(error).__name__}): pass processing_class=."
+            ) from error
+
+
+@contextmanager
+def _vouched_folder(store: Store, manifest: Manifest) -> Iterator[Path]:
+    """A folder with the tokenizer's files for which the manifest vouches, and no others."""
+    paths = {entry.file: store.path(entry) for entry in manifest.tokenizer}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in paths.items():
+            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, Path(folder) / name)
+        yield Path(folder) / TOKENIZER
