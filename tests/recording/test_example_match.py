@@ -222,7 +222,7 @@ def test_texts_without_spaces(texts):
 
 def test_answers_from_a_document_that_many_rows_share(texts, tokenizer):
     """Each row begins with one of ten documents, of which it is asked a sentence; most of them are cut away."""
-    documents = [[text for text in texts[start : start + 60]] for start in range(0, COUNT, 60)]
+    documents = [texts[start : start + 60] for start in range(0, COUNT, 60)]
     answers = Dataset.from_dict({"answer": texts})
     written = [" ".join(documents[i // 60]) for i in range(COUNT)]
     check_examples(rows_of(written, tokenizer, truncation=True, max_length=300), answers, COUNT, tokenizer)
