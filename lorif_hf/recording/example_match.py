@@ -151,8 +151,11 @@ def _compared(
             there = _grams(_letters(example_reader(item))[:_EXAMPLE_LETTERS])
             for place in set(chain.from_iterable(keys[gram] for gram in keys.keys() & there)) - hits.keys():
                 share = _common(grams[place], there, weights, unseen)
-                if row != sample[place] and share >= _SAME and own[place] <= _OTHER * share:
-                    hits[place] = row
+                if row == sample[place] or share < _SAME or own[place] > _OTHER * share:
+                    continue
+                (home,) = read_rows(dataset, [row])
+                if _common(_grams(_letters(reader(home))[:_ROW_LETTERS]), there, weights, unseen) < _SAME:
+                    hits[place] = row  # else it is where it belongs, and says something that two rows say
             if len(hits) >= _NEEDED:
                 place = min(hits)
                 (row_there,) = read_rows(dataset, [sample[place]])
@@ -194,8 +197,8 @@ def _common(row: _Grams, example: _Grams, weights: Mapping[str, float], unseen: 
     """
     if not row or not example:
         return float(row == example)
-    common = sum(weights[gram] for gram in row & example)
-    whole = sum(weights[gram] for gram in row)
+    common = sum(weights.get(gram, unseen) for gram in row & example)
+    whole = sum(weights.get(gram, unseen) for gram in row)
     other = common + sum(weights.get(gram, unseen) for gram in example - row)
     short = len(example) < 4 * _GRAM  # stands in many rows by accident
     return max(common / whole, 0.0 if short else common / other)

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..layers.modules import TrackedModule, base_model, has_adapter
 from ..tasks.base import auto_class
+from .stored_weights import Weight, stored_parts, weights_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class ModelIdentity:
     model_class (`str`): the model's class.
     auto_class (`str` or `None`): transformers' Auto class that loads it.
     weights_sha256 (`str`): hash over the names, dtypes and bytes of the tracked weights.
-    other_weights (`str`): hash over the bit sums of all other parameters, which shape the gradients too.
+    other_weights (`str`): hash over the bit sums of all other parameters and saved buffers, which shape the
+        gradients too.
     adapter (`dict` or `None`): the PEFT adapters' configs and scalings by name, where there are any.
     """
 
@@ -78,6 +80,8 @@ def _bit_sums(tensor: torch.Tensor) -> tuple[int, int]:
     fill eight bytes are read as one integer: shorter ones are widened before they are added, which takes ten times as
     long.
     """
+    if not tensor.numel():
+        return 0, 0
     rows = tensor.detach().contiguous().reshape(len(tensor) if tensor.dim() else 1, -1)
     width = math.gcd(8, rows.shape[1] * rows.element_size())
     if rows.storage_offset() * rows.element_size() % width:
@@ -92,9 +96,11 @@ def _other_weights(model: nn.Module, modules: Sequence[TrackedModule]) -> str:
     tracked = {id(module.weight) for module in modules}
     # Without names: the same model has others inside a PeftModel than with an adapter that transformers injected.
     sums = sorted(
-        (str(parameter.dtype), list(parameter.shape), _bit_sums(parameter))
-        for parameter in model.parameters()
-        if id(parameter) not in tracked and parameter.numel()
+        (label, list(part.shape), _bit_sums(part))
+        for weight in weights_of(model)
+        if id(weight.tensor) not in tracked
+        for label, part in stored_parts(weight)
+        if part.numel()
     )
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
@@ -103,15 +109,18 @@ _known: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]]" = weakref.WeakKe
 
 
 def _parameter_sha256(tracked: TrackedModule) -> str:
-    weight: Any = tracked.weight
-    state = (weight.dtype, tuple(weight.shape), *_bit_sums(weight))
+    name = tracked.kind.weight
+    parts = stored_parts(Weight(f"{tracked.name}.{name}", tracked.module, name, tracked.weight))
+    state = [(label, tuple(part.shape), *_bit_sums(part)) for label, part in parts]
     cached = _known.get(tracked.module)
     if cached and cached[0] == state:
         return cached[1]
-    data = weight.detach().to("cpu").contiguous().flatten()
-    digest = hashlib.sha256(f"{weight.dtype}{tuple(weight.shape)}".encode())
-    if data.numel():
-        digest.update(memoryview(data.view(torch.uint8).numpy()))
+    digest = hashlib.sha256()
+    for label, part in parts:
+        data = part.to("cpu").contiguous().flatten()
+        digest.update(f"{label}{tuple(part.shape)}".encode())
+        if data.numel():
+            digest.update(memoryview(data.view(torch.uint8).numpy()))
     _known[tracked.module] = (state, digest.hexdigest())
     return digest.hexdigest()
 
