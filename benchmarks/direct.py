@@ -25,7 +25,7 @@ from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.algebra.projection import draw_signs
 from lorif_hf.evaluation import retrain
 from lorif_hf.evaluation.lds import lds
-from lorif_hf.layers.modules import tracked_modules
+from lorif_hf.layers.selection import tracked_modules
 
 from .machine import machine
 from .quality import RESULTS

@@ -25,8 +25,9 @@ from rich.table import Table
 from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
 from lorif_hf import InfluenceConfig
-from lorif_hf.building.builder import IndexBuilder, plan_build
+from lorif_hf.building.builder import IndexBuilder
 from lorif_hf.building.options import BuildOptions
+from lorif_hf.building.plan import plan_build
 
 from .machine import machine, peak_memory
 from .quality import RESULTS

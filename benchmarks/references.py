@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.evaluation.ranks import average_ranks
-from lorif_hf.layers.modules import tracked_modules
+from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.tasks import CausalLM, task_of
 from lorif_hf.tasks.collation import padding_collator
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
-from lorif_hf.building.builder import IndexBuilder, plan_build
+from lorif_hf.building.builder import IndexBuilder
 from lorif_hf.building.options import BuildOptions
+from lorif_hf.building.plan import plan_build
+from lorif_hf.building.way import Way
 from lorif_hf.errors import BuildFolderError, DatasetError, RecordingError
 from lorif_hf.hub.destination import Destination
 from lorif_hf.hub.publish import prepare_repo
+from lorif_hf.recording.random_state import random_state_kept
 from lorif_hf.storage.claim import INDEX_FOLDER
 from lorif_hf.storage.layout import MANIFEST
 from lorif_hf.tasks import Task, UserObjective
@@ -27,23 +31,35 @@ class InfluenceCallback(TrainerCallback):
     """Records an influence index in a final pass when `trainer.train()` ends, at the final (or best) weights.
 
     Row i of the index is row i of the Trainer's `train_dataset`, whatever the sampler did. The index is then at
-    `callback.index`.
+    `callback.index`. What can be wrong is found before the first step, and raised; what goes wrong after the training
+    is logged, and kept as `callback.error`: `train()` returns all the same, and [`~InfluenceCallback.record`] goes on.
 
     Args:
         path (`str` or `os.PathLike`): folder of the index. It is checked before the training starts.
+        trainer (`transformers.Trainer`, *optional*): the Trainer, whose `compute_loss` is what is trained. By default
+            the one that calls this callback.
         config (`InfluenceConfig`, *optional*): by default `InfluenceConfig()`.
         batch_size (`int`, *optional*): examples per forward pass; by default `per_device_train_batch_size`.
-        max_tokens_per_batch, max_memory (*optional*): as in [`InfluenceIndex.build`].
+        max_tokens_per_batch, max_memory, check (*optional*): as in [`InfluenceIndex.build`].
         auto_find_batch_size (`bool`, *optional*): by default that of the `TrainingArguments`.
-        objective (`Callable`, *optional*): `(model, batch) -> (B,)` per-example losses; by default that of the task.
+        objective (`Callable`, [`~lorif_hf.tasks.Task`] or `str`, *optional*): `(model, batch) -> (B,)` per-example
+            losses, or a task or its name; `"trainer"`: the Trainer's `compute_loss`, one row at a time; `"model"`: the
+            model's own loss, one row at a time. By default the task of the model's class where the check shows that it
+            is what is trained, else `"trainer"`.
         data_collator (`Callable`, *optional*): by default the Trainer's own.
         examples (*optional*): the training rows with the columns that the Trainer removes (texts, ids), in the same
-            order, for people to read; which columns are shown, [`InfluenceIndex.build`] says.
+            order, for people to read; which columns are shown, [`InfluenceIndex.build`] says. By default the Trainer's
+            `train_dataset`.
         store_text (*optional*): as in [`InfluenceIndex.build`].
         push_to_hub (`bool`, *optional*, defaults to `False`): push the index when it is whole; its shards are uploaded
             while it is recorded.
         repo_id, private, token (*optional*): as in [`InfluenceIndex.push_to_hub`]; `repo_id` is by default the
             folder's name.
+        raise_errors (`bool`, *optional*, defaults to `False`): raise what goes wrong after the training too.
+
+    Attributes:
+        index (`InfluenceIndex` or `None`): the index, once it is recorded.
+        error (`Exception` or `None`): what went wrong after the training.
 
     Example:
 
@@ -57,11 +73,13 @@ class InfluenceCallback(TrainerCallback):
         self,
         path: str | os.PathLike[str],
         *,
+        trainer: Any = None,
         config: InfluenceConfig | None = None,
         batch_size: int | None = None,
         max_tokens_per_batch: int | None = None,
         auto_find_batch_size: bool | None = None,
         max_memory: int | str | None = None,
+        check: bool = True,
         objective: UserObjective | Task | str | None = None,
         data_collator: Callable[[list[Any]], Any] | None = None,
         examples: Any = None,
@@ -70,18 +88,24 @@ class InfluenceCallback(TrainerCallback):
         repo_id: str | None = None,
         private: bool | None = None,
         token: str | bool | None = None,
+        raise_errors: bool = False,
     ):
         self.path = Path(path)
+        self.trainer = trainer
         self.config = config
         self.batch_size = batch_size
         self.max_tokens_per_batch = max_tokens_per_batch
         self.auto_find_batch_size = auto_find_batch_size
-        self.max_memory = max_memory
+        self.max_memory, self.check = max_memory, check
         self.data_collator = data_collator
         self.destination = Destination(repo_id or self.path.name, private, token) if push_to_hub else None
         self.objective = objective
         self.examples, self.store_text = examples, store_text
+        self.raise_errors = raise_errors
         self.index: InfluenceIndex | None = None
+        self.error: Exception | None = None
+        self._way: Way | None = None
+        self._ended: tuple[TrainingArguments, TrainerState, dict[str, Any]] | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -101,7 +125,10 @@ class InfluenceCallback(TrainerCallback):
                 f"The final pass runs on one process, this training has {args.world_size}. Train without the callback "
                 "and call InfluenceIndex.build(model, dataset, path) on one process afterwards."
             )
-        self._planned(self.path, args, kwargs).check_first_batch()
+        if self.trainer is None:
+            self.trainer = _calling_trainer(self)
+        with random_state_kept(kwargs["train_dataloader"].collate_fn, dataset, self.data_collator):
+            self._way = self._planned(self.path, args, kwargs).prepare()
         if self.destination is not None:
             prepare_repo(self.destination)
 
@@ -109,14 +136,48 @@ class InfluenceCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Record the index. The model is left as it was."""
+        self._ended = (args, state, kwargs)
+        self.error = None
         try:
-            builder = self._planned(self.path, args, kwargs)
-            self.index = InfluenceIndex.from_builder(builder, self.destination)
-        except BuildFolderError as error:
-            # An unfinished build of an earlier training is in the way: this training's index must not be lost for it.
-            beside = self.path.with_name(f"{self.path.name}-{state.global_step}-{uuid.uuid4().hex[:8]}")
-            logger.warning("%s The index goes to %s.", error, beside)
-            self.index = InfluenceIndex.from_builder(self._planned(beside, args, kwargs), self.destination)
+            self.record()
+        except Exception as error:
+            self.error = error
+            if self.raise_errors:
+                raise
+            logger.exception(
+                "The training is over and its model is whole, but the influence index in %s is not finished. What was "
+                "recorded is kept. To go on: callback.record() in this process; or save the model and call "
+                "InfluenceIndex.build(model, trainer.train_dataset, %r, ...) with the same arguments.",
+                self.path,
+                str(self.path),
+            )
+
+    def record(self) -> InfluenceIndex:
+        """Record the index of the training that ended, or go on where that stopped.
+
+        Raises:
+            [`~lorif_hf.errors.RecordingError`]: no training has ended yet.
+        """
+        if self._ended is None:
+            raise RecordingError("No training with this callback has ended yet: there is nothing to record.")
+        args, state, kwargs = self._ended
+        loader = kwargs["train_dataloader"]
+        with random_state_kept(loader.collate_fn, loader.dataset, self.data_collator):
+            try:
+                self.index = self._recorded(self.path, args, kwargs)
+            except BuildFolderError as error:
+                # An unfinished build of an earlier training is in the way: this one's index must not be lost for it.
+                beside = self.path.with_name(f"{self.path.name}-{state.global_step}-{uuid.uuid4().hex[:8]}")
+                logger.warning("%s The index goes to %s.", error, beside)
+                self.path = beside
+                self.index = self._recorded(beside, args, kwargs)
+        self.error = self._ended = None
+        return self.index
+
+    def _recorded(self, folder: Path, args: TrainingArguments, kwargs: dict[str, Any]) -> InfluenceIndex:
+        builder = self._planned(folder, args, kwargs)
+        builder.prepare(self._way)
+        return InfluenceIndex.from_builder(builder, self.destination)
 
     def _planned(self, folder: Path, args: TrainingArguments, kwargs: dict[str, Any]) -> IndexBuilder:
         """The build, with what the Trainer knows and it needs."""
@@ -128,10 +189,36 @@ class InfluenceCallback(TrainerCallback):
             loader.dataset,
             folder,
             self.config,
-            BuildOptions(batch_size, self.max_tokens_per_batch, auto, self.max_memory),
+            BuildOptions(batch_size, self.max_tokens_per_batch, auto, self.max_memory, self.check),
             objective=self.objective,
             processing_class=kwargs.get("processing_class"),
             data_collator=self.data_collator or loader.collate_fn,
-            examples=self.examples,
+            examples=self._examples(loader.dataset),
             store_text=self.store_text,
+            trainer=self.trainer,
         )
+
+    def _examples(self, rows: Any) -> Any:
+        """What people are shown: what the user gave, else the Trainer's rows before it took columns away."""
+        if self.examples is not None:
+            return self.examples
+        whole = getattr(self.trainer, "train_dataset", None)
+        try:
+            return whole if whole is not None and len(whole) == len(rows) else None
+        except TypeError:
+            return None
+
+
+def _calling_trainer(callback: TrainerCallback) -> Any:
+    """The Trainer whose event this is. Events do not carry it; it stands on the stack that calls them.
+
+    Without it, a loss that only the Trainer knows (an overridden `compute_loss`, label smoothing) would be missed.
+    """
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        handler = getattr(owner, "callback_handler", None)
+        if handler is not None and hasattr(owner, "compute_loss") and callback in handler.callbacks:
+            return owner
+        frame = frame.f_back
+    return None

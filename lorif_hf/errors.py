@@ -34,6 +34,10 @@ class RecordingError(LorifError):
     """The recording pass could not go on (out of memory, say). The finished shards are kept."""
 
 
+class RecordingCheckError(RecordingError):
+    """What would be recorded is not what was trained: the first rows show it before anything is recorded."""
+
+
 class DiskFullError(LorifError, OSError):
     """A file of the index did not fit on the disk. What was finished before it is kept."""
 

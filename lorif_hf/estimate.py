@@ -15,7 +15,7 @@ from .config import InfluenceConfig
 from .curvature import curvature_of
 from .curvature.encoding import bytes_per_example, module_entry, reduced_width, stored_entries
 from .errors import LorifError, ModelMismatchError
-from .layers.modules import tracked_modules
+from .layers.selection import tracked_modules
 from .storage.layout import ModuleEntry
 
 

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .building.builder import IndexBuilder, plan_build
+from .building.builder import IndexBuilder
 from .building.options import BuildOptions
+from .building.plan import plan_build
 from .checks import whole_number
 from .codecs import codec_of
 from .config import InfluenceConfig
+from .coverage import Coverage
 from .curvature.encoding import stored_entries
 from .errors import IndexCorruptedError, IndexFormatError, QueryError
 from .hub.cards import index_card
@@ -69,6 +71,7 @@ class InfluenceIndex(StoredIndex):
         objective: UserObjective | Task | str | None = None,
         examples: Any = None,
         store_text: bool | int = True,
+        check: bool = True,
         push_to_hub: bool = False,
         repo_id: str | None = None,
         private: bool | None = None,
@@ -94,12 +97,15 @@ class InfluenceIndex(StoredIndex):
             max_memory (`int` or `str`, *optional*): what fitting one layer's curvature may take, in bytes or like
                 "4GB"; by default 2 GiB, or the least that works where that is more.
             objective (`Callable`, [`~lorif_hf.tasks.Task`] or `str`, *optional*): `(model, batch) -> (B,)` per-example
-                losses in nats, or a task or the name of a registered one; by default the task of the model's class:
-                token-summed cross-entropy, or the classifier's loss.
+                losses in nats, or a task or the name of a registered one; `"model"`: the model's own loss, one row at
+                a time, whatever the model is. By default the task of the model's class (token-summed cross-entropy, or
+                the classifier's loss) where the check shows that it is what the model is trained on, else `"model"`.
             examples (*optional*): the same rows with the columns that people are shown: "text", else all columns that
                 hold text; "example_id" or "id", your own names for the rows. By default those columns of `dataset`;
                 where there is no text, `input_ids` are decoded.
             store_text (`bool` or `int`, *optional*, defaults to `True`): whole text, so many characters, or none.
+            check (`bool`, *optional*, defaults to `True`): before the pass, see on a few of the first rows that losses
+                and gradients are those of autograd, row by row.
             push_to_hub (`bool`, *optional*, defaults to `False`): push the index when it is whole; its shards are
                 uploaded while the build goes on.
             repo_id, private, token (*optional*): as in [`~InfluenceIndex.push_to_hub`].
@@ -108,7 +114,8 @@ class InfluenceIndex(StoredIndex):
             `InfluenceIndex`: the finished index.
 
         Raises:
-            [`~lorif_hf.errors.LorifError`]: a typed one for everything that can be wrong with the input; finished
+            [`~lorif_hf.errors.RecordingCheckError`]: what would be recorded is not what the model is trained on.
+            [`~lorif_hf.errors.LorifError`]: a typed one for everything else that can be wrong with the input; finished
             shards are kept.
         """
         folder = Path(path)
@@ -117,7 +124,7 @@ class InfluenceIndex(StoredIndex):
             dataset,
             folder,
             config,
-            BuildOptions(batch_size, max_tokens_per_batch, auto_find_batch_size, max_memory),
+            BuildOptions(batch_size, max_tokens_per_batch, auto_find_batch_size, max_memory, check),
             objective=objective,
             processing_class=processing_class,
             data_collator=data_collator,
@@ -129,7 +136,7 @@ class InfluenceIndex(StoredIndex):
 
     @classmethod
     def from_builder(cls, builder: IndexBuilder, destination: Destination | None = None) -> "InfluenceIndex":
-        """Run a build that was planned ([`~lorif_hf.building.builder.plan_build`]), and push its index.
+        """Run a build that was planned ([`~lorif_hf.building.plan.plan_build`]), and push its index.
 
         Args:
             builder (`IndexBuilder`): the build.
@@ -185,6 +192,11 @@ class InfluenceIndex(StoredIndex):
     def bytes_per_example(self) -> float:
         """Bytes of factors stored per example, all layers together."""
         return sum(shard.bytes for shard in self.manifest.shards) / self.manifest.num_examples
+
+    @property
+    def coverage(self) -> Coverage:
+        """How much of what was trained is tracked (`.share`), and which parameters are not, and why (`.untracked`)."""
+        return self.manifest.coverage
 
     @property
     def processing_class(self) -> Any:

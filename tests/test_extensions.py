@@ -30,7 +30,7 @@ from torch import Tensor
 
 from lorif_hf import InfluenceConfig, InfluenceIndex, layers
 from lorif_hf.errors import IndexCorruptedError, UnknownKindError, UnsupportedModuleError
-from lorif_hf.layers.modules import tracked_modules
+from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.storage.layout import signed
 from lorif_hf.tasks import task_of
 

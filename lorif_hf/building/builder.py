@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -25,7 +25,8 @@ from ..config import InfluenceConfig
 from ..curvature import Tensors, curvature_of
 from ..curvature.encoding import Encoder, draw_projection, module_entry, stored_entries
 from ..errors import BuildFolderError, DatasetError
-from ..layers.modules import TrackedModule, tracked_modules, unwrap
+from ..layers.modules import TrackedModule
+from ..layers.selection import Selection
 from ..progress import progress
 from ..recording.identity import identify
 from ..recording.recorder import GradientRecorder, without_gradient
@@ -48,16 +49,19 @@ from ..storage.layout import (
 )
 from ..storage.shards import ShardReader, write_shard
 from ..storage.store import LocalStore
-from ..tasks import Task, UserObjective, task_of
 from ..tasks.objectives import OUTPUTS
+from .dry_run import check_disk, check_first_pass, check_processing_class, check_shown, tell_coverage
 from .fitting import check_memory, fit_curvature
 from .options import BuildOptions
 from .recording_pass import RecordingPass, ShardContents
+from .way import Choice, Way, WayFinder
 
 
 logger = logging.getLogger(__name__)
 
 _PATIENCE = 1000  # first rows, none with a target, before the pass is called off
+
+_ACTIVE = "active"  # in a shard's table: which stored gradients are not zero in all of its rows
 
 _ANOTHER = "another model, dataset or config. Choose another folder or delete this one."
 
@@ -75,6 +79,7 @@ class IndexBuilder:
         config (`InfluenceConfig`): every choice that shapes the index.
         processing_class: the tokenizer that goes into the index, if any.
         options (`BuildOptions`): how it runs.
+        choice (`Choice`): what may be recorded, and what was trained.
     """
 
     def __init__(
@@ -85,23 +90,24 @@ class IndexBuilder:
         config: InfluenceConfig,
         processing_class: Any,
         options: BuildOptions,
+        choice: Choice,
     ):
         self.model, self.rows, self.folder, self.config = model, rows, folder, config
-        self.processing_class, self.options = processing_class, options
-        self.task = rows.task
-        self.objective = OUTPUTS[config.output](rows.task)
+        self.processing_class, self.options, self.choice = processing_class, options, choice
         self.codec, self.curvature = codec_of(config), curvature_of(config)
-        self.passing = RecordingPass(rows, options)
         self.staging = folder / STAGING
-        self.modules = tracked_modules(model, config.target_modules, config.exclude_modules)
+        self.selection = Selection(model, config.target_modules, config.exclude_modules)
         self.projections: dict[str, TwoSidedProjection] = {}
-        self.entries = [self._module_entry(tracked) for tracked in self.modules]
+        self.entries = [self._module_entry(tracked) for tracked in self.selection.modules]
+        self._set_way(Way(choice.tasks[0]))
         self.stored = stored_entries(config, self.entries)
         starts = range(0, rows.count, config.shard_size)
         self.ranges = [(start, min(start + config.shard_size, rows.count)) for start in starts]
+        self._prepared = False
         self._shards: dict[int, FactorShard] = {}
         self._seen = self._empty = 0
         # Too little memory shows before the pass.
+        check_first_pass(self.curvature.first_pass, self.entries)
         check_memory(self.curvature, self.codec, self.stored, rows.count, options.memory)
 
     @cached_property
@@ -115,19 +121,60 @@ class IndexBuilder:
         identity = {
             "config": self.config.to_dict(),
             "model": self.identity,
-            "modules": [(entry.name, entry.projection_sha256) for entry in self.entries],
+            "modules": [(entry.name, entry.projection_sha256, entry.followed) for entry in self.entries],
             "objective": [self.task.name, task_code(self.task)],
             "rows": self.rows.fingerprint(),
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
-    def check_first_batch(self) -> None:
-        """Collate the first rows, so that a dataset that cannot be recorded shows before the pass begins."""
-        self.rows.batch(range(min(self.options.batch_size, self.rows.count)))
+    def _set_way(self, way: Way) -> None:
+        """Record in this way from now on."""
+        self.way = way
+        self.task = self.rows.task = way.task
+        self.objective = OUTPUTS[self.config.output](way.task)
+        self.passing = RecordingPass(self.rows, self.options, way.task.alone)
+        self.modules = way.of(self.selection.modules)
+        self.entries = [
+            replace(entry, followed=tracked.followed)
+            for entry, tracked in zip(self.entries, self.modules, strict=True)
+        ]
+
+    def prepare(self, way: Way | None = None) -> Way:
+        """Everything that can go wrong before the first row is recorded, does so here; cheap the second time.
+
+        Args:
+            way (`Way`, *optional*): how rows are recorded, as an earlier check of these rows had it.
+
+        Returns:
+            `Way`: how they are recorded.
+
+        Raises:
+            [`~lorif_hf.errors.LorifError`]: a typed one for whatever is wrong.
+        """
+        if not self._prepared:
+            INDEX_FOLDER.check(self.folder)
+            if way is None and self.options.check:
+                way = WayFinder(
+                    self.model,
+                    self.rows,
+                    self.selection.modules,
+                    self.projections,
+                    self.config,
+                    self.options.batch_size,
+                ).find(self.choice)
+            if way is not None:
+                self._set_way(way)
+            check_shown(self.rows)
+            check_processing_class(self.processing_class)
+            check_disk(self.folder, self.config, self.entries, self.rows.count)
+            tell_coverage(self.selection.coverage())
+            _ = self.fingerprint
+            self._prepared = True
+        return self.way
 
     def run(self, on_shard: OnShard = lambda shard: None) -> None:
         """Build what is missing. Returns at once where the folder holds this build's finished index."""
-        INDEX_FOLDER.check(self.folder)
+        self.prepare()
         if (self.folder / MANIFEST).exists():
             built = Manifest.from_json((self.folder / MANIFEST).read_bytes().decode()).build
             if built != self.fingerprint:
@@ -226,7 +273,8 @@ class IndexBuilder:
         return contents
 
     def _write_shard(self, shard: int, contents: ShardContents, on_shard: OnShard) -> None:
-        write_tensors(self._rows_path(shard), contents.table)
+        active = torch.tensor([contents.active[entry.name] for entry in self.stored])
+        write_tensors(self._rows_path(shard), {**contents.table, _ACTIVE: active})
         weights = contents.table["weights"] if self.config.weighted else None
         write_shard(self._factor_path(shard), contents.parts, weights)
         self._finished(shard, on_shard)
@@ -283,6 +331,7 @@ class IndexBuilder:
         """The example table with losses and self-influence, the tokenizer, and at last the manifest."""
         examples = []
         tables = self._row_tables()
+        silent = self._silent(tables)
         for shard, (start, stop) in enumerate(self.ranges):
             recorded = tables[shard]
             file = example_file(shard)
@@ -303,10 +352,12 @@ class IndexBuilder:
         manifest = Manifest(
             config=self.config.to_dict(),
             objective=self.task.name,
+            alone=self.task.alone,
+            coverage=self.selection.coverage(silent),
             model=self.identity,
             dataset=self.rows.source(),
             num_examples=self.rows.count,
-            modules=self.entries,
+            modules=[entry for entry in self.entries if entry.name not in silent],
             shards=self._table,
             examples=examples,
             curvature=file_entry(self.folder, CURVATURE),
@@ -315,6 +366,14 @@ class IndexBuilder:
             tokenizer=[file_entry(self.folder, path.relative_to(self.folder).as_posix()) for path in tokenizer],
         )
         write_text(self.folder / MANIFEST, manifest.to_json())
+
+    def _silent(self, tables: Sequence[Mapping[str, Tensor]]) -> dict[str, str]:
+        """Layers whose gradient is zero in every row: they are not tracked, and this says why."""
+        active = torch.stack([table[_ACTIVE] for table in tables]).any(dim=0).tolist()
+        if self.config.projection_dim is not None or not any(active):
+            return {}
+        reason = "its gradient is zero in every row"
+        return {entry.name: reason for entry, seen in zip(self.stored, active, strict=True) if not seen}
 
     def _extensions(self) -> dict[str, str]:
         """The kinds that are none of this library's, and the modules that define them."""
@@ -339,28 +398,3 @@ class IndexBuilder:
 
     def _curvature_path(self, module: int) -> Path:
         return self.staging / f"curvature-{module + 1:05d}.safetensors"
-
-
-def plan_build(
-    model: Any,
-    dataset: Any,
-    folder: Path,
-    config: InfluenceConfig | None,
-    options: BuildOptions,
-    *,
-    objective: UserObjective | Task | str | None = None,
-    processing_class: Any = None,
-    data_collator: Callable[[list[Any]], Any] | None = None,
-    examples: Any = None,
-    store_text: bool | int = True,
-) -> IndexBuilder:
-    """A build that is ready to run: everything that can be checked without a forward pass is.
-
-    The arguments are those of `InfluenceIndex.build`.
-    """
-    INDEX_FOLDER.check(folder)
-    model, config = unwrap(model), config or InfluenceConfig()
-    rows = TrainingRows(
-        dataset, model, task_of(model, objective), processing_class, data_collator, examples, store_text
-    )
-    return IndexBuilder(model, rows, folder, config, processing_class, options)

@@ -17,12 +17,14 @@ class BuildOptions:
             row that is longer goes alone.
         auto (`bool`): halve what did not fit into memory and go on.
         max_memory (`int` or `str`, *optional*): bytes that fitting one layer's curvature may take.
+        check (`bool`): see that the first rows are recorded as they were trained, before the pass.
     """
 
     batch_size: int
     max_tokens: int | None = None
     auto: bool = False
     max_memory: int | str | None = None
+    check: bool = True
 
     def __post_init__(self) -> None:
         whole_number(self.batch_size, "batch_size", 1, ConfigError)

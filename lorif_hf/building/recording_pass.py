@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..algebra.matrices import LowRankMatrices, Matrices, squared_norms
 from ..codecs import Codec
-from ..errors import DatasetError, RecordingError
+from ..errors import DatasetError, LorifError, RecordingError
 from ..recording.recorder import GradientRecorder, Recording
 from ..recording.rows import TrainingRows, tokens_per_example
 from ..storage.layout import ModuleEntry
@@ -27,10 +27,11 @@ class RecordingPass:
     Args:
         rows (`TrainingRows`): the training set.
         options (`BuildOptions`): which rows go together.
+        alone (`bool`): whether every row goes alone all the same.
     """
 
-    def __init__(self, rows: TrainingRows, options: BuildOptions):
-        self.rows, self.options = rows, options
+    def __init__(self, rows: TrainingRows, options: BuildOptions, alone: bool):
+        self.rows, self.options, self.alone = rows, options, alone
         self._pieces = 1  # into which each group is cut, since larger ones did not fit into memory
 
     def run(
@@ -57,7 +58,7 @@ class RecordingPass:
                 waiting = [(half, done) for rows, done in waiting for half in _halves(rows)]
 
     def _cut(self, group: list[int]) -> list[list[int]]:
-        size = max(1, -(-len(group) // self._pieces))
+        size = 1 if self.alone else max(1, -(-len(group) // self._pieces))
         return [group[start : start + size] for start in range(0, len(group), size)]
 
     def _record(
@@ -67,23 +68,14 @@ class RecordingPass:
         try:
             batch = self.rows.batch(part)
             recording = recorder.record(batch, part, counted)
-        except IndexError as error:
-            raise DatasetError(
-                f"The model cannot take {_named(part)} ({error}): a row is longer than its positions, or a token is "
-                "outside its vocabulary. Truncate the rows; use the model's own tokenizer."
-            ) from error
-        except (MemoryError, RuntimeError) as error:
-            text = str(error).lower()
-            if not isinstance(error, MemoryError) and "out of memory" not in text and "allocate memory" not in text:
-                raise
-            if not self.options.auto or len(part) == 1:
-                smaller = "with a smaller batch_size" if len(part) > 1 else "on a device with more memory"
-                raise RecordingError(
-                    f"Out of memory at {_named(part)}, {len(part)} at once. The finished shards are kept: build again "
-                    f"{smaller} to go on (auto_find_batch_size=True finds the size)."
-                ) from error
+        except (IndexError, MemoryError, RuntimeError) as error:
+            if not (out_of_memory(error) and self.options.auto and len(part) > 1):
+                typed = typed_error(error, part)
+                if typed is None:
+                    raise
+                raise typed from error
         else:
-            if len(recording.losses) != len(part):
+            if len(recording.losses) != len(part):  # never where rows go alone
                 raise DatasetError(
                     f"The collator made {len(recording.losses)} examples of {_named(part)}: it packs or flattens them "
                     "(padding_free?). Pass a data_collator that keeps one example per row."
@@ -92,6 +84,29 @@ class RecordingPass:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, of the machine or of a GPU."""
+    text = str(error).lower()
+    words = ("out of memory", "allocate memory", "alloc_failed")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in text for word in words))
+
+
+def typed_error(error: BaseException, rows: Sequence[int]) -> LorifError | None:
+    """What a model's raw error means for the rows that it was given; `None`: nobody knows."""
+    if isinstance(error, IndexError):
+        return DatasetError(
+            f"The model cannot take {_named(rows)} ({error}): a row is longer than its positions, or a token is "
+            "outside its vocabulary. Truncate the rows; use the model's own tokenizer."
+        )
+    if out_of_memory(error):
+        smaller = "with a smaller batch_size" if len(rows) > 1 else "on a device with more memory"
+        return RecordingError(
+            f"Out of memory at {_named(rows)}, {len(rows)} at once. The finished shards are kept: build again "
+            f"{smaller} to go on (auto_find_batch_size=True finds the size)."
+        )
+    return None
 
 
 class ShardContents:
@@ -119,6 +134,7 @@ class ShardContents:
             "weights": torch.ones(count),
             "self_influence": torch.zeros(count, dtype=torch.float64),
         }
+        self.active = dict.fromkeys(self.parts, False)  # whether any row so far had a gradient there
 
     @torch.inference_mode()
     def put(
@@ -142,10 +158,12 @@ class ShardContents:
                             "dtype='bfloat16'."
                         )
                     self.parts[name][part][places] = piece
-        influence = torch.stack([squared_norms(gradients).cpu() for gradients in encoded.values()]).sum(dim=0)
-        self.table["self_influence"][places] = influence
+        squares = torch.stack([squared_norms(gradients).cpu() for gradients in encoded.values()])
+        for name, active in zip(encoded, squares.any(dim=1).tolist(), strict=True):
+            self.active[name] |= active
+        self.table["self_influence"][places] = squares.sum(dim=0)
         self.table["losses"][places] = recording.losses
-        self.table["num_tokens"][places] = tokens_per_example(dict(batch), len(rows))
+        self.table["num_tokens"][places] = _tokens(batch, len(rows))
         if recording.weights is not None:
             self.table["weights"][places] = recording.weights
 
@@ -155,6 +173,12 @@ class ShardContents:
         if list(rows) == list(range(rows[0], rows[0] + len(rows))):
             return slice(first, first + len(rows))
         return torch.tensor(rows) - self.start
+
+
+def _tokens(batch: Mapping[str, Any], rows: int) -> Tensor:
+    """(rows,) tokens of each row. A row alone may be several sequences, of which each has its own."""
+    tokens = tokens_per_example(dict(batch), rows)
+    return tokens if len(tokens) == rows else tokens.sum().expand(rows)
 
 
 def _alike(encoded: Mapping[str, Matrices]) -> list[list[str]]:

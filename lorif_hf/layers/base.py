@@ -25,12 +25,14 @@ class BatchShape:
     def per_example(self, tensor: Tensor) -> Tensor | None:
         """(B, ..., features), or (B T, features) of a model that flattens its tokens, as (B, T, features).
 
-        `None` where the examples cannot be told apart.
+        `None` where the examples cannot be told apart. Of a single example all of a tensor is, whatever its axes mean.
         """
+        if self.examples == 1:
+            return tensor.reshape(1, -1, tensor.shape[-1])
         if tensor.dim() == 2 and self.tokens is not None and self.tokens > 1:
             if len(tensor) == self.examples * self.tokens:
                 return tensor.view(self.examples, self.tokens, -1)
-        if len(tensor) != self.examples:
+        if tensor.dim() < 2 or len(tensor) != self.examples:
             return None
         return tensor.reshape(self.examples, -1, tensor.shape[-1])
 
@@ -44,6 +46,9 @@ class LayerKind(ABC):
         name (`str`): what an index's table of modules calls it.
         weight (`str`): the module's attribute that holds W, in whatever orientation.
         linear (`bool`): whether `target_modules="all-linear"` takes such modules; else they are named.
+        forward_of (`type` or `None`): the class whose `forward` computes y = x W + b. A module of a subclass with
+            another one may do something else with its weight, which is then followed instead of the module's calls
+            ([`~lorif_hf.recording.following.ParameterFollower`]). `None`: calls are all there is.
 
     Example: `docs/extending.md` writes one.
     """
@@ -51,6 +56,7 @@ class LayerKind(ABC):
     name: ClassVar[str]
     weight: ClassVar[str]
     linear: ClassVar[bool]
+    forward_of: ClassVar[type[nn.Module] | None] = None
 
     @abstractmethod
     def accepts(self, module: nn.Module) -> bool:
@@ -73,6 +79,11 @@ class LayerKind(ABC):
     @abstractmethod
     def output_gradients(self, module: nn.Module, gradient: Tensor, batch: BatchShape) -> Tensor | None:
         """dY of the gradient with regard to the module's output, (B, T, O); `None` as above."""
+
+
+def is_plain(kind: LayerKind, module: nn.Module) -> bool:
+    """Whether a module computes what its kind says, no more and no less."""
+    return kind.forward_of is None or type(module).forward is kind.forward_of.forward
 
 
 def kind_of(module: nn.Module) -> LayerKind | None:

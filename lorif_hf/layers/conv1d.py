@@ -15,6 +15,7 @@ class Conv1D(LayerKind):
     name = "conv1d"
     weight = "weight"
     linear = True
+    forward_of = TransformersConv1D
 
     def accepts(self, module: nn.Module) -> bool:
         return isinstance(module, TransformersConv1D)

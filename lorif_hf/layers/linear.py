@@ -14,6 +14,7 @@ class Linear(LayerKind):
     name = "linear"
     weight = "weight"
     linear = True
+    forward_of = nn.Linear
 
     def accepts(self, module: nn.Module) -> bool:
         # The output projection inside nn.MultiheadAttention is a Linear in name only: it is never called.

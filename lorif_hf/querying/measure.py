@@ -31,8 +31,10 @@ from ..registry import TASKS
 from ..storage.layout import Manifest, ModuleEntry
 from ..storage.shards import ShardReader
 from ..tasks import Custom, Task, UserObjective, task_of
+from ..tasks.base import known_task
 from ..tasks.collation import padding_collator
 from ..tasks.objectives import OUTPUTS
+from ..tasks.own_loss import ModelLoss, TrainerLoss, model_loss
 from ..tasks.query_forms import query_features, query_text
 
 
@@ -196,11 +198,13 @@ def measure(
     first = {e.name: first_pass.load(index.reader.curvature(e), e) for e in recorded} if first_pass else {}
     encoder = Encoder(config, recorded, first)
     collator = padding_collator(model, processing_class, task.makes_labels)
+    alone = index.manifest.alone or task.alone
     preconditioned = _Preconditioner(index, scored, len(features))
     losses: list[float] = []
-    recorder = GradientRecorder(model, modules, index.projections, OUTPUTS[config.output](task))
+    objective = OUTPUTS[config.output](task)
+    recorder = GradientRecorder(model, modules, index.projections, objective, alone=alone)
     with recorder, progress(len(features), "Measuring queries", "queries") as bar:
-        for query_ids in _batches(features, options.batch_size):
+        for query_ids in _batches(features, 1 if alone else options.batch_size):
             batch = collator([features[i] for i in query_ids])
             recording = recorder.record(batch, query_ids)
             tokens = tokens_per_example(batch, len(query_ids)).tolist()
@@ -219,6 +223,10 @@ def _task(model: nn.Module, manifest: Manifest, objective: UserObjective | Task 
         raise ObjectiveError(
             "The index was built with an objective of your own: pass objective=, the function that measures the query."
         )
+    if manifest.objective == TrainerLoss.name:
+        return known_task(model) or model_loss(model)  # the Trainer is not at hand: what the model says is asked for
+    if manifest.objective == ModelLoss.name:
+        return model_loss(model)
     task: Task = TASKS.get(manifest.objective, manifest.extensions.get(manifest.objective))
     return task
 
@@ -267,7 +275,8 @@ def _matching_modules(model: nn.Module, manifest: Manifest, strict: bool) -> lis
     """The model's layers that the index records, or an error that says how the model differs."""
     expected = {entry.name: (entry.in_features, entry.out_features) for entry in manifest.modules}
     # By name, not by the manifest's pattern: a pattern from the Hub could be one that takes for ever.
-    present = modules_by_name(model, {entry.name: entry.kind for entry in manifest.modules})
+    followed = {entry.name for entry in manifest.modules if entry.followed}
+    present = modules_by_name(model, {entry.name: entry.kind for entry in manifest.modules}, followed)
     shapes = {name: (tracked.in_features, tracked.out_features) for name, tracked in present.items()}
     if shapes != expected:
         different = [name for name in expected if shapes.get(name) != expected[name]]

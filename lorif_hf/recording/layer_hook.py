@@ -1,5 +1,6 @@
 """The hook on one tracked layer: inputs are projected as they pass, output gradients as they come back."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ class InputChangedError(Exception):
 
 
 class LayerHook:
-    """A forward hook on a tracked layer.
+    """What is seen of a tracked layer: a forward hook on its module, or what a [`ParameterFollower`] calls.
 
     Args:
         tracked (`TrackedModule`): the layer.
@@ -30,6 +31,8 @@ class LayerHook:
         calls (`int`): calls of the layer in this pass, with a graph.
         ran_without_graph (`bool`): whether it was called without one. Reentrant checkpoints do: there the layer runs
             again, with gradients, in the backward pass.
+        used_elsewhere (`bool`): whether another thread called it meanwhile; such calls are let through, not recorded.
+        dtype (`torch.dtype` or `None`): of its outputs, once there were some.
     """
 
     def __init__(
@@ -40,11 +43,14 @@ class LayerHook:
         self._projection = projection
         self._placed: tuple[tuple[torch.device, torch.dtype], TwoSidedProjection] | None = None
         self.inputs_stay: bool | None = None  # whether no input so far was changed in place; `None`: none was seen
+        self.used_elsewhere = False
+        self.dtype: torch.dtype | None = None
         self.begin(BatchShape(0, None))
 
     def begin(self, batch: BatchShape) -> None:
         """Forget the pass before, and be ready for a batch."""
         self.batch = batch
+        self._thread = threading.current_thread()
         self.tokens: list[tuple[Tensor, Tensor]] = []
         self.calls = 0
         self.ran_without_graph = False
@@ -54,14 +60,39 @@ class LayerHook:
         self.begin(BatchShape(0, None))
         self._placed = None
 
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
+        kind, batch = self.tracked.kind, self.batch
+        if not isinstance(output, Tensor):
+            raise UnsupportedModuleError(
+                f"Module '{self.tracked.name}', a {type(module).__name__}, returns a {type(output).__name__} instead "
+                "of a tensor. Leave it out with exclude_modules."
+            )
+        inputs = kind.inputs(module, args, kwargs, batch) if torch.is_grad_enabled() else None
+        return self.see(inputs, output, lambda gradient: kind.output_gradients(module, gradient, batch))
+
+    def see(
+        self, inputs: Tensor | None, output: Tensor, output_gradients: Callable[[Tensor], Tensor | None]
     ) -> Tensor | None:
+        """Take note of a product of inputs with the weight.
+
+        Args:
+            inputs (`Tensor` or `None`): X of the call, (B, T, I); `None` where the examples cannot be told apart.
+            output (`Tensor`): what came out.
+            output_gradients (`Callable`): from the gradient with regard to `output` to dY, (B, T, O), or `None`.
+
+        Returns:
+            `Tensor` or `None`: what takes the output's place, if anything.
+        """
+        thread = threading.current_thread()
+        # A thread of autograd itself, which runs checkpoints again on a GPU, is none of Python's.
+        if thread is not self._thread and not isinstance(thread, threading._DummyThread):
+            self.used_elsewhere = True
+            return None
         if not torch.is_grad_enabled():
             self.ran_without_graph = True
             return None
-        inputs = self.tracked.kind.inputs(module, args, kwargs, self.batch)
-        call = _Call(self, None if inputs is None else inputs.detach(), output.shape)
+        self.dtype = output.dtype
+        call = _Call(self, None if inputs is None else inputs.detach(), output.shape, output_gradients)
         replaced = None
         if not output.requires_grad:
             # The graph starts here. A copy, so that the caller may still change its output in place.
@@ -84,8 +115,14 @@ class LayerHook:
 class _Call:
     """A call of the layer, until its output gradient comes back."""
 
-    def __init__(self, hook: LayerHook, inputs: Tensor | None, shape: torch.Size):
-        self.hook, self.inputs, self.shape = hook, inputs, shape
+    def __init__(
+        self,
+        hook: LayerHook,
+        inputs: Tensor | None,
+        shape: torch.Size,
+        output_gradients: Callable[[Tensor], Tensor | None],
+    ):
+        self.hook, self.inputs, self.shape, self.output_gradients = hook, inputs, shape, output_gradients
         if inputs is None:
             return
         self.projection = hook.projection(inputs)
@@ -103,12 +140,12 @@ class _Call:
         """Take in the gradient with regard to the layer's output."""
         # DoRA also calls its matrices on an identity; that is no example, and no gradient comes back from it.
         hook = self.hook
-        per_example = hook.tracked.kind.output_gradients(hook.tracked.module, gradient.reshape(self.shape), hook.batch)
+        per_example = self.output_gradients(gradient.reshape(self.shape))
         if self.inputs is None or per_example is None:
             raise UnsupportedModuleError(
-                f"Module '{hook.tracked.name}' saw {self.shape[0]} rows in a batch of {hook.batch.examples} examples, "
-                "so its gradient cannot be told apart by example (a mixture of experts, for instance). Leave it out "
-                "with exclude_modules."
+                f"Module '{hook.tracked.name}' gave a tensor of shape {tuple(self.shape)} in a batch of "
+                f"{hook.batch.examples} examples, so its gradient cannot be told apart by example. Record one row at "
+                "a time, where all of it is that row's (objective='model'), or leave it out with exclude_modules."
             )
         stayed = self.version is not None and self.inputs._version == self.version
         hook.inputs_stay = stayed and hook.inputs_stay is not False

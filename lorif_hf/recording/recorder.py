@@ -7,6 +7,7 @@ are projected as they pass and output gradients as they come back.
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 from ..algebra.matrices import LowRankMatrices, Matrices, Reduction
 from ..algebra.projection import TwoSidedProjection
 from ..algebra.statistic import Statistic
-from ..errors import NonFiniteGradientError, UnsupportedModuleError
+from ..errors import NonFiniteGradientError, RecordingError, UnsupportedModuleError
 from ..layers import BatchShape
 from ..layers.modules import TrackedModule, base_model
 from ..tasks.base import batch_size
 from ..tasks.objectives import Objective, Values
+from .following import ParameterFollower
 from .layer_hook import InputChangedError, LayerHook
+from .model_lock import model_lock
 
 
 logger = logging.getLogger(__name__)
@@ -48,7 +51,8 @@ class Recording:
 class GradientRecorder:
     """Context manager that hooks a model; `record(batch)` gives each example's projected gradients.
 
-    On the way out every flag, mode and hook is as it was, also after an error.
+    On the way out every flag, mode and hook is as it was, also after an error. Only one thread at a time records a
+    model; others wait.
 
     Args:
         model (`nn.Module`): the unwrapped model.
@@ -57,6 +61,8 @@ class GradientRecorder:
         objective (`Objective`): what is differentiated.
         statistics (`Mapping[str, Statistic]`, *optional*): by module name; every batch is added to them.
         reductions (`Mapping[str, Reduction]`, *optional*): by module name; by default the gradient is formed.
+        alone (`bool`, *optional*, defaults to `False`): whether each batch is a single row, whatever its tensors look
+            like: all that passes through a layer belongs to it.
     """
 
     def __init__(
@@ -67,10 +73,12 @@ class GradientRecorder:
         objective: Objective,
         statistics: Mapping[str, Statistic] | None = None,
         reductions: Mapping[str, Reduction] | None = None,
+        alone: bool = False,
     ):
         self.model = model
         self.modules = modules
         self.objective = objective
+        self.alone = alone or objective.task.alone
         self.statistics = statistics or {}
         self.reductions = reductions or {}
         self._projections = projections
@@ -80,33 +88,31 @@ class GradientRecorder:
         self._warned: set[str] = set()
 
     def __enter__(self) -> "GradientRecorder":
-        self._requires_grad = [(p, p.requires_grad) for p in self.model.parameters()]
-        self._training = [(m, m.training) for m in self.model.modules()]
-        config: Any = getattr(base_model(self.model), "config", None)
-        self._use_cache = [(config, config.use_cache)] if hasattr(config, "use_cache") else []
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        try:
+        with ExitStack() as held:
+            held.enter_context(model_lock(self.model))
+            held.callback(self._forget)
+            for parameter in self.model.parameters():
+                held.callback(parameter.requires_grad_, parameter.requires_grad)
+            for module in self.model.modules():
+                held.callback(setattr, module, "training", module.training)
+            config: Any = getattr(base_model(self.model), "config", None)
+            self._versions = [(t.name, t.weight, _version(t.weight)) for t in self.modules]
             self.model.eval()
-            for parameter, _ in self._requires_grad:
+            for parameter in self.model.parameters():
                 parameter.requires_grad_(False)
-            for config, _ in self._use_cache:
+            if hasattr(config, "use_cache"):
+                held.callback(setattr, config, "use_cache", config.use_cache)
                 config.use_cache = False
             for layer in self._layers.values():
-                self._hooks.append(layer.tracked.module.register_forward_hook(layer, with_kwargs=True))
-        except BaseException:
-            self.__exit__()
-            raise
+                for module in () if layer.tracked.followed else (layer.tracked.module, *layer.tracked.shared):
+                    held.callback(module.register_forward_hook(layer, with_kwargs=True).remove)
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        for parameter, flag in self._requires_grad:
-            parameter.requires_grad_(flag)
-        for module, mode in self._training:
-            module.training = mode
-        for config, use_cache in self._use_cache:
-            config.use_cache = use_cache
+        self._held.close()
+
+    def _forget(self) -> None:
         self._gradients = {}
         for layer in self._layers.values():
             layer.release()
@@ -117,7 +123,8 @@ class GradientRecorder:
         """Record one batch.
 
         Args:
-            batch (`Mapping`): tensors with the examples along the first axis; moved to the model's device.
+            batch (`Mapping`): tensors with the examples along the first axis, or a single row's where rows go alone;
+                moved to the model's device.
             rows (`Sequence[int]`, *optional*): what to call the examples in an error; by default 0, 1, ...
             counted (`set[str]`, *optional*): modules whose statistics have this batch already, from a pass over it
                 that ended halfway. Modules are added as they take it in: keep the set to try the batch again.
@@ -125,15 +132,37 @@ class GradientRecorder:
         Raises:
             [`~lorif_hf.errors.NonFiniteGradientError`]: names the module and the rows.
             [`~lorif_hf.errors.UnsupportedModuleError`]: no tracked layer took part, or one mixes the examples.
+            [`~lorif_hf.errors.RecordingError`]: another thread uses or trains the model.
         """
         device = next(self.model.parameters()).device
-        moved = {key: v.to(device) if isinstance(v, Tensor) else v for key, v in batch.items()}
-        size = batch_size(moved)
+        with torch.inference_mode(False):  # whoever calls from inside of one
+            return self._record(_moved(batch, device), rows, counted, device)
+
+    def differentiate(self, batch: Mapping[str, Any]) -> Tensor:
+        """The losses of a batch, float64 (B,), by a plain forward and backward pass: what has `requires_grad` by now
+        gets its gradient. With no tracked module this is autograd alone."""
+        device = next(self.model.parameters()).device
+        with torch.inference_mode(False), torch.enable_grad():
+            values = self.objective(self.model, _moved(batch, device))
+            if values.losses.requires_grad:
+                values.losses.sum().backward()
+            return values.losses.detach().cpu().double()
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Of the outputs of the modules that were called so far."""
+        return {name: layer.dtype for name, layer in self._layers.items() if layer.dtype is not None}
+
+    def _record(
+        self, moved: dict[str, Any], rows: Sequence[int] | None, counted: set[str] | None, device: torch.device
+    ) -> Recording:
+        size = 1 if self.alone else batch_size(moved)
         rows = range(size) if rows is None else rows
         ids = moved.get("input_ids")
         shape = BatchShape(size, ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else None)
         self._counted = set() if counted is None else counted
         values = self._passed(moved, shape)
+        self._check_undisturbed()
         for layer in self._layers.values():  # of layers that were called more often than a gradient came back
             if layer.tokens:
                 self._reduce(layer)
@@ -158,9 +187,10 @@ class GradientRecorder:
 
     def _passed(self, batch: dict[str, Any], shape: BatchShape) -> Values:
         """The values of a forward and backward pass that brought the gradients."""
+        followed = [layer for layer in self._layers.values() if layer.tracked.followed]
         while True:
             self._begin(shape)
-            with torch.enable_grad():
+            with torch.enable_grad(), ParameterFollower(followed) if followed else ExitStack():
                 values = self.objective(self.model, batch)
                 if not values.losses.requires_grad:
                     raise self._no_graph(list(self._layers))
@@ -202,6 +232,16 @@ class GradientRecorder:
             "activation checkpointing with use_reentrant=True: use False, or switch it off for the recording pass)."
         )
 
+    def _check_undisturbed(self) -> None:
+        elsewhere = [name for name, layer in self._layers.items() if layer.used_elsewhere]
+        changed = [name for name, weight, version in self._versions if _version(weight) != version]
+        if elsewhere or changed:
+            what = "called" if elsewhere else "changed"
+            raise RecordingError(
+                f"Module '{(elsewhere or changed)[0]}' was {what} by another thread while the model was recorded: it "
+                "is being trained or used. Record when that is over, or a copy of the model (copy.deepcopy)."
+            )
+
     def _check_finite(self, losses: Tensor, rows: Sequence[int]) -> None:
         for tracked in self.modules:
             gradient = self._gradients.get(tracked.name)
@@ -218,6 +258,17 @@ class GradientRecorder:
         if not bool(torch.isfinite(losses).all()):
             bad = [row for row, loss in zip(rows, losses.tolist(), strict=True) if not math.isfinite(loss)]
             raise NonFiniteGradientError("(the loss)", bad)
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often a tensor was written in place; `None` of one that was made in inference mode, which cannot be."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _moved(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch on the model's device, of tensors that autograd takes."""
+    moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    return {k: v.clone() if isinstance(v, Tensor) and v.is_inference() else v for k, v in moved.items()}
 
 
 def without_gradient(inputs: Tensor, output_gradients: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dat
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args, get_origin
 
+from ..coverage import Coverage
 from ..errors import IndexCorruptedError, IndexFormatError
 
 
@@ -69,7 +70,11 @@ class FactorShard(Shard):
 
 @dataclass(frozen=True)
 class ModuleEntry:
-    """A tracked layer: I x O projected to d1 x d2, with the hash of its projection's signs."""
+    """A tracked layer: I x O projected to d1 x d2, with the hash of its projection's signs.
+
+    Args:
+        followed (`bool`): whether its weight is followed through functions, since its calls do not tell all.
+    """
 
     name: str
     kind: str
@@ -78,6 +83,7 @@ class ModuleEntry:
     d1: int
     d2: int
     projection_sha256: str
+    followed: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,8 @@ class Manifest:
         curvature (`FileEntry`): the curvature file.
         tokenizer (`list[FileEntry]`): files of the processing class, if one was given.
         build (`str`): fingerprint of config, model and rows.
+        coverage (`Coverage`): which of the trained parameters are tracked.
+        alone (`bool`): whether rows went, and queries go, through the model one at a time.
         extensions (`dict[str, str]`): the kinds that are none of this library's, by name -> the module that registers
             them, for people to import.
     """
@@ -112,6 +120,8 @@ class Manifest:
     dataset: dict[str, Any] = field(default_factory=dict)
     tokenizer: list[FileEntry] = field(default_factory=list)
     extensions: dict[str, str] = field(default_factory=dict)
+    coverage: Coverage = field(default_factory=Coverage)
+    alone: bool = False
     format_version: str = FORMAT_VERSION
 
     @property
@@ -233,32 +243,39 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 
 
-def _checked(value: Any, name: str, kind: type) -> Any:
-    _require(isinstance(value, kind) and not isinstance(value, bool), f"'{name}' must be a JSON {kind.__name__}")
+def _checked(value: Any, where: str, kind: type) -> Any:
+    # Of JSON's values, only a bool is of its own type and of another.
+    good = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    _require(good, f"'{where}' must be a JSON {kind.__name__}")
     return value
 
 
-def _field(values: Mapping[str, Any], known: Field[Any]) -> Any:
-    """A field of the manifest, or its default where it is absent and has one."""
-    name, value = known.name, values.get(known.name)
+def _field(values: Mapping[str, Any], known: Field[Any], where: str = "") -> Any:
+    """A field of the manifest or of an entry in it, or its default where it is absent and has one."""
+    name = f"{where}.{known.name}" if where else known.name
     kind: Any = get_origin(known.type) or known.type
-    if name not in values and known.default_factory is not MISSING:
-        value = known.default_factory()
+    if known.name not in values:
+        if known.default_factory is not MISSING:
+            return known.default_factory()
+        if known.default is not MISSING:
+            return known.default
+        _require(not where, f"{where} lacks the field '{known.name}'")
+    value = values.get(known.name)
     if kind is list:
         (entry,) = get_args(known.type)
         return [_record(item, f"{name}[{i}]", entry) for i, item in enumerate(_checked(value, name, list))]
-    return _record(_checked(value, name, dict), name, kind) if is_dataclass(kind) else _checked(value, name, kind)
+    if is_dataclass(kind):
+        return _record(value, name, kind)
+    if where and kind is int:
+        _require(type(value) is int and 0 <= value < 2**63, f"{name} must be a natural number")
+        return value
+    if where and kind is str:
+        _require(isinstance(value, str), f"{name} must be a string")
+        return value
+    return _checked(value, name, kind)
 
 
 def _record(item: Any, where: str, kind: Any) -> Any:
     """An entry of the manifest; fields that this version does not know are ignored."""
     _require(isinstance(item, dict), f"{where} must be a JSON object")
-    values = {}
-    for known in fields(kind):
-        _require(known.name in item, f"{where} lacks the field '{known.name}'")
-        value = values[known.name] = item[known.name]
-        if known.type is int:
-            _require(type(value) is int and 0 <= value < 2**63, f"{where}.{known.name} must be a natural number")
-        else:
-            _require(isinstance(value, str), f"{where}.{known.name} must be a string")
-    return kind(**values)
+    return kind(**{known.name: _field(item, known, where) for known in fields(kind)})

@@ -35,6 +35,8 @@ class Task(ABC):
         makes_labels (`bool`): whether a row without labels is measured on its own tokens.
         labelled_queries (`bool`): whether a query {"text": ..., "label": ...} is a pair of both.
         query_example (`str`): a query as Python code, for the index's card.
+        alone (`bool`): whether rows go through the model one at a time, since its loss is known of a batch only; a
+            batch is then what the collator makes of a single row.
 
     Example: `docs/extending.md` writes one.
     """
@@ -45,6 +47,7 @@ class Task(ABC):
     makes_labels: ClassVar[bool]
     labelled_queries: ClassVar[bool]
     query_example: ClassVar[str]
+    alone: ClassVar[bool] = False
 
     @abstractmethod
     def accepts(self, model: nn.Module) -> bool:
@@ -98,7 +101,7 @@ def losses_of(task: Task, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         [`~lorif_hf.errors.ObjectiveError`]: they are not one number per example.
     """
     losses = task.losses(model, batch)
-    size = batch_size(batch)
+    size = 1 if task.alone else batch_size(batch)
     if not isinstance(losses, Tensor) or losses.shape != (size,):
         returned = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise ObjectiveError(

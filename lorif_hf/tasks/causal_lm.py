@@ -55,9 +55,10 @@ class CausalLM(Task):
 
 
 def _next_tokens(batch: dict[str, Any]) -> Tensor:
-    """The label that each position predicts; the last predicts nothing, and neither does padding on the left.
+    """The label that each position predicts. The last predicts nothing, and neither does padding before the first
+    token; of what comes after it, the labels say what is padding.
 
     Labels are shifted, not logits: a slice of those would have to be copied.
     """
     labels, mask = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED), batch.get("attention_mask")
-    return labels if mask is None or mask.dim() != 2 else labels.masked_fill(mask == 0, IGNORED)
+    return labels if mask is None or mask.dim() != 2 else labels.masked_fill(mask.cumsum(dim=1) == 0, IGNORED)

@@ -10,6 +10,10 @@ from ..errors import DatasetError
 from ..layers.modules import base_model
 
 
+LABELS = ("labels", "label", "label_ids")
+"""What columns of labels are called; batches call them by the first."""
+
+
 class PaddingCollator:
     """Pads every list-like column on the right to the longest row and stacks the rest.
 
@@ -35,8 +39,9 @@ class PaddingCollator:
         for key, value in feature.items():
             # As transformers' own collators do; names of people and texts cannot be tensors and are left behind.
             if value is not None and not isinstance(value, (str, bytes, Mapping)):
+                name = "labels" if key in LABELS else key
                 try:
-                    row["labels" if key in ("label", "label_ids") else key] = torch.as_tensor(value)
+                    row[name] = computable(name, torch.as_tensor(value))
                 except (TypeError, ValueError, RuntimeError):
                     continue
         for key in row.keys() & {"input_ids", "labels", "attention_mask"}:
@@ -57,6 +62,28 @@ class PaddingCollator:
                 "pass a data_collator that knows how to pad it."
             )
         return torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=self.padding.get(key, 0))
+
+
+def computable(name: str, tensor: Tensor) -> Tensor:
+    """A column's tensor in a dtype that models compute with: ids, labels and masks as int64."""
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.int64:
+        return tensor
+    numbers = name == "labels" or name.endswith("_ids") or (name.endswith("attention_mask") and tensor.dim() < 3)
+    return tensor.long() if numbers or tensor.dtype in (torch.uint16, torch.uint32, torch.uint64) else tensor
+
+
+def with_a_token(batch: dict[str, Any], padding: Mapping[str, int]) -> dict[str, Any]:
+    """A batch of empty rows alone, with a token of padding in each: models cannot take none. It has no target."""
+    ids = batch.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[1] or not len(ids):
+        return batch
+    size = len(ids)
+    widened = {
+        key: torch.full((size, 1), padding.get(key, 0))
+        for key, value in batch.items()
+        if isinstance(value, Tensor) and tuple(value.shape) == (size, 0)
+    }
+    return {**batch, **widened, "attention_mask": torch.zeros(size, 1, dtype=torch.int64)}
 
 
 def padding_collator(model: Any, processing_class: Any, make_labels: bool) -> PaddingCollator:

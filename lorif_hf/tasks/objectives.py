@@ -14,6 +14,7 @@ from ..registry import TASKS
 from .base import Task, UserObjective, known_task, losses_of
 from .cross_entropy import IGNORED
 from .custom import Custom
+from .own_loss import ModelLoss, TrainerLoss, model_loss, trainer_loss
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,27 @@ OUTPUTS: dict[str, type[Objective]] = {"loss": LossObjective, "margin": MarginOb
 """By `InfluenceConfig.output`."""
 
 
-def task_of(model: nn.Module, objective: "UserObjective | Task | str | None" = None) -> Task:
+def task_of(model: nn.Module, objective: "UserObjective | Task | str | None" = None, trainer: Any = None) -> Task:
     """The task that fits the model's class, the named one, or the user's own.
 
     Args:
         model (`nn.Module`): the unwrapped model.
-        objective (*optional*): the name of a registered task, a [`Task`], or a function `(model, batch) -> (B,)`.
+        objective (*optional*): the name of a registered task, "model" (its own loss), "trainer" (that of the Trainer),
+            a [`Task`], or a function `(model, batch) -> (B,)`.
+        trainer (*optional*): the Trainer.
 
     Raises:
         [`~lorif_hf.errors.ObjectiveError`]: the model is of no known task and no objective was given.
         [`~lorif_hf.errors.UnknownKindError`]: no task of that name is registered.
     """
+    if objective == ModelLoss.name:
+        return model_loss(model)
+    if objective == TrainerLoss.name:
+        if trainer is None:
+            raise ObjectiveError(
+                "objective='trainer' needs the Trainer: InfluenceCallback(path, trainer=trainer, objective='trainer')."
+            )
+        return trainer_loss(trainer, model)
     if isinstance(objective, str):
         return TASKS.get(objective)
     if objective is not None:

@@ -78,7 +78,7 @@ class SequenceClassification(Task):
         names = getattr(reader.config, "id2label", None) or {}
         if isinstance(target, int) and len(names) > 1 and target not in names:
             raise QueryError(f"Query {number} has label {target}; the model's labels are {', '.join(names.values())}.")
-        return {"input_ids": reader.tokens(text, number), "labels": target}
+        return {**reader.encoded(text, number), "labels": target}
 
     def check_query(self, feature: Feature, number: int) -> None:
         pass  # the model's own prediction can always be measured

@@ -11,7 +11,7 @@ from lorif_hf.algebra.whitening import SecondMoments
 from lorif_hf.building.options import BuildOptions
 from lorif_hf.building.recording_pass import RecordingPass
 from lorif_hf.errors import ConfigError, DatasetError, RecordingError
-from lorif_hf.layers.modules import tracked_modules
+from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
 from lorif_hf.recording.rows import TrainingRows
 from lorif_hf.tasks import task_of

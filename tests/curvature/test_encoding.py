@@ -15,7 +15,7 @@ from lorif_hf.curvature.encoding import (
     stored_entries,
 )
 from lorif_hf.errors import IndexCorruptedError, ModelMismatchError
-from lorif_hf.layers.modules import tracked_modules
+from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.storage.layout import ModuleEntry
 
 

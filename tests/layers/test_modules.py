@@ -6,7 +6,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lorif_hf.errors import UnsupportedModuleError
-from lorif_hf.layers.modules import base_model, parameter_shapes, tracked_modules, unwrap
+from lorif_hf.layers.modules import base_model, parameter_shapes, unwrap
+from lorif_hf.layers.selection import tracked_modules
 
 
 def _names(model, *args, **kwargs):

@@ -6,7 +6,8 @@ from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 
 from lorif_hf.errors import UnsupportedModuleError
-from lorif_hf.layers.modules import base_model, tracked_modules
+from lorif_hf.layers.modules import base_model
+from lorif_hf.layers.selection import tracked_modules
 
 
 LORA = {"r": 3, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from lorif_hf.layers.modules import tracked_modules
+from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.recording import identity
 from lorif_hf.recording.identity import identify, weights_sha256
 

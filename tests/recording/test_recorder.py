@@ -5,7 +5,7 @@ import torch
 from projections import rademacher
 from torch.func import functional_call, grad
 
-from lorif_hf.layers.modules import tracked_modules
+from lorif_hf.layers.selection import tracked_modules
 
 
 LENGTHS = [7, 4, 5]

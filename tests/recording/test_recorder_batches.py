@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lorif_hf.errors import UnsupportedModuleError
-from lorif_hf.layers.modules import tracked_modules
+from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
 from lorif_hf.tasks import task_of
 from lorif_hf.tasks.collation import PaddingCollator

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lorif_hf.errors import NonFiniteGradientError, ObjectiveError, UnsupportedModuleError
-from lorif_hf.layers.modules import tracked_modules
+from lorif_hf.layers.selection import tracked_modules
 
 
 class Net(nn.Module):

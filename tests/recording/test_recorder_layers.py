@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from lorif_hf.algebra.whitening import SecondMoments
-from lorif_hf.layers.modules import tracked_modules
+from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
 from lorif_hf.tasks import Custom
 from lorif_hf.tasks.objectives import LossObjective

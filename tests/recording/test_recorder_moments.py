@@ -5,7 +5,7 @@ import torch
 from projections import rademacher
 
 from lorif_hf.algebra.whitening import SecondMoments
-from lorif_hf.layers.modules import tracked_modules
+from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
 from lorif_hf.tasks import task_of
 from lorif_hf.tasks.objectives import LossObjective

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lorif_hf.algebra.projection import TwoSidedProjection
-from lorif_hf.layers.modules import base_model, tracked_modules
+from lorif_hf.layers.modules import base_model
+from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
 from lorif_hf.tasks import CausalLM, task_of
 from lorif_hf.tasks.objectives import LossObjective

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from lorif_hf.algebra.projection import TwoSidedProjection
-from lorif_hf.layers.modules import tracked_modules
+from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
 from lorif_hf.tasks import task_of
 from lorif_hf.tasks.objectives import LossObjective, Objective

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lorif_hf.errors import ObjectiveError
-from lorif_hf.layers.modules import tracked_modules
+from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.tasks import Custom, task_of
 from lorif_hf.tasks.objectives import LossObjective, MarginObjective
 

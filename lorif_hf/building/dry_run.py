@@ -1,0 +1,101 @@
+"""What can go wrong at the end of a build for a reason that is there at its beginning, tried at the beginning."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import InfluenceConfig
+from ..coverage import Coverage
+from ..curvature import FirstPass
+from ..curvature.encoding import bytes_per_example
+from ..errors import ConfigError, DiskFullError
+from ..recording.rows import TrainingRows
+from ..storage.layout import TOKENIZER, ModuleEntry
+
+
+logger = logging.getLogger(__name__)
+
+_SHOWN = 8  # rows of which people's columns are tried
+_LITTLE = 0.5  # of the trained parameters: an index that covers less is warned of
+
+
+def check_shown(rows: TrainingRows) -> None:
+    """Read what people will be shown of the first rows and of the last.
+
+    Raises:
+        [`~lorif_hf.errors.DatasetError`]: names the row and the column.
+    """
+    for start in {0, max(0, rows.count - _SHOWN)}:
+        stop = min(rows.count, start + _SHOWN)
+        rows.texts(start, stop)
+        rows.example_ids(start, stop)
+
+
+def check_processing_class(processing_class: Any) -> None:
+    """Save the tokenizer somewhere else first.
+
+    Raises:
+        [`~lorif_hf.errors.ProcessingClassError`]: it cannot be saved.
+    """
+    if processing_class is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            processing_class.save_pretrained(Path(folder) / TOKENIZER)
+
+
+def check_disk(folder: Path, config: InfluenceConfig, entries: Sequence[ModuleEntry], count: int) -> None:
+    """See that the factors fit on the disk beside what is there.
+
+    Raises:
+        [`~lorif_hf.errors.DiskFullError`]: says how much they need.
+    """
+    needed = count * bytes_per_example(config, entries)
+    there = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) if folder.exists() else 0
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if needed - there > free:
+        raise DiskFullError(
+            f"The factors of {count} rows take {needed / 2**30:.2f} GiB; the disk of {folder} has "
+            f"{free / 2**30:.2f} GiB left. Choose a folder on another disk, or a smaller config "
+            "(InfluenceConfig.smallest(), a higher projection_factor)."
+        )
+
+
+def check_first_pass(first_pass: FirstPass | None, entries: Sequence[ModuleEntry]) -> None:
+    """See that what the first pass gathers of all layers at once fits into this machine's memory.
+
+    Raises:
+        [`~lorif_hf.errors.ConfigError`]: says how much it needs, and what needs less.
+    """
+    machine = machine_memory()
+    if first_pass is None or machine is None:
+        return
+    needed = {entry.name: first_pass.cost(entry).memory for entry in entries}
+    if sum(needed.values()) > machine:
+        widest = max(entries, key=lambda entry: needed[entry.name])
+        raise ConfigError(
+            f"Whitening needs {sum(needed.values()) / 2**30:.0f} GiB for {len(entries)} layers (the widest, "
+            f"'{widest.name}', is {widest.d1} x {widest.d2}); this machine has {machine / 2**30:.0f} GiB. Set a "
+            "higher projection_factor (2 takes a quarter), leave layers out with exclude_modules, or set "
+            "whitening='none' with another curvature."
+        )
+
+
+def machine_memory() -> int | None:
+    """Bytes of memory of this machine, or as many as its container may take; `None`: the system does not tell."""
+    try:
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+    try:
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):
+        return machine
+
+
+def tell_coverage(coverage: Coverage) -> None:
+    """Log how much of what was trained is tracked."""
+    logger.log(logging.WARNING if coverage.share < _LITTLE else logging.INFO, "%s.", coverage)

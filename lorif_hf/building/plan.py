@@ -1,0 +1,39 @@
+"""A build that is ready to run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..config import InfluenceConfig
+from ..layers.modules import unwrap
+from ..recording.rows import TrainingRows
+from ..storage.claim import INDEX_FOLDER
+from ..tasks import Task, UserObjective
+from .builder import IndexBuilder
+from .options import BuildOptions
+from .way import choice_of
+
+
+def plan_build(
+    model: Any,
+    dataset: Any,
+    folder: Path,
+    config: InfluenceConfig | None,
+    options: BuildOptions,
+    *,
+    objective: UserObjective | Task | str | None = None,
+    processing_class: Any = None,
+    data_collator: Callable[[list[Any]], Any] | None = None,
+    examples: Any = None,
+    store_text: bool | int = True,
+    trainer: Any = None,
+) -> IndexBuilder:
+    """A build that is ready to run: everything that can be checked without a forward pass is.
+
+    The arguments are those of `InfluenceIndex.build`, and `trainer`: the Trainer whose loss was trained.
+    """
+    INDEX_FOLDER.check(folder)
+    model, config = unwrap(model), config or InfluenceConfig()
+    choice = choice_of(model, objective, trainer)
+    rows = TrainingRows(dataset, model, choice.tasks[0], processing_class, data_collator, examples, store_text)
+    return IndexBuilder(model, rows, folder, config, processing_class, options, choice)

@@ -1,0 +1,268 @@
+"""How the rows are recorded: as fast as possible, where the check of the first batch shows that it is right."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..algebra.projection import TwoSidedProjection
+from ..config import InfluenceConfig
+from ..errors import DatasetError, LorifError, RecordingCheckError
+from ..layers.modules import TrackedModule
+from ..recording.check import Comparison, Probe, RecordingCheck
+from ..recording.random_state import random_state_kept
+from ..recording.rows import TrainingRows
+from ..tasks import Task, UserObjective, task_of
+from ..tasks.base import batch_size, known_task
+from ..tasks.objectives import OUTPUTS, LossObjective
+from ..tasks.own_loss import RowLoss, TrainerLoss, model_loss, trainer_loss
+from .recording_pass import out_of_memory, typed_error
+
+
+logger = logging.getLogger(__name__)
+
+_ROWS = 3  # that are compared: the shortest and the longest of the first batch, and its first
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to record rows.
+
+    Args:
+        task (`Task`): whose losses are differentiated.
+        followed (`frozenset[str]`): modules whose weights are followed through functions, beside those that must be.
+        alone (`bool`): whether rows go through the model one at a time.
+    """
+
+    task: Task
+    followed: frozenset[str] = frozenset()
+
+    @property
+    def alone(self) -> bool:
+        return self.task.alone
+
+    def of(self, modules: Sequence[TrackedModule]) -> list[TrackedModule]:
+        """The modules as this way sees them."""
+        return [replace(t, followed=t.followed or t.name in self.followed) for t in modules]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What may be recorded, the fastest first, and what it is compared with.
+
+    Args:
+        tasks (`Sequence[Task]`): the tasks to try.
+        truth (`Task`): what was trained.
+    """
+
+    tasks: Sequence[Task]
+    truth: Task
+
+
+def choice_of(model: nn.Module, objective: UserObjective | Task | str | None, trainer: Any = None) -> Choice:
+    """The tasks that fit a model.
+
+    Args:
+        model (`nn.Module`): the unwrapped model.
+        objective (*optional*): the user's word: it is what was trained. `"model"` and `"trainer"` are the own losses.
+        trainer (*optional*): the Trainer, whose `compute_loss` is the truth; else that is the model's own loss.
+
+    Raises:
+        [`~lorif_hf.errors.ObjectiveError`]: the objective is none.
+    """
+    if objective is not None:
+        task = task_of(model, objective, trainer)
+        return Choice([task], task)
+    truth: RowLoss = model_loss(model) if trainer is None else trainer_loss(trainer, model)
+    fast = known_task(model)
+    return Choice([truth] if fast is None else [fast, truth], truth)
+
+
+class WayFinder:
+    """Finds the fastest way that records what was trained.
+
+    Args:
+        model (`nn.Module`): the unwrapped model.
+        rows (`TrainingRows`): the training set.
+        modules (`Sequence[TrackedModule]`): what is tracked.
+        projections (`Mapping[str, TwoSidedProjection]`): by module name.
+        config (`InfluenceConfig`): what is differentiated.
+        batch_size (`int`): rows that go through the model at once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rows: TrainingRows,
+        modules: Sequence[TrackedModule],
+        projections: Mapping[str, TwoSidedProjection],
+        config: InfluenceConfig,
+        batch_size: int,
+    ):
+        self.rows, self.modules = rows, modules
+        self.output = OUTPUTS[config.output]
+        self.compares_losses = OUTPUTS[config.output] is LossObjective
+        self.row_ids = _telling(rows, min(batch_size, rows.count))
+        self.check = RecordingCheck(model, modules, projections, self.row_ids)
+
+    def find(self, choice: Choice) -> Way:
+        """The way.
+
+        Raises:
+            [`~lorif_hf.errors.RecordingCheckError`]: no way records what was trained; says what to pass.
+            [`~lorif_hf.errors.LorifError`]: the rows cannot be recorded at all.
+        """
+        with random_state_kept(self.rows.collator, self.rows.dataset):
+            return self._find(choice)
+
+    def _find(self, choice: Choice) -> Way:
+        failures: list[tuple[Task, Exception | Comparison]] = []
+        seconds = 0.0
+        for task in choice.tasks:
+            try:
+                tried, comparison, took = self._try(task, choice.truth)
+            except Exception as error:  # whatever a model, a collator or a Trainer of the user's raises
+                if out_of_memory(error):
+                    raise typed_error(error, self.row_ids) or error from error
+                failures.append((task, error))
+                continue
+            if comparison.equal:
+                if failures:
+                    self._tell(failures[0], task, took / seconds if seconds else None)
+                return tried
+            failures.append((task, comparison))
+            seconds = took
+        raise self._refusal(failures, choice)
+
+    def _try(self, task: Task, truth: Task) -> tuple[Way, Comparison, float]:
+        """The best way to record a task, how far it is from the truth, and how long it took."""
+        self.rows.task = task
+        batches, singles = self._batches(task)
+        objective = self.output(task)
+        way, recorded = Way(task), self.check.recorded(objective, batches)
+        true = self._truth(objective, task, truth, singles)
+        comparison = self.check.compare(recorded, true, with_loss=self.compares_losses)
+        if comparison.modules and not comparison.wrong_loss:
+            following = Way(task, frozenset(comparison.modules))
+            again = self.check.recorded(objective, batches, following.of(self.modules))
+            better = self.check.compare(again, true, with_loss=self.compares_losses)
+            if len(better.modules) < len(comparison.modules):
+                way = Way(task, frozenset(comparison.modules) - better.modules.keys())
+                comparison, recorded = better, again
+        if comparison.equal and not self.compares_losses:  # margins are no losses: those are compared too
+            comparison = self._losses_alone(task, truth, batches, singles)
+        return way, comparison, recorded.seconds
+
+    def _truth(self, objective: Any, task: Task, truth: Task, singles: Sequence[Mapping[str, Any]]) -> Probe:
+        """What autograd says of each row alone."""
+        if task is truth or not self.compares_losses:
+            return self.check.truth(objective, singles)
+        try:
+            return self.check.truth(LossObjective(truth), singles)
+        except Exception as error:
+            if isinstance(truth, TrainerLoss) or out_of_memory(error):
+                raise
+            # A model without a loss of its own: then the task is all that is known of what was trained.
+            logger.debug("The model has no loss of its own to compare with: %s", error)
+            return self.check.truth(objective, singles)
+
+    def _losses_alone(
+        self, task: Task, truth: Task, batches: Sequence[Mapping[str, Any]], singles: Sequence[Mapping[str, Any]]
+    ) -> Comparison:
+        objective = LossObjective(task)
+        return self.check.compare(
+            self.check.recorded(objective, batches), self._truth_of_losses(objective, truth, singles)
+        )
+
+    def _truth_of_losses(self, objective: Any, truth: Task, singles: Sequence[Mapping[str, Any]]) -> Probe:
+        try:
+            return self.check.truth(LossObjective(truth), singles)
+        except Exception:
+            if isinstance(truth, TrainerLoss):
+                raise
+            return self.check.truth(objective, singles)
+
+    def _batches(self, task: Task) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
+        """The rows as they are recorded, and each alone."""
+        if task.alone:
+            singles = [self.rows.batch([row]) for row in self.row_ids]
+            return singles, singles
+        together = self.rows.batch(self.row_ids)
+        size = batch_size(together)
+        if size != len(self.row_ids):
+            raise DatasetError(
+                f"The collator made {size} examples of {len(self.row_ids)} rows: it packs or flattens them "
+                "(padding_free?). Pass a data_collator that keeps one example per row."
+            )
+        if self.rows.draws_random(self.row_ids):  # another draw is another example
+            return [together], [alone_of(together, i, size) for i in range(size)]
+        return [together], [self.rows.batch([row]) for row in self.row_ids]
+
+    def _tell(self, failure: tuple[Task, Exception | Comparison], chosen: Task, slower: float | None) -> None:
+        task, problem = failure
+        what = problem if isinstance(problem, Comparison) else f"{type(problem).__name__}: {problem}"
+        cost = f"about {slower:.1f} times as slow as together" if slower and slower > 1 else "slower than together"
+        logger.warning(
+            "Objective '%s' is not what was trained: %s. Recording objective='%s' instead, one row at a time (%s).",
+            task.name,
+            what,
+            chosen.name,
+            cost,
+        )
+
+    def _refusal(self, failures: Sequence[tuple[Task, Exception | Comparison]], choice: Choice) -> Exception:
+        task, problem = failures[-1]
+        first = failures[0][1]
+        if isinstance(first, LorifError) and not isinstance(problem, Comparison):
+            return first
+        for _, error in failures:
+            known = typed_error(error, self.row_ids) if isinstance(error, Exception) else None
+            if known is not None:
+                return known
+        if isinstance(problem, Comparison):
+            return RecordingCheckError(
+                f"What would be recorded is not what was trained: {problem}. {_advice(problem)}"
+            )
+        raised = RecordingCheckError(
+            f"Objective '{task.name}' fails at the first rows ({type(problem).__name__}: {problem}). If the loss of a "
+            "row depends on more than that row (a generation, a queue, the other rows), it cannot be recorded; else "
+            "pass objective=, a function (model, batch) -> (B,) of per-example losses."
+        )
+        raised.__cause__ = problem
+        return raised
+
+
+def alone_of(batch: Mapping[str, Any], place: int, size: int) -> dict[str, Any]:
+    """A row of a batch as a batch of its own, without the padding at its ends."""
+    alone = {k: v[place : place + 1] if isinstance(v, Tensor) and len(v) == size else v for k, v in batch.items()}
+    mask = alone.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or not bool(mask.any()):
+        return alone
+    kept = mask[0].nonzero()[:, 0]
+    first, last = int(kept[0]), int(kept[-1]) + 1
+    shape = mask.shape
+    return {k: v[:, first:last] if isinstance(v, Tensor) and v.shape[:2] == shape else v for k, v in alone.items()}
+
+
+def _telling(rows: TrainingRows, count: int) -> list[int]:
+    """A few of the first rows, of different lengths where they have lengths, so that one is padded."""
+    numbers = list(range(count))
+    try:
+        lengths = rows.lengths(numbers)
+    except (DatasetError, TypeError, KeyError):
+        return numbers[:_ROWS]
+    by_length = sorted(numbers, key=lambda i: (lengths[i], i))
+    return sorted(list(dict.fromkeys([by_length[0], by_length[-1], *numbers]))[:_ROWS])
+
+
+def _advice(problem: Comparison) -> str:
+    if problem.wrong_loss:
+        return (
+            "Pass the Trainer (InfluenceCallback(path, trainer=trainer)), objective='model' for the model's own loss, "
+            "or objective=, a function (model, batch) -> (B,) of per-example losses."
+        )
+    names = list(problem.modules)
+    shown = ", ".join(repr(name) for name in names[:8]) + (", ..." if len(names) > 8 else "")
+    return f"Leave them out with exclude_modules=[{shown}]; check=False records them all the same."

@@ -1,0 +1,273 @@
+"""Which modules of a model are tracked: by default those that were trained; and of every other one, why it is not."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..coverage import Coverage, Untracked
+from ..errors import UnsupportedModuleError
+from ..registry import LAYER_KINDS
+from .base import kind_of
+from .modules import PEFT_PREFIX, Holders, TrackedModule, base_model, has_adapter, matches
+
+
+_HEAD_NAMES = ("score", "classifier", "classification_head", "qa_outputs")
+_ON_PARAMETER = (
+    "its LoRA adapter is on a bare parameter (target_parameters), whose matrices are multiplied with each other and "
+    "not with tokens, so their gradients cannot be told apart by example; adapt modules (target_modules) instead"
+)
+_HEAD = "the output head, which 'all-linear' leaves out: name it in target_modules, or pass exclude_modules=[]"
+
+
+def tracked_modules(
+    model: nn.Module, target_modules: str | list[str] = "all-linear", exclude_modules: str | list[str] | None = None
+) -> list[TrackedModule]:
+    """The layers of `model` that an index records, in the model's own order.
+
+    `"all-linear"` takes the layers that are trained (`requires_grad`; all, where nothing is) and leaves out the output
+    head, unless the head is all that is trained. A model that carries LoRA adapters is tracked on the A and B matrices
+    of its active ones and nowhere else; the patterns then select the adapted layers.
+
+    Args:
+        model (`nn.Module`): the unwrapped model.
+        target_modules (`str` or `list[str]`, *optional*, defaults to `"all-linear"`): as in `InfluenceConfig`.
+        exclude_modules (`str` or `list[str]`, *optional*): as in `InfluenceConfig`.
+
+    Raises:
+        [`~lorif_hf.errors.UnsupportedModuleError`]: nothing matches, or a match is of a kind that cannot be tracked.
+    """
+    return Selection(model, target_modules, exclude_modules).modules
+
+
+class Selection:
+    """What is tracked of a model. The arguments are those of [`tracked_modules`].
+
+    Attributes:
+        trained (`dict[str, nn.Parameter]`): the parameters that are trained, by name, tied ones once.
+        modules (`list[TrackedModule]`): what is tracked.
+    """
+
+    def __init__(
+        self, model: nn.Module, target_modules: str | list[str], exclude_modules: str | list[str] | None = None
+    ):
+        self.model, self.target, self.exclude = model, target_modules, exclude_modules
+        self.trained = _trained(model)
+        self._trained = {id(parameter) for parameter in self.trained.values()}
+        self._holders = Holders(model)
+        self._lora = _lora_layers(model)
+        self._heads = _heads(model)
+        self._all = target_modules == "all-linear"
+        _refuse_other_adapters(model, self._lora)
+        modules = list(self._adapters() if self._lora else self._layers(self._left_out()))
+        if not modules and self._all and not self._lora:
+            modules = list(self._layers(set()))  # a probe: the head is all that is trained
+        if not modules:
+            raise self._nothing()
+        self.modules = modules
+
+    def why_not(self, name: str, parameter: Tensor) -> str:
+        """Why a trained parameter that is none of the tracked weights is not tracked."""
+        (owner, module), *_ = self._holders.of(parameter) or [(name.rpartition(".")[0], self.model)]
+        kind = kind_of(module)
+        if self._lora:
+            layer = next(
+                (layer for n, layer in self._lora.items() if name.startswith(n.removeprefix(PEFT_PREFIX))), None
+            )
+            if layer is not None and _is_on_parameter(layer):
+                return _ON_PARAMETER
+            return "beside the LoRA matrices, which alone are tracked"
+        if kind is None or (not kind.linear and self._all):
+            return f"a parameter of {type(module).__name__}, which is of no kind that is tracked"
+        if parameter is not getattr(module, kind.weight, None):
+            return f"the {name.rpartition('.')[2]} of a {type(module).__name__}, beside its weight"
+        others = self._strangers(module, kind.weight)
+        if others:
+            return others
+        if self.exclude is not None and matches(owner, self.exclude):
+            return f"left out by exclude_modules={self.exclude!r}"
+        if id(module) in self._left_out():
+            return _HEAD
+        return f"not selected by target_modules={self.target!r}"
+
+    def coverage(self, dropped: Mapping[str, str] | None = None) -> Coverage:
+        """How much of what was trained is tracked.
+
+        Args:
+            dropped (`Mapping[str, str]`, *optional*): modules that are not tracked after all, by name -> why.
+        """
+        dropped = dropped or {}
+        weights = {id(tracked.weight): tracked.name for tracked in self.modules}
+        tracked, untracked = 0, []
+        for name, parameter in self.trained.items():
+            module = weights.get(id(parameter))
+            if module is not None and module not in dropped:
+                tracked += parameter.numel()
+            else:
+                reason = self.why_not(name, parameter) if module is None else dropped[module]
+                untracked.append(Untracked(name, parameter.numel(), reason))
+        return Coverage(tracked, sum(parameter.numel() for parameter in self.trained.values()), untracked)
+
+    def _layers(self, left_out: set[int]) -> Iterator[TrackedModule]:
+        taken: set[int] = set()
+        for full_name, module in self.model.named_modules():
+            name = full_name.removeprefix(PEFT_PREFIX)
+            if not name or id(module) in left_out or (self.exclude is not None and matches(name, self.exclude)):
+                continue
+            kind = kind_of(module)
+            if self._all:
+                if kind is None or not kind.linear or id(getattr(module, kind.weight)) not in self._trained:
+                    continue
+                if self._strangers(module, kind.weight):
+                    continue
+            elif not matches(name, self.target) or next(module.parameters(recurse=False), None) is None:
+                continue
+            tracked = self._tracked(name, module)
+            if id(tracked.weight) not in taken:  # two modules of one weight are one layer
+                taken.add(id(tracked.weight))
+                yield tracked
+
+    def _adapters(self) -> Iterator[TrackedModule]:
+        for full_name, layer in self._lora.items():
+            name = full_name.removeprefix(PEFT_PREFIX)
+            if self.exclude is not None and matches(name, self.exclude):
+                continue
+            if not self._all and not matches(name, self.target):
+                continue
+            if _is_on_parameter(layer):
+                if self._all:
+                    continue
+                raise UnsupportedModuleError(f"'{name}' cannot be tracked: {_ON_PARAMETER}.")
+            _check_adapter(name, layer)
+            for adapter in layer.active_adapters:
+                for side in ("lora_A", "lora_B"):
+                    matrices = getattr(layer, side)
+                    if adapter in matrices:
+                        yield self._tracked(f"{name}.{side}.{adapter}", matrices[adapter])
+
+    def _tracked(self, name: str, module: nn.Module) -> TrackedModule:
+        kind = kind_of(module)
+        if kind is None:
+            known = _supported()
+            raise UnsupportedModuleError(
+                f"Module '{name}' is a {type(module).__name__}, which cannot be tracked. Supported are {known}; "
+                "leave it out with target_modules or exclude_modules."
+            )
+        others = self._strangers(module, kind.weight)
+        if others:
+            raise UnsupportedModuleError(f"Module '{name}' cannot be tracked: {others}. Untie them, or leave it out.")
+        tracked = TrackedModule.of(name, kind, module, self._holders)
+        if not tracked.weight.is_floating_point():
+            raise UnsupportedModuleError(
+                f"Module '{name}' holds its weight as {str(tracked.weight.dtype)[6:]}: a quantised weight is not "
+                "trained. Index the adapter that was trained over it, or leave it out with exclude_modules."
+            )
+        return tracked
+
+    def _strangers(self, module: nn.Module, weight: str) -> str | None:
+        """What is said of a weight that modules of other kinds use too: their part of its gradient is not recorded."""
+        kind = kind_of(module)
+        strangers = [
+            f"'{name}', a {type(other).__name__}"
+            for name, other in self._holders.of(getattr(module, weight))
+            if kind_of(other) is not kind
+        ]
+        return (
+            f"its weight is also that of {', '.join(strangers)}, whose use of it is not recorded"
+            if strangers
+            else None
+        )
+
+    def _left_out(self) -> set[int]:
+        """ids of the output heads, where the user asked for "all-linear"; `exclude_modules=[]` has them in."""
+        return self._heads if self._all and self.exclude != [] else set()
+
+    def _nothing(self) -> UnsupportedModuleError:
+        if self._lora and self._all and self.exclude is None:
+            return UnsupportedModuleError(f"No layer of the PEFT model can be tracked: {_ON_PARAMETER}.")
+        candidates = self._lora or {name: module for name, module in self.model.named_modules() if name}
+        supported = [name.removeprefix(PEFT_PREFIX) for name, m in candidates.items() if self._lora or kind_of(m)]
+        others = f"{len(supported)} could be, for example {', '.join(supported[:3])}" if supported else "it has none"
+        frozen = ""
+        if supported and self._all:
+            frozen = (
+                f" What is trained is {', '.join(list(self.trained)[:3])}{', ...' if len(self.trained) > 3 else ''}."
+            )
+        return UnsupportedModuleError(
+            f"target_modules={self.target!r} with exclude_modules={self.exclude!r} selects no module of "
+            f"{type(self.model).__name__}: {others}. Supported are {_supported()}.{frozen}"
+        )
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What training changes: what has `requires_grad`. Of a model that was loaded with everything frozen, what must
+    have been trained: its adapters, or else all of it."""
+    parameters = {name.removeprefix(PEFT_PREFIX): p for name, p in model.named_parameters()}
+    trained = {name: p for name, p in parameters.items() if p.requires_grad}
+    if trained:
+        return trained
+    adapters = {
+        id(parameter)
+        for layer in _lora_layers(model).values()
+        for side in layer.adapter_layer_names
+        for parameter in _parameters(getattr(layer, side, None))
+    }
+    return {n: p for n, p in parameters.items() if p.is_floating_point() and (not adapters or id(p) in adapters)}
+
+
+def _parameters(part: Any) -> Iterator[nn.Parameter]:
+    """The parameters of a part of an adapter, which is a dict of modules or of parameters."""
+    if isinstance(part, nn.Module):
+        yield from part.parameters()
+
+
+def _heads(model: nn.Module) -> set[int]:
+    """ids of the modules that are output heads, or parts of them."""
+    base = base_model(model)
+    heads = [getattr(base, name, None) for name in _HEAD_NAMES]
+    if hasattr(base, "get_output_embeddings"):
+        heads.append(base.get_output_embeddings())
+    return {id(module) for head in heads if isinstance(head, nn.Module) for module in head.modules()}
+
+
+def _supported() -> str:
+    return f"modules of the kinds {', '.join(sorted(kind.name for kind in LAYER_KINDS))}, and PEFT's LoRA matrices"
+
+
+def _lora_layers(model: nn.Module) -> dict[str, Any]:
+    """The LoRA layers of a model by name; none where PEFT was never imported."""
+    if "peft" not in sys.modules:
+        return {}
+    from peft.tuners.lora.layer import LoraLayer
+
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def _refuse_other_adapters(model: nn.Module, lora_layers: dict[str, Any]) -> None:
+    configs: Any = getattr(model, "peft_config", None)
+    if not configs or not has_adapter(model) or lora_layers:
+        return
+    methods = sorted({str(getattr(c.peft_type, "value", c.peft_type)) for c in configs.values()})
+    prompts = any(getattr(c, "is_prompt_learning", False) for c in configs.values())
+    way = "Merge the adapter (model.merge_and_unload()) and index the merged model."
+    if prompts:
+        way = "Its prompts are no layers: there is nothing of them to merge either. Train a LoRA adapter instead."
+    raise UnsupportedModuleError(
+        f"The PEFT model has no LoRA layer to track (its method is {', '.join(methods)}): only LoRA adapters are "
+        f"supported. {way}"
+    )
+
+
+def _check_adapter(name: str, layer: Any) -> None:
+    if layer.merged:
+        raise UnsupportedModuleError(
+            f"The LoRA adapter of '{name}' is merged into its base layer, so no gradient reaches its matrices. Call "
+            "model.unmerge_adapter(), or model.merge_and_unload() to index the merged model as a whole."
+        )
+    if layer.disable_adapters:
+        raise UnsupportedModuleError(f"The LoRA adapters of '{name}' are disabled: enable them to index them.")
+
+
+def _is_on_parameter(layer: Any) -> bool:
+    return type(layer).__name__ == "ParamWrapper"

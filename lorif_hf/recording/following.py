@@ -1,0 +1,131 @@
+"""Following a weight through the functions that it takes part in, where its module's calls do not tell all.
+
+A subclass of `nn.Linear` may change its input or its output; Mamba multiplies with the weight of a layer that it never
+calls; two modules may share a weight. What is the same in all of them: a product of tokens with that weight.
+"""
+
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..layers.modules import TrackedModule
+from .layer_hook import LayerHook
+
+
+class ParameterFollower(TorchFunctionMode):
+    """While it is entered, every product of tokens with a followed weight is seen by the weight's hook.
+
+    Seen are `linear`, `matmul`, `mm` and `addmm` with the weight, its transpose, or either in another dtype. What else
+    is done with it (a part of it, an einsum) is not: its gradient is then not all recorded, which the check of the
+    first batch finds.
+
+    Args:
+        hooks (`Iterable[LayerHook]`): of the layers whose weights are followed.
+    """
+
+    def __init__(self, hooks: Iterable[LayerHook]):
+        super().__init__()
+        self._hooks = {hook.tracked.weight.data_ptr(): hook for hook in hooks}
+        self._casts: dict[int, tuple[Tensor, LayerHook]] = {}  # copies of a weight in another dtype, kept for a pass
+
+    def begin(self) -> None:
+        """Be ready for a pass."""
+        self._casts = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func in _COPIES and isinstance(result, Tensor) and isinstance(args[0], Tensor):
+            hook = self._hook_of(args[0])
+            if hook is not None and result.data_ptr() != args[0].data_ptr():
+                self._casts[result.data_ptr()] = (result, hook)
+            return result
+        operands = _OPERANDS.get(func)
+        if operands is None or not torch.is_grad_enabled():
+            return result
+        left, right, transposed = operands(*args, **kwargs)
+        if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+            return result
+        replaced = self._seen(right, left, result, transposed, on_the_right=True)
+        if replaced is None:
+            replaced = self._seen(left, right, result, transposed, on_the_right=False)
+        return result if replaced is None else replaced
+
+    def _seen(self, weight: Tensor, tokens: Tensor, result: Tensor, transposed: bool, on_the_right: bool) -> Any:
+        """The product's result as the hook gives it back; `None` where it is no product with a followed weight."""
+        hook = self._hook_of(weight)
+        if hook is None or not _is_whole(weight, hook.tracked):
+            return None
+        # As multiplied from the right: tokens (..., I) times (I, O).
+        used = weight.mT if transposed else weight
+        if not on_the_right:
+            used, tokens = used.mT, tokens.mT if tokens.dim() > 1 else tokens
+        if used.shape != hook.tracked.matrix_shape or not _same_side(used, hook.tracked):
+            return None
+        flipped = not on_the_right and result.dim() > 1
+        apart = hook.batch.per_example
+
+        def output_gradients(gradient: Tensor) -> Tensor | None:
+            return apart(gradient.mT if flipped else gradient)
+
+        replaced = hook.see(apart(tokens), result, output_gradients)
+        return result if replaced is None else replaced
+
+    def _hook_of(self, tensor: Tensor) -> LayerHook | None:
+        if tensor.dim() != 2:
+            return None
+        address = tensor.data_ptr()
+        hook = self._hooks.get(address)
+        if hook is not None:
+            return hook
+        cast = self._casts.get(address)
+        return None if cast is None else cast[1]
+
+
+def _is_whole(weight: Tensor, tracked: TrackedModule) -> bool:
+    """Whether it is all of a weight: the part at its start has the same address."""
+    return weight.numel() == tracked.weight.numel()
+
+
+def _same_side(used: Tensor, tracked: TrackedModule) -> bool:
+    """Whether a weight as multiplied from the right is the kind's matrix, and not its transpose, of a square one."""
+    matrix = tracked.kind.as_matrix(tracked.weight)
+    return used.shape[0] != used.shape[1] or used.stride() == matrix.stride()
+
+
+def _linear(input: Any, weight: Any, bias: Any = None) -> tuple[Any, Any, bool]:
+    return input, weight, True
+
+
+def _product(input: Any, other: Any = None, *, mat2: Any = None, **_: Any) -> tuple[Any, Any, bool]:
+    return input, mat2 if other is None else other, False
+
+
+def _reflected(input: Any, other: Any) -> tuple[Any, Any, bool]:
+    return other, input, False
+
+
+def _added(input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1, out: Any = None) -> Any:
+    return (mat1, mat2, False) if alpha == 1 else (None, None, False)
+
+
+_OPERANDS: dict[Any, Callable[..., tuple[Any, Any, bool]]] = {
+    F.linear: _linear,
+    torch.matmul: _product,
+    torch.mm: _product,
+    torch.addmm: _added,
+    Tensor.matmul: _product,
+    Tensor.mm: _product,
+    Tensor.addmm: _added,
+    Tensor.__matmul__: _product,
+    Tensor.__rmatmul__: _reflected,
+    operator.matmul: _product,
+}
+_COPIES = {Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.type, Tensor.type_as}

@@ -1,0 +1,121 @@
+"""What a model can take at most: tokens of its vocabulary, positions and token types of its tables."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import QueryError
+from ..layers.modules import base_model
+
+
+# What transformers calls the learned table of a text's positions. It stands beside the table of the tokens; those of
+# images and of relative distances do not.
+_POSITIONS = ("position_embeddings", "embed_positions", "wpe", "positions_embed", "position_embedding")
+_FIXED_POSITIONS = ("embed_positions", "pos_encoding")  # tensors of GPT-J and CTRL: computed, but not beyond their end
+_TOKEN_TYPES = "token_type_embeddings"
+
+_OF_TOKENS = ("attention_mask", "token_type_ids", "position_ids")  # one number for each token
+
+
+class InputLimits:
+    """The sizes of a model's tables. A model without a table has no limit: rotary positions go on for ever.
+
+    What a config calls `max_position_embeddings` is no limit: XLNet says -1, a rotary model goes beyond it, and
+    RoBERTa counts its positions from `padding_idx + 1`.
+
+    Args:
+        model (`nn.Module`): the unwrapped model.
+
+    Attributes:
+        vocabulary (`int`): how many tokens the model knows; 0 where it does not tell.
+        positions (`int`): how many tokens it takes; 0: as many as there are.
+        token_types (`int`): how many types of tokens it knows; 0 where it does not tell.
+    """
+
+    def __init__(self, model: nn.Module):
+        base = base_model(model)
+        tokens = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
+        self.vocabulary: int = getattr(tokens, "num_embeddings", 0)
+        beside = [
+            (name, table)
+            for module in base.modules()
+            if any(_rows(child) == self.vocabulary for child in module.children())
+            for name, table in module.named_children()
+            if _rows(table)
+        ]
+        learned = [_positions(table) for name, table in beside if name in _POSITIONS]
+        tensors = [getattr(module, name, None) for module in base.modules() for name in _FIXED_POSITIONS]
+        fixed = [len(tensor) for tensor in tensors if isinstance(tensor, Tensor) and tensor.dim() == 2]
+        self.positions = min([*learned, *fixed], default=0)
+        self.token_types = min((_rows(table) for name, table in beside if name == _TOKEN_TYPES), default=0)
+
+    def check(self, feature: dict[str, Any], number: int, labels_are_tokens: bool) -> None:
+        """Whether the model can take a query: one row of tokens, each known, not too many, and what goes with them.
+
+        Args:
+            feature (`dict`): the query; one without `input_ids` is not looked at.
+            number (`int`): the query's, for errors.
+            labels_are_tokens (`bool`): whether its labels are token ids, one for each token.
+
+        Raises:
+            [`~lorif_hf.errors.QueryError`]: it cannot.
+        """
+        if feature.get("input_ids") is None:
+            return
+        ids = _whole_numbers(feature["input_ids"], "input_ids", number)
+        if ids.dim() != 1:
+            raise QueryError(f"Query {number} has input_ids of shape {tuple(ids.shape)}: expected one row of tokens.")
+        if not len(ids):
+            raise QueryError(f"Query {number} is empty: it has no token.")
+        if self.positions and len(ids) > self.positions:
+            raise QueryError(
+                f"Query {number} has {len(ids)} tokens, the model takes at most {self.positions}: shorten it."
+            )
+        self._check_tokens(ids, f"Query {number} holds token")
+        aligned = [name for name in (*_OF_TOKENS, "labels") if feature.get(name) is not None]
+        for name in aligned if labels_are_tokens else [name for name in aligned if name != "labels"]:
+            # Masks may be 4-dimensional and of floats, positions of three axes: those are the model's own business.
+            values = torch.as_tensor(feature[name])
+            if values.dim() == 1 and len(values) != len(ids):
+                raise QueryError(
+                    f"Query {number} has {len(ids)} tokens, but {len(values)} of {name}: expected as many."
+                )
+        if labels_are_tokens and feature.get("labels") is not None:
+            labels = _whole_numbers(feature["labels"], "labels", number)
+            self._check_tokens(labels[labels != -100], f"Query {number} has a label of token")
+        if self.token_types and feature.get("token_type_ids") is not None:
+            types = _whole_numbers(feature["token_type_ids"], "token_type_ids", number)
+            _check(types, self.token_types, f"Query {number} has token type", "token types")
+
+    def _check_tokens(self, ids: Tensor, subject: str) -> None:
+        _check(ids, self.vocabulary, subject, "tokens", ": it was made with another tokenizer")
+
+
+def _check(values: Tensor, count: int, subject: str, kind: str, reason: str = "") -> None:
+    unknown = values[(values < 0) | (values >= count)] if count else values[:0]
+    if unknown.numel():
+        raise QueryError(f"{subject} {int(unknown.flatten()[0])}, the model knows {count} {kind}{reason}.")
+
+
+def _whole_numbers(values: Any, name: str, number: int) -> Tensor:
+    """Numbers of a query as int64."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise QueryError(f"Query {number} has {name} that are no token ids ({error}): expected integers.") from None
+    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
+        raise QueryError(f"Query {number} has {name} of {tensor.dtype}: expected integers.")
+    return tensor.long()
+
+
+def _rows(module: nn.Module) -> int:
+    rows = getattr(module, "num_embeddings", 0)
+    return rows if isinstance(rows, int) else 0
+
+
+def _positions(table: nn.Module) -> int:
+    """How many tokens a table of positions has room for, without the rows that it keeps for other things."""
+    padding, offset = getattr(table, "padding_idx", None), getattr(table, "offset", 0)
+    first = 0 if padding is None else padding + 1
+    return _rows(table) - first - (offset if isinstance(offset, int) else 0)

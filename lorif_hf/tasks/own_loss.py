@@ -1,0 +1,203 @@
+"""A model's own loss, or a Trainer's, one row at a time: the truth that every other task must equal.
+
+It is slow, and right for whatever is trained: at one row at a time, every token belongs to that row.
+"""
+
+import copy
+import inspect
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ObjectiveError, QueryError
+from ..layers.modules import base_model
+from .base import Feature, Task, forward_inputs, known_task, no_margin
+from .cross_entropy import IGNORED
+from .text import TextReader
+
+
+_COUNT = "num_items_in_batch"  # transformers' name of what a loss summed over targets is divided by
+
+
+class RowLoss(Task):
+    """The loss of a single row as somebody else computes it, summed over the row's targets.
+
+    A loss that can be told to divide by `num_items_in_batch` divides by 1. One that is a mean over the labels other
+    than -100 is multiplied by their number.
+
+    Args:
+        inner (`Task` or `None`): the task of the model, which knows how its queries are written; `None`: nobody knows.
+    """
+
+    auto_class = None
+    needs_labels = False
+    alone = True
+
+    def __init__(self, inner: Task | None = None):
+        self.inner = inner
+        self.makes_labels = inner is not None and inner.makes_labels  # type: ignore[misc]
+        self.labelled_queries = inner is not None and inner.labelled_queries  # type: ignore[misc]
+        self.query_example = inner.query_example if inner else "row"  # type: ignore[misc]
+        self._divides: bool | None = None  # whether the loss heeds `num_items_in_batch`; `None`: not known yet
+        self._shifts: bool | None = None  # whether the first label is none; `None`: not known yet
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: dict[str, Any], items: int | None) -> Tensor:
+        """The loss of a batch, a scalar with a graph. `items`: divide its sum over targets by so many, if possible;
+        `None`: as it comes."""
+
+    def accepts(self, model: nn.Module) -> bool:
+        return False
+
+    def losses(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        if self._divides is None:
+            self._divides = self._heeds_items(model, batch)
+        if self._divides:
+            return self.loss(model, batch, 1).reshape(1).float()
+        return self.loss(model, batch, None).reshape(1).float() * self._factor(model, batch)
+
+    def targets(self, batch: dict[str, Any]) -> Tensor | None:
+        count = _labelled(batch)
+        return None if count is None else torch.tensor([count])
+
+    def predictions(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        if self.inner is None:
+            raise no_margin(self.name)
+        return self.inner.predictions(model, batch)
+
+    def query_pair(self, reader: TextReader, text: str, target: Any, number: int) -> Feature:
+        if self.inner is None:
+            raise QueryError(
+                f"Query {number} is a pair of texts, and the index does not know what such a model makes of one: pass "
+                "a dict of the model's inputs and labels."
+            )
+        return self.inner.query_pair(reader, text, target, number)
+
+    def check_query(self, feature: Feature, number: int) -> None:
+        if self.inner is not None:
+            self.inner.check_query(feature, number)
+
+    def _heeds_items(self, model: nn.Module, batch: dict[str, Any]) -> bool | None:
+        """Whether another number of items gives another loss; `None` where this row cannot tell."""
+        with torch.no_grad():
+            first, second = (float(self.loss(model, batch, items)) for items in (1, 2))
+        if not math.isfinite(first) or first == 0:
+            return None
+        return first != second
+
+    def _factor(self, model: nn.Module, batch: dict[str, Any]) -> float:
+        """What a mean over the targets of a row is multiplied by."""
+        count = _labelled(batch)
+        if count is None:
+            return 1.0
+        labels = batch["labels"]
+        if int((labels[:, 0] != IGNORED).sum()) == 0 or labels.shape[1] < 2:
+            return float(count)
+        if self._shifts is None:
+            # Whoever shifts his labels never looks at the first.
+            without = labels.clone()
+            without[:, 0] = IGNORED
+            with torch.no_grad():
+                losses = [float(self.loss(model, batch | {"labels": those}, None)) for those in (labels, without)]
+            self._shifts = losses[0] == losses[1]
+        return float(count - int((labels[:, 0] != IGNORED).sum()) if self._shifts else count)
+
+
+class ModelLoss(RowLoss):
+    """The loss that the model itself returns."""
+
+    name = "model"
+
+    def loss(self, model: nn.Module, batch: dict[str, Any], items: int | None) -> Tensor:
+        inputs = forward_inputs(model, batch)
+        if "labels" in batch:
+            inputs["labels"] = batch["labels"]
+        if items is not None and _takes(base_model(model).forward, _COUNT):
+            inputs[_COUNT] = torch.tensor(items, device=next(model.parameters()).device)
+        outputs = model(**inputs)
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+        if loss is None and isinstance(outputs, tuple) and isinstance(outputs[0], Tensor) and outputs[0].numel() == 1:
+            loss = outputs[0]
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise ObjectiveError(
+                f"{type(base_model(model)).__name__} returns no loss of {', '.join(inputs)}: add the labels that it "
+                "is trained on to the rows, or pass objective=, a function (model, batch) -> (B,) of their losses."
+            )
+        return loss
+
+
+class TrainerLoss(RowLoss):
+    """What a Trainer's `compute_loss` returns.
+
+    Args:
+        trainer (`transformers.Trainer`): the one that trains the model.
+        inner (`Task` or `None`): as of [`RowLoss`].
+    """
+
+    name = "trainer"
+
+    def __init__(self, trainer: Any, inner: Task | None = None):
+        super().__init__(inner)
+        self.trainer = trainer
+        self.__wrapped__ = type(trainer).compute_loss  # what tells one such loss from another
+
+    def loss(self, model: nn.Module, batch: dict[str, Any], items: int | None) -> Tensor:
+        options: dict[str, Any] = {}
+        if items is not None and _takes(self.trainer.compute_loss, _COUNT):
+            options[_COUNT] = torch.tensor(items, device=next(model.parameters()).device)
+        with _notes_restored(self.trainer):
+            loss = self.trainer.compute_loss(model, dict(batch), **options)
+        if isinstance(loss, tuple):
+            loss = loss[0]
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise ObjectiveError(
+                f"{type(self.trainer).__name__}.compute_loss returned {type(loss).__name__}, no loss."
+            )
+        return cast(Tensor, loss)
+
+
+def model_loss(model: nn.Module) -> ModelLoss:
+    """The own loss of an unwrapped model."""
+    return ModelLoss(known_task(model))
+
+
+def trainer_loss(trainer: Any, model: nn.Module) -> TrainerLoss:
+    """The loss of a Trainer over an unwrapped model."""
+    return TrainerLoss(trainer, known_task(model))
+
+
+def _labelled(batch: Mapping[str, Any]) -> int | None:
+    """How many tokens have a label, where tokens have labels; else `None`: the row has a single target."""
+    labels = batch.get("labels")
+    if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.is_floating_point():
+        return None
+    return int((labels != IGNORED).sum())
+
+
+def _takes(function: Any, name: str) -> bool:
+    """Whether a function can be called with an argument of this name."""
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
+@contextmanager
+def _notes_restored(trainer: Any) -> Iterator[None]:
+    """Leave the counts and metrics that a Trainer gathers in `compute_loss` as they were."""
+    plain = (int, float, str, bool, type(None), dict, list, set)
+    notes = {name: copy.deepcopy(value) for name, value in vars(trainer).items() if _is_note(value, plain)}
+    try:
+        yield
+    finally:
+        vars(trainer).update(notes)
+
+
+def _is_note(value: Any, plain: tuple[type, ...], depth: int = 3) -> bool:
+    if not isinstance(value, plain) or depth == 0:
+        return False
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, set)) else ()
+    return len(inside) <= 1000 and all(_is_note(item, plain, depth - 1) for item in inside)  # type: ignore[arg-type]
