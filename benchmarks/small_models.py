@@ -99,8 +99,20 @@ SPECIAL: dict[str, dict[str, Any]] = {  # by the config's class
     "T5Config": {"decoder_start_token_id": 0},
     "xLSTMConfig": {"hidden_size": 128, "embedding_dim": 128, "mode": "train", "chunk_size": 1},
     "XmodConfig": {"default_language": "en_XX"},
-    "ZambaConfig": {"attention_hidden_size": None, "attention_head_dim": None, "layers_block_type": None, "num_hidden_layers": 6, "attn_layer_period": 2, "attn_layer_offset": 1},
-    "Zamba2Config": {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, "num_key_value_heads": 4, "n_mamba_heads": 8},
+    "ZambaConfig": {
+        "attention_hidden_size": None,
+        "attention_head_dim": None,
+        "layers_block_type": None,
+        "num_hidden_layers": 6,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+    },
+    "Zamba2Config": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "num_key_value_heads": 4,
+        "n_mamba_heads": 8,
+    },
 }
 _NEEDED = {"head_dim": 8, "num_key_value_heads": 4}  # where the default is none and the model cannot be without
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.errors import LorifError
 
-from .small_models import CAUSAL_LM, CLASSIFIER, END, LABELS, PLAIN_TOKENS, classes, small_model
+from .small_models import CLASSIFIER, END, LABELS, PLAIN_TOKENS, classes, small_model
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -226,7 +226,11 @@ def run_sweep(chosen: list[tuple[str, str]], workers: int) -> list[dict[str, Any
         return list(threads.map(run, chosen))
 
 
-def main(names: Annotated[list[str] | None, typer.Argument()] = None, workers: int = 2, out: Path = ROOT / "benchmarks/results/sweep.json") -> None:
+def main(
+    names: Annotated[list[str] | None, typer.Argument()] = None,
+    workers: int = 2,
+    out: Path = ROOT / "benchmarks/results/sweep.json",
+) -> None:
     chosen = [one for one in classes() if not names or any(re.search(name, one[1]) for name in names)]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     results = run_sweep(chosen, workers)
