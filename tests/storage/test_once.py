@@ -66,7 +66,7 @@ def test_an_error_is_raised_and_the_next_one_tries_again(error):
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda once: pickle.loads(pickle.dumps(once))])
 def test_a_copy_is_empty_and_works(duplicate):
     once = Once()
-    once.get("key", lambda: threading.Lock())  # what no copy can have
+    once.get("key", threading.Lock)  # what no copy can have
     other = duplicate(once)
     assert other.get("key", lambda: "new") == "new"
     assert once.get("key", lambda: "new") != "new"
