@@ -67,7 +67,7 @@ class BuildFolder:
                     return
                 if strange and not begun:
                     raise self.error(f"{folder} is not empty and {self.stranger}. Choose another folder.")
-            existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+            existing = next((place for place in (folder, *folder.absolute().parents) if place.exists()), folder)
             with tempfile.TemporaryFile(dir=existing) as file:  # what it is allowed, only the system knows
                 file.write(b"x")
 
