@@ -231,14 +231,16 @@ class InfluenceIndex(StoredIndex):
         Args:
             model (`nn.Module` or `str`): the model that was indexed, or a Hub id or folder to load it from.
             query: a string; a (prompt, completion) pair, measured on the completion; chat messages, measured on the
-                last answer; a (text, label) pair for a classifier; a dict with `input_ids`; a list of these; a
-                `Dataset`.
+                last answer; a (text, label) pair for a classifier; a dict with `input_ids`, such as a training row,
+                or with a dataset's "text", "prompt" and "completion", or "messages"
+                ([`~lorif_hf.tasks.query_forms.query_features`] names all keys); a list of these; a `Dataset`.
             top_k (`int`, *optional*, defaults to 10): k, examples per query; at most N come out.
             largest (`bool`, *optional*, defaults to `True`): proponents first; `False` gives opponents, most negative
                 first.
             modules (`str` or `Sequence[str]`, *optional*): score only the layers whose names match (a regular
                 expression, or a list of names and suffixes); only their factors are read.
-            processing_class (*optional*): tokenizer for text queries; by default the one in the index.
+            processing_class (*optional*): tokenizer or processor for text queries; by default the one in the index,
+                which is asked in a process with limits on time and memory unless the index was built in this process.
             objective (`Callable`, [`~lorif_hf.tasks.Task`] or `str`, *optional*): what to measure, as in
                 [`~InfluenceIndex.build`]; by default what the index was built with.
             batch_size (`int`, *optional*, defaults to 8): queries per forward pass.

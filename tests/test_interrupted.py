@@ -98,17 +98,55 @@ def test_a_full_disk_keeps_the_finished_shards_and_the_build_goes_on(tmp_path, m
     assert digests(tmp_path / "index") == digests(tmp_path / "whole")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_what_the_system_says_of_a_full_disk_is_understood(tmp_path):
-    """The same error from a real device, by Python's own writes."""
+RACING = """
+import sys
+sys.path.insert(0, {support!r})
+from tiny import make_gpt2, make_rows, plain_config
+from lorif_hf import InfluenceIndex
+from lorif_hf.errors import BuildFolderError
+told = 0
+for number in range(6):
+    while True:
+        try:
+            config = plain_config(projection_factor=2, shard_size=6)
+            index = InfluenceIndex.build(make_gpt2(), make_rows(12), f"{{sys.argv[1]}}/{{number}}", config=config)
+            break
+        except BuildFolderError as error:
+            assert "Another process" in str(error), error
+            told += 1
+    assert len(index) == 12
+    index.verify()
+print(told)
+"""
 
-    def write(temporary):
-        with open("/dev/full", "wb") as device:
-            device.write(b"0" * 100_000)
 
-    with pytest.raises(DiskFullError, match="could not be written") as caught:
-        files.write_atomically(tmp_path / "file", write)
-    assert isinstance(caught.value.__cause__, OSError) and list(tmp_path.iterdir()) == []
+def test_processes_that_build_the_same_index_at_once_are_told_or_find_it(tmp_path):
+    script = RACING.format(support=os.path.join(os.path.dirname(__file__), "support"))
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    racing = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    ended = [(*process.communicate(timeout=300), process.returncode) for process in racing]
+    assert [code for *_, code in ended] == [0, 0, 0], [error for _, error, _ in ended]
+    InfluenceIndex.build(make_gpt2(), make_rows(12), tmp_path / "alone", config=CONFIGS["low-rank"])
+    for number in range(6):
+        assert digests(tmp_path / str(number)) == digests(tmp_path / "alone")
+
+
+class Unsaved:
+    """A tokenizer whose saving fails at the end of the pass."""
+
+    def save_pretrained(self, folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_is_full_when_the_tokenizer_is_saved_keeps_the_pass(tmp_path, tokenizer):
+    arguments = {"config": CONFIGS["low-rank"], "batch_size": 2}
+    with pytest.raises(DiskFullError, match="tokenizer could not be written.* make room and call again"):
+        InfluenceIndex.build(make_gpt2(), make_rows(20), tmp_path / "index", processing_class=Unsaved(), **arguments)
+    index = InfluenceIndex.build(
+        make_gpt2(), make_rows(20), tmp_path / "index", processing_class=tokenizer, **arguments
+    )
+    InfluenceIndex.build(make_gpt2(), make_rows(20), tmp_path / "whole", processing_class=tokenizer, **arguments)
+    assert digests(tmp_path / "index") == digests(tmp_path / "whole") and index.manifest.tokenizer
 
 
 def test_too_little_memory_for_the_curvature_says_the_least_that_works(tmp_path):

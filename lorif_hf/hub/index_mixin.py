@@ -32,7 +32,7 @@ Index = TypeVar("Index", bound="StoredIndex")
 class StoredIndex:
     """An index where it is stored: in a folder or in a dataset repo of the Hub.
 
-    It pickles and copies, also after queries: what is sent is where it is stored, and not its files. A pickle holds
+    It pickles and copies, also after queries: a copy knows where the files are, and reads them itself. A pickle holds
     the `token` that the index was loaded with.
 
     Attributes:

@@ -64,12 +64,11 @@ def _in_a_fresh_thread(function: Callable[..., Any], *arguments: Any) -> Any:
         return fresh.submit(function, *arguments).result()
 
 
-def _after_fork() -> None:
+def _forget_pools() -> None:
     """A forked process has the pools, but not their threads."""
-    global _lock  # noqa: PLW0603
-    _lock = threading.Lock()
     _pools.clear()
+    _lock.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_forget_pools)

@@ -240,8 +240,8 @@ def _recorded(
         for number in query_ids:
             _recorded(recorder, collator, features, [number])
     names = f"query {query_ids[0]}" if len(query_ids) == 1 else f"queries {', '.join(map(str, query_ids))} together"
-    ids = [features[i].get("input_ids") for i in query_ids]
-    tokens = f" of {' and '.join(str(len(row)) for row in ids)} tokens" if None not in ids else ""
+    ids = [features[i]["input_ids"] for i in query_ids if "input_ids" in features[i]]
+    tokens = f" of {' and '.join(str(len(row)) for row in ids)} tokens" if ids else ""
     raise QueryError(
         f"The model fails at {names}{tokens} ({type(failure).__name__}: {str(failure)[:300]}). If it takes fewer "
         "tokens, shorten the query; else compare its inputs with a row that the model was trained on."

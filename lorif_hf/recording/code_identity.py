@@ -18,6 +18,7 @@ from .fingerprint import by_value, class_name
 
 _MADE_IN = ("__init__", "__post_init__", "__new__", "__setstate__")
 _SINGLE = (bool, int, float, complex, str, bytes, type(None), frozenset)
+_LIBRARIES = {"transformers", "tokenizers", "torch", "peft", "datasets", "accelerate"}
 _DEEPEST = 8
 
 
@@ -63,7 +64,8 @@ def _description(value: Any, around: list[int]) -> Any:
         return class_name(value)
     if hasattr(value, "__wrapped__"):
         return [class_name(value), _description(value.__wrapped__, around)]
-    return _settings(value, around) if callable(value) else class_name(value)
+    others = type(value).__module__.partition(".")[0] in _LIBRARIES and len(around) > 1  # a tokenizer, a model
+    return _settings(value, around) if callable(value) and not others else class_name(value)
 
 
 def _function(function: FunctionType, around: list[int]) -> Any:

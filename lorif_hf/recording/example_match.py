@@ -3,16 +3,16 @@
 A mismatch is refused on evidence alone: a row whose content stands in another example and not in its own.
 """
 
+import functools
 import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
 
 from ..errors import DatasetError
-from .fingerprint import by_value
 from .row_access import columns_of, read_rows
 
 
@@ -29,6 +29,7 @@ _SAME, _OTHER = (
 )  # share of common content of one row; what its own example has at most, of that, where refused
 _NEEDED = 2  # rows found elsewhere, until it is no accident
 
+_MEDIA = {"Image", "Audio", "Video", "Pdf", "Nifti", "Array2D", "Array3D", "Array4D", "Array5D"}
 _SCALARS = (str, int, float, bytes)
 
 _Grams = frozenset[str]
@@ -57,6 +58,7 @@ def check_examples(dataset: Any, examples: Any, count: int, tokenizer: Any = Non
     Raises:
         [`~lorif_hf.errors.DatasetError`]: names the first row of the sample that is another one.
     """
+    dataset, examples = _without_media(dataset), _without_media(examples)
     sample = _spaced(count, _SAMPLE)
     rows, shown = read_rows(dataset, sample), read_rows(examples, sample, "examples")
     if not all(isinstance(row, Mapping) for row in [*rows, *shown]):
@@ -67,22 +69,29 @@ def check_examples(dataset: Any, examples: Any, count: int, tokenizer: Any = Non
         pairs = [(row.get(name), other.get(name)) for row, other in zip(rows, shown, strict=True)]
         if not _tells_apart(pairs):
             continue
-        different = [place for place, (value, other) in enumerate(pairs) if by_value(value) != by_value(other)]
+        different = [place for place, (value, other) in enumerate(pairs) if value != other]
         if not different:
             return
         mismatch = _keyed_elsewhere(name, pairs, different, sample, examples, count)
-        if mismatch.found_at is not None:
-            raise _refusal(mismatch)
-        if not isinstance(mismatch.says, str):
-            disputed = disputed or mismatch
+        if disputed is None and (mismatch.found_at is not None or not isinstance(mismatch.says, str)):
+            disputed = mismatch
     agreed = False
     for reader, example_reader in _views(rows[0], shown[0], shared, tokenizer):
         own, found = _compared(dataset, examples, count, reader, example_reader)
         if found is not None:
-            raise _refusal(found)
+            raise _refusal(disputed or found)
         agreed = agreed or own
-    if disputed is not None and not agreed:
+    if disputed is not None and not agreed:  # else the rows were given other ids
         raise _refusal(disputed)
+
+
+def _without_media(dataset: Any) -> Any:
+    """A `datasets.Dataset` without the columns that take long to decode and say nothing."""
+    features, form = getattr(dataset, "features", None), getattr(dataset, "format", None)
+    if not isinstance(features, Mapping) or not isinstance(form, Mapping) or form.get("type") == "custom":
+        return dataset
+    media = {name for name, feature in features.items() if type(feature).__name__ in _MEDIA}
+    return dataset.select_columns([name for name in form["columns"] if name not in media]) if media else dataset
 
 
 def _tells_apart(pairs: list[tuple[Any, Any]]) -> bool:
@@ -100,7 +109,8 @@ def _keyed_elsewhere(
     wanted = {pairs[place][0]: place for place in different}
     places: dict[int, int] = {}
     for row, example in _candidates(examples, [name], [sample[place] for place in different], count):
-        place = wanted.get(example[name]) if isinstance(example.get(name), _SCALARS) else None
+        value = _value(example, name)
+        place = wanted.get(value) if isinstance(value, _SCALARS) else None
         if place is not None and row != sample[place]:
             places.setdefault(place, row)
         if len(places) >= min(_NEEDED, len(different)) and first in places:
@@ -117,14 +127,15 @@ def _views(
 ) -> Iterator[tuple[_Reader, _Reader]]:
     """Pairs of readers: what a row says, and what an example says of the same."""
     for name in shared:
-        if isinstance(row[name], str) and isinstance(example[name], str):
-            yield (lambda item, name=name: item[name] or ""), (lambda item, name=name: item[name] or "")
+        if isinstance(row.get(name), str) and isinstance(example.get(name), str):
+            text = functools.partial(_text_in, name)
+            yield text, text
     if "input_ids" not in row:
         return
     if "input_ids" in example:
-        yield (lambda item: _numerals(item["input_ids"])), (lambda item: _numerals(item["input_ids"]))
+        yield _tokens, _tokens
     if tokenizer is not None and any(_strings(example)):
-        yield (lambda item: _decoded(tokenizer, item["input_ids"])), (lambda item: "\n".join(_strings(item)))
+        yield functools.partial(_decoded, tokenizer), lambda item: "\n".join(_strings(item))
 
 
 def _compared(
@@ -139,7 +150,7 @@ def _compared(
     unseen = math.log(len(sample) + 1)
     own = [_common(row, _grams(example), weights, unseen) for row, example in zip(grams, shown, strict=True)]
     doubtful = [place for place, share in enumerate(own) if says[place] and share < _SAME]
-    agreed = len(doubtful) < (1 - _SAME) * len(sample)
+    agreed = len(doubtful) < (1 - _SAME) * len(sample) and len(set(says)) > len(says) / 2
     probes = doubtful[:: max(1, len(doubtful) // _PROBED)]
     keys: dict[str, list[int]] = {}
     for place in probes:
@@ -161,7 +172,7 @@ def _compared(
                 (row_there,) = read_rows(dataset, [sample[place]])
                 (example,) = read_rows(examples, [sample[place]], "examples")
                 return agreed, _Mismatch(sample[place], reader(row_there), example_reader(example), hits[place])
-    return agreed and bool(sample), None
+    return agreed, None
 
 
 def _different_rows(dataset: Any, count: int, reader: _Reader) -> tuple[list[int], list[str]]:
@@ -213,16 +224,29 @@ def _letters(text: str) -> str:
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKD", text[: 2 * _EXAMPLE_LETTERS]).casefold())
 
 
-def _numerals(ids: Sequence[int]) -> str:
+def _text_in(name: str, item: Any) -> str:
+    value = _value(item, name)
+    return value if isinstance(value, str) else ""
+
+
+def _tokens(item: Any) -> str:
     """Tokens as letters: one a token."""
-    return "".join(chr(0x4E00 + int(token) % 20_000) for token in ids[:_EXAMPLE_LETTERS] if token >= 0)
+    ids = _value(item, "input_ids")
+    ids = [] if ids is None else ids[:_EXAMPLE_LETTERS]
+    return "".join(chr(0x4E00 + int(token) % 20_000) for token in ids if token >= 0)
 
 
-def _decoded(tokenizer: Any, ids: Any) -> str:
+def _decoded(tokenizer: Any, item: Any) -> str:
     try:
-        return tokenizer.decode([int(token) for token in ids if token >= 0], skip_special_tokens=True)
+        ids = [int(token) for token in item["input_ids"] if token >= 0]
+        text: str = tokenizer.decode(ids, skip_special_tokens=True)
+        return text
     except Exception:  # ids of another kind: then nothing can be told
         return ""
+
+
+def _value(item: Any, name: str) -> Any:
+    return item.get(name) if isinstance(item, Mapping) else None
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -31,6 +31,7 @@ class InputLimits:
         vocabulary (`int`): how many tokens the model knows; 0 where it does not tell.
         positions (`int`): how many tokens it takes; 0: as many as there are.
         token_types (`int`): how many types of tokens it knows; 0 where it does not tell.
+        classes (`int`): how many labels a classifier knows; 0 where it does not tell.
     """
 
     def __init__(self, model: nn.Module):
@@ -40,14 +41,17 @@ class InputLimits:
         beside = [
             (name, table)
             for module in base.modules()
-            if any(_rows(child) == self.vocabulary for child in module.children())
+            if self.vocabulary and any(_rows(child) == self.vocabulary for child in module.children())
             for name, table in module.named_children()
             if _rows(table)
         ]
         learned = [_positions(table) for name, table in beside if name in _POSITIONS]
         tensors = [getattr(module, name, None) for module in base.modules() for name in _FIXED_POSITIONS]
         fixed = [len(tensor) for tensor in tensors if isinstance(tensor, Tensor) and tensor.dim() == 2]
-        self.positions = min([*learned, *fixed], default=0)
+        config = getattr(base, "config", None)
+        by_cell = getattr(config, "reset_position_index_per_cell", False)  # TAPAS, which stays at its last position
+        self.positions = 0 if by_cell else min([*learned, *fixed], default=0)
+        self.classes: int = getattr(config, "num_labels", 0)
         self.token_types = min((_rows(table) for name, table in beside if name == _TOKEN_TYPES), default=0)
 
     def check(self, feature: dict[str, Any], number: int, labels_are_tokens: bool) -> None:
@@ -87,6 +91,18 @@ class InputLimits:
         if self.token_types and feature.get("token_type_ids") is not None:
             types = _whole_numbers(feature["token_type_ids"], "token_type_ids", number)
             _check(types, self.token_types, f"Query {number} has token type", "token types")
+
+    def check_class(self, feature: dict[str, Any], number: int) -> None:
+        """Raises [`~lorif_hf.errors.QueryError`] where the number of a query's class is none of the classifier's."""
+        for name in ("label", "labels", "label_ids"):
+            if feature.get(name) is not None and self.classes > 1:
+                label = _numbers(feature[name], name, number)
+                if (
+                    label.dim() == 0
+                    and not label.is_floating_point()
+                    and int(label) not in (-100, *range(self.classes))
+                ):
+                    raise QueryError(f"Query {number} has label {int(label)}, the model knows {self.classes} labels.")
 
     def _check_tokens(self, ids: Tensor, subject: str) -> None:
         _check(ids, self.vocabulary, subject, "tokens", ": it was made with another tokenizer")

@@ -4,6 +4,7 @@ It is slow, and right for whatever is trained: at one row at a time, every token
 """
 
 import copy
+import functools
 import inspect
 import math
 from abc import abstractmethod
@@ -134,7 +135,7 @@ class ModelLoss(RowLoss):
             loss = outputs[0]
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise ObjectiveError(
-                f"{type(base_model(model)).__name__} returns no loss of {', '.join(inputs)}: add the labels that it "
+                f"{type(base_model(model)).__name__} returns no loss of {', '.join(inputs.keys() - {_COUNT})}: add the labels that it "
                 "is trained on to the rows, or pass objective=, a function (model, batch) -> (B,) of their losses."
             )
         return loss
@@ -153,7 +154,10 @@ class TrainerLoss(RowLoss):
     def __init__(self, trainer: Any, inner: Task | None = None):
         super().__init__(inner)
         self.trainer = trainer
-        self.__wrapped__ = type(trainer).compute_loss  # what tells one such loss from another
+        own = getattr(trainer, "compute_loss_func", None)
+        smoothing = getattr(getattr(trainer, "args", None), "label_smoothing_factor", 0.0)
+        # What tells one such loss from another.
+        self.__wrapped__ = functools.partial(type(trainer).compute_loss, compute_loss_func=own, smoothing=smoothing)
 
     def loss(self, model: nn.Module, batch: dict[str, Any], items: int | None) -> Tensor:
         options: dict[str, Any] = {}
@@ -170,8 +174,8 @@ class TrainerLoss(RowLoss):
         return cast(Tensor, loss)
 
     def is_mean(self) -> bool:
-        own = self.trainer.compute_loss_func is not None if hasattr(self.trainer, "compute_loss_func") else False
-        return not own and type(self.trainer).compute_loss.__module__.partition(".")[0] in ("transformers", "trl")
+        own = getattr(self.trainer, "compute_loss_func", None)
+        return own is None and type(self.trainer).compute_loss.__module__.partition(".")[0] in ("transformers", "trl")
 
 
 def model_loss(model: nn.Module) -> ModelLoss:

@@ -120,6 +120,8 @@ class _QueryReader:
     def check(self, feature: Feature, number: int) -> None:
         """Raises [`~lorif_hf.errors.QueryError`] where the model cannot take a query, or nothing of it is measured."""
         self.texts.limits.check(feature, number, labels_are_tokens=self.task.makes_labels)
+        if self.task.labelled_queries:
+            self.texts.limits.check_class(feature, number)
         if feature.get("input_ids") is not None:
             self.task.check_query(feature, number)
 

@@ -23,6 +23,7 @@ from transformers.utils import get_json_schema
 START_SECONDS = 120  # the imports, from a slow disk, and the loading
 REQUEST_SECONDS = 20
 MEMORY = 4 << 30  # bytes beside what the imports take
+MOST_STOPS = 3  # one after the other, before nothing more is asked: a thousand queries would each take their seconds
 LONGEST_ANSWER = 1 << 25  # bytes of JSON: some five million tokens
 
 _WORKER = Path(__file__).with_name("tokenizer_worker.py")
@@ -39,8 +40,8 @@ class TokenizerStoppedError(TokenizerError):
 class TokenizerProcess:
     """As much of a tokenizer as queries need, in a child process that starts when it is first asked.
 
-    A process that was stopped is started anew for the next request; a tokenizer that could not be loaded is not tried
-    again. A copy, a pickle and a forked process start a child of their own.
+    A process that was stopped is started anew for the next request. A tokenizer that could not be loaded, or was
+    stopped again and again, is not tried any more. A copy, a pickle and a forked process start a child of their own.
 
     Args:
         folder (`Callable`): gives a context whose value is the folder to load the tokenizer from; it pickles if copies
@@ -58,7 +59,8 @@ class TokenizerProcess:
         self.__dict__.update(state)
         self._child: _Child | None = None
         self._ending: Callable[[], Any] | None = None
-        self._failure: TokenizerError | None = None
+        self._failure: str | None = None
+        self._stops = 0  # one after the other
         self._lock, self._owner = threading.RLock(), os.getpid()
 
     def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
@@ -106,13 +108,21 @@ class TokenizerProcess:
 
     def _ask(self, call: str, **arguments: Any) -> Any:
         with self._unforked():
-            return self._loaded().ask(REQUEST_SECONDS, call, arguments)
+            try:
+                answer = self._loaded().ask(REQUEST_SECONDS, call, arguments)
+            except TokenizerStoppedError as error:
+                self._stops += 1
+                if self._stops == MOST_STOPS:
+                    self._failure = str(error)
+                raise
+            self._stops = 0
+            return answer
 
     def _loaded(self) -> "_Child":
         """The child with the tokenizer loaded."""
         with self._unforked():
             if self._failure is not None:
-                raise self._failure
+                raise TokenizerStoppedError(self._failure)
             if self._child is None or not self._child.running:
                 self.close()
                 self._child = _Child()
@@ -122,7 +132,7 @@ class TokenizerProcess:
                         about = self._child.ask(START_SECONDS, "load", {"folder": str(folder)})
                 except TokenizerError as error:
                     self.close()
-                    self._failure = error
+                    self._failure = str(error)
                     raise
                 self._child.about = about if isinstance(about, dict) else {}
             return self._child
@@ -152,7 +162,7 @@ class _Child:
                 start_new_session=True,  # an interrupt of the terminal is the parent's to answer
             )
             self._write(_line({"path": sys.path, "memory": MEMORY}))
-        except OSError as error:
+        except (OSError, TypeError) as error:  # a Python inside of another program may have no executable
             raise TokenizerStoppedError(f"no process for it could be started: {error}") from error
 
     @property

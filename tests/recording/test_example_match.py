@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -183,15 +183,21 @@ def test_tokens_on_both_sides_may_be_truncated(texts):
         [{"text": None} for _ in range(100)],
         [{"text": text} for text in make_texts(100, seed=33)],
         [f"row {i}" for i in range(100)],
+        [{"text": "a text" if i == 0 else i, "input_ids": [1] if i < 3 else None} for i in range(100)],
     ],
-    ids=["numbered", "labels", "names of labels", "empty", "translated", "no dicts"],
+    ids=["numbered", "labels", "names of labels", "empty", "translated", "no dicts", "mixed"],
 )
 def test_what_cannot_be_told_is_not_refused(texts, tokenizer, examples):
     dataset = rows_of(texts[:100], tokenizer).add_column("label", [(i + 1) % 3 for i in range(100)])
     check_examples(dataset, examples, 100, tokenizer)
 
 
-def test_rows_numbered_anew_are_accepted_where_their_texts_agree(texts, tokenizer):
+def test_rows_numbered_anew_after_a_filter_are_accepted(texts, tokenizer):
+    examples = Dataset.from_dict({"text": texts, "id": [2 * i for i in range(COUNT)]})
+    check_examples(rows_of(texts, tokenizer).add_column("id", list(range(COUNT))), examples, COUNT, tokenizer)
+
+
+def test_ids_of_other_rows_are_refused_where_no_text_says_otherwise(texts, tokenizer):
     examples = Dataset.from_dict({"text": texts, "id": [10_000 + 3 * i for i in range(COUNT)]})
     renumbered = rows_of(texts, tokenizer).add_column("id", list(range(COUNT)))
     check_examples(renumbered, examples, COUNT, tokenizer)
@@ -226,3 +232,11 @@ def test_answers_from_a_document_that_many_rows_share(texts, tokenizer):
     answers = Dataset.from_dict({"answer": texts})
     written = [" ".join(documents[i // 60]) for i in range(COUNT)]
     check_examples(rows_of(written, tokenizer, truncation=True, max_length=300), answers, COUNT, tokenizer)
+
+
+def test_images_are_not_decoded(texts, tokenizer):
+    broken = Dataset.from_dict({"image": [{"bytes": b"no image", "path": None}] * COUNT, "text": texts})
+    broken = broken.cast_column("image", Image())
+    check_examples(rows_of(texts, tokenizer), broken, COUNT, tokenizer)
+    with pytest.raises(DatasetError, match="examples are not the rows"):
+        check_examples(rows_of(texts, tokenizer), broken.select(shuffled(COUNT)), COUNT, tokenizer)

@@ -7,7 +7,7 @@ import pytest
 
 from lorif_hf.errors import IndexCorruptedError
 from lorif_hf.storage import examples, files
-from lorif_hf.storage.examples import SCHEMA, read_column, read_examples, write_examples
+from lorif_hf.storage.examples import SCHEMA, check_examples, read_column, read_examples, write_examples
 from lorif_hf.storage.files import file_entry
 from lorif_hf.storage.layout import FileEntry, Manifest, Shard, example_file
 from lorif_hf.storage.store import LocalStore
@@ -84,6 +84,23 @@ def test_only_the_files_that_hold_the_rows_are_read(tmp_path, manifest):
 @pytest.mark.parametrize("name", SCHEMA.names)
 def test_a_column_is_whole_and_in_row_order(tmp_path, manifest, name):
     assert read_column(LocalStore(tmp_path), manifest, name).tolist() == columns_of(0, 20)[name]
+
+
+def test_a_whole_table_is_checked_row_group_by_row_group(tmp_path, manifest):
+    for shard in manifest.examples:
+        check_examples(LocalStore(tmp_path), shard)
+
+
+@pytest.mark.parametrize("row", range(7))
+@pytest.mark.parametrize(
+    "column, value", [("loss", float("nan")), ("self_influence", None), ("row", 99), ("row", None)]
+)
+def test_a_wrong_number_is_found_in_every_row(tmp_path, row, column, value):
+    columns = columns_of(0, 7)
+    columns[column][row] = value
+    write_examples(tmp_path / example_file(0), columns)
+    with pytest.raises(IndexCorruptedError, match=f"{example_file(0)}: row {row} calls itself"):
+        check_examples(LocalStore(tmp_path), manifest_of(tmp_path, [7]).examples[0])
 
 
 def test_no_text_is_kept_apart_from_an_empty_one(tmp_path):

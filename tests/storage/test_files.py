@@ -1,12 +1,13 @@
 import hashlib
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from lorif_hf.errors import IndexCorruptedError
+from lorif_hf.errors import IndexCorruptedError, StorageError
 from lorif_hf.storage import files
 from lorif_hf.storage.files import TensorFile, file_entry, parse_header, verified, write_atomically, write_tensors
 from lorif_hf.storage.layout import FileEntry
@@ -248,3 +249,48 @@ def test_a_file_is_hashed_once_and_again_after_it_changed(written, monkeypatch):
     os.utime(written / NAME, ns=(0, 0))
     with pytest.raises(IndexCorruptedError, match="SHA-256"):
         verified(written, entry)
+
+
+def test_a_file_that_was_hashed_before_is_hashed_again_where_that_is_asked(written):
+    """Also where neither its size nor its time tells of a change."""
+    entry = file_entry(written, NAME)
+    before = (written / NAME).stat()
+    data = bytearray((written / NAME).read_bytes())
+    data[-1] ^= 1
+    (written / NAME).write_bytes(data)
+    os.utime(written / NAME, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert verified(written, entry) == written / NAME
+    for again in (True, False):  # and then nobody believes what was hashed before
+        with pytest.raises(IndexCorruptedError, match="SHA-256"):
+            verified(written, entry, again=again)
+
+
+def test_two_threads_write_the_same_file_whole(tmp_path):
+    """As two queries do that keep the same streamed tensor."""
+    contents = [bytes([i]) * 200_000 for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            list(pool.map(lambda content: files.write_bytes(tmp_path / "file", content), contents))
+            assert (tmp_path / "file").read_bytes() in contents and os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127])
+def test_a_long_name_has_a_shorter_one_until_it_is_whole(tmp_path, name):
+    files.write_text(tmp_path / name, "x")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_that_cannot_be_made_is_our_own_error(tmp_path):
+    (tmp_path / "x").touch()
+    with pytest.raises(StorageError, match=f"{tmp_path}/x/y could not be written: (File exists|Not a directory)"):
+        files.write_text(tmp_path / "x" / "y", "z")
+
+
+def test_whatever_the_system_says_is_our_own_error_and_leaves_nothing(tmp_path):
+    def write(temporary):
+        temporary.write_bytes(b"half")
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(StorageError, match=f"{tmp_path}/file could not be written: Input/output error"):
+        files.write_atomically(tmp_path / "file", write)
+    assert list(tmp_path.iterdir()) == []

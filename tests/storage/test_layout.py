@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from lorif_hf.errors import IndexCorruptedError, IndexFormatError
 from lorif_hf.storage import layout
 from lorif_hf.storage.layout import (
+    MANIFEST,
     FactorShard,
     FileEntry,
     Manifest,
@@ -14,7 +16,10 @@ from lorif_hf.storage.layout import (
     Shard,
     example_file,
     factor_file,
+    read_manifest,
+    signature,
     signed,
+    signed_json,
 )
 
 
@@ -283,3 +288,34 @@ def test_a_hub_cache_may_link_to_the_blobs_of_its_own_repo_only(tmp_path, blob, 
     else:
         with pytest.raises(IndexCorruptedError, match="leads out of the index"):
             layout.inside(snapshot, "file")
+
+
+def test_a_manifest_comes_back_from_its_folder(tmp_path, manifest):
+    (tmp_path / MANIFEST).write_text(manifest.to_json())
+    assert read_manifest(tmp_path) == manifest
+
+
+@pytest.mark.parametrize("wrong", ["missing", "a folder", "too large", "not UTF-8", "a link to itself"])
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path, manifest, wrong, monkeypatch):
+    path = tmp_path / MANIFEST
+    if wrong == "a folder":
+        path.mkdir()
+    elif wrong == "a link to itself":
+        path.symlink_to(path)
+    elif wrong != "missing":
+        path.write_bytes(manifest.to_json().encode() + (b"\xff" if wrong == "not UTF-8" else b""))
+    if wrong == "too large":
+        monkeypatch.setattr(layout, "_LARGEST_MANIFEST", 100)
+    with pytest.raises((IndexFormatError, IndexCorruptedError), match=MANIFEST):
+        read_manifest(tmp_path)
+
+
+def test_a_text_holds_its_own_hash():
+    text = signed_json({"b": 'a "own_sha256": "x" within', "a": 1}, "own_sha256")
+    values = json.loads(text)
+    assert list(values) == ["a", "b", "own_sha256"] and values["own_sha256"] == signature(text, "own_sha256")
+    unsigned = text.replace(values["own_sha256"], "0" * 64)
+    assert values["own_sha256"] == hashlib.sha256(unsigned.encode()).hexdigest()
+    assert signed(unsigned, "own_sha256") == text and signature(text.replace("1", "2", 1), "own_sha256") != values["b"]
+    with pytest.raises(ValueError, match="JSON compliant"):
+        signed_json({"a": float("nan")}, "own_sha256")

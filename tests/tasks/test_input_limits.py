@@ -57,6 +57,7 @@ FROM_PADDING += ["CamembertForSequenceClassification", "MPNetForSequenceClassifi
 COMPUTED = ["GPTJForCausalLM", "CTRLLMHeadModel"]
 ENDLESS = ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForSequenceClassification", "GPTNeoXForCausalLM"]
 ENDLESS += ["XLNetForSequenceClassification", "XLNetLMHeadModel", "BloomForCausalLM", "MambaForCausalLM"]
+ENDLESS += ["TapasForSequenceClassification"]
 
 
 @pytest.mark.parametrize("name", [*LEARNED, *FROM_PADDING, *COMPUTED, *ENDLESS])
@@ -142,3 +143,16 @@ def test_labels_of_a_row_are_not_taken_for_tokens(roberta):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.int32])
 def test_small_integers_are_tokens(roberta, dtype):
     roberta.check({"input_ids": torch.tensor([5, 6], dtype=dtype)}, 4, True)
+
+
+@pytest.mark.parametrize("name", ["label", "labels", "label_ids"])
+@pytest.mark.parametrize("label", [2, -1, torch.tensor(7)], ids=str)
+def test_a_class_that_the_model_does_not_know_is_named(roberta, name, label):
+    with pytest.raises(QueryError) as caught:
+        roberta.check_class({"input_ids": [5], name: label}, 4)
+    assert str(caught.value) == f"Query 4 has label {int(label)}, the model knows 2 labels."
+
+
+@pytest.mark.parametrize("label", [0, 1, -100, 0.5, 7.0, [0.0, 1.0], None], ids=str)
+def test_a_class_an_ignored_one_and_numbers_are_fine(roberta, label):
+    roberta.check_class({"input_ids": [5], "labels": label}, 4)

@@ -168,6 +168,23 @@ def test_a_hostile_tokenizer_is_stopped_in_time_and_the_next_request_works(monke
     assert it("b")["input_ids"] == train_tokenizer()("b")["input_ids"] or change is backtracking
 
 
+def test_a_tokenizer_that_is_stopped_again_and_again_is_not_asked_any_more(monkeypatch, hostile):
+    monkeypatch.setattr(tokenizer_process, "REQUEST_SECONDS", 1)
+    it = hostile(template(LOOP))
+    for _ in range(2):
+        assert it("b")["input_ids"], "what works in between counts"
+        for _ in range(2):
+            with pytest.raises(TokenizerStoppedError, match="it took over 1 s"):
+                chat(it)
+    with pytest.raises(TokenizerStoppedError):
+        chat(it)
+    began = time.monotonic()
+    for _ in range(1000):
+        with pytest.raises(TokenizerStoppedError, match="it took over 1 s"):
+            it("b")
+    assert time.monotonic() - began < 1
+
+
 def test_an_answer_that_would_fill_this_process_is_refused(monkeypatch, hostile):
     monkeypatch.setattr(tokenizer_process, "LONGEST_ANSWER", 1 << 16)
     it = hostile(template("{{ 'a b' * 100000 }}"))
@@ -195,8 +212,9 @@ def test_loading_is_bounded_too(saved, monkeypatch):
         process(saved)("x")
 
 
-def test_no_python_to_start_is_said(saved, monkeypatch):
-    monkeypatch.setattr(tokenizer_process.sys, "executable", str(saved / "python"))
+@pytest.mark.parametrize("executable", ["/nowhere/python", "", None])
+def test_no_python_to_start_is_said(saved, monkeypatch, executable):
+    monkeypatch.setattr(tokenizer_process.sys, "executable", executable)
     with pytest.raises(TokenizerStoppedError, match="no process for it could be started: "):
         process(saved)("x")
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from lorif_hf.errors import UnsupportedModuleError
 from lorif_hf.layers.modules import base_model
-from lorif_hf.layers.selection import tracked_modules
+from lorif_hf.layers.selection import Selection, tracked_modules
 
 
 LORA = {"r": 3, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
@@ -126,7 +126,12 @@ def test_other_methods_are_an_error_with_a_way_out(build, config, method):
     model = get_peft_model(build("llama"), config())
     with pytest.raises(UnsupportedModuleError, match=rf"no LoRA layer to track \(its method is {method}\)") as caught:
         tracked_modules(model)
-    assert "only LoRA adapters are supported. Index the base model" in str(caught.value)
+    way = (
+        "Train a LoRA adapter instead"
+        if method == "PROMPT_TUNING"
+        else r"Merge the adapter (model.merge_and_unload())"
+    )
+    assert "only LoRA adapters are supported" in str(caught.value) and way in str(caught.value)
     assert tracked_modules(base_model(model)) if method == "PROMPT_TUNING" else True
 
 
@@ -163,3 +168,26 @@ def test_flags_of_adapters_survive(build, token_batch, record):
     record(model, token_batch([3, 4]))
     assert {name: p.requires_grad for name, p in model.named_parameters()} == before
     assert torch.tensor([flag == ("lora_" in name) for name, flag in before.items()]).all()
+
+
+def test_an_adapter_on_a_bare_parameter_is_left_out_and_said(build):
+    on_parameter = {"target_parameters": ["mlp.down_proj.weight"], "lora_dropout": 0.0}
+    model = build("llama", lora={**LORA, **on_parameter, "target_modules": ["q_proj"]})
+    names = _names(model)
+    assert names and all("q_proj" in name for name in names)
+    coverage = Selection(model, "all-linear").coverage()
+    assert {u.name.rpartition(".lora")[0] for u in coverage.untracked} == {
+        f"model.layers.{i}.mlp.down_proj" for i in (0, 1)
+    }
+    assert all("on a bare parameter (target_parameters)" in u.reason for u in coverage.untracked)
+    with pytest.raises(UnsupportedModuleError, match="down_proj' cannot be tracked: its LoRA adapter is on a bare"):
+        tracked_modules(model, ["down_proj"])
+    alone = build("llama", lora={**LORA, **on_parameter, "target_modules": []})
+    with pytest.raises(UnsupportedModuleError, match="No layer of the PEFT model can be tracked: its LoRA adapter is"):
+        tracked_modules(alone)
+
+
+def test_what_is_trained_beside_the_adapter_is_told(build):
+    model = build("llama", lora={**LORA, "modules_to_save": ["norm"]})
+    (norm,) = {u.reason for u in Selection(model, "all-linear").coverage().untracked}
+    assert norm == "beside the LoRA matrices, which alone are tracked"
