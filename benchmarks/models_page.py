@@ -37,6 +37,7 @@ _MEANING = {
     "refused late": "such an error after the recording, or at the query",
     "raw error": "an error that is not ours",
     "silently different": "neither equal nor refused",
+    "no answer": "it hangs, or its process dies",
     "not built": "the class cannot be made, or trained on text alone, here",
 }
 _TITLES = {CAUSAL_LM: "Causal language models", CLASSIFIER: "Sequence classifiers"}

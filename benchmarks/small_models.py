@@ -57,6 +57,8 @@ _LAYER_COUNTS = (
     "num_encoder_layers num_blocks depth num_self_attends_per_block"
 ).split()
 _MAMBA_2 = {"mamba_n_heads": 8, "mamba_d_head": 8}
+_DOTS_3 = {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 8, "swa_kv_lora_rank": 8}
+_DOTS_3 |= {"swa_head_dim": 16, "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8}
 SPECIAL: dict[str, dict[str, Any]] = {  # by the config's class
     "BambaConfig": {**_MAMBA_2, "attn_layer_indices": [1]},
     "BltConfig": {"use_cache": False, "encoder_hash_byte_group_vocab": 100},
@@ -67,6 +69,7 @@ SPECIAL: dict[str, dict[str, Any]] = {  # by the config's class
     "DbrxConfig": {"attn_config": {"rope_theta": 1e4, "clip_qkv": 8.0}},
     "DeepseekV2Config": {"num_experts_per_tok": 2},
     "Dots1Config": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "Dots3NoteTextConfig": _DOTS_3,
     "EsmConfig": {"vocab_size": VOCABULARY},
     "EsmcConfig": {"num_key_value_heads": 4},
     "FunnelConfig": {"block_sizes": [1, 1], "num_decoder_layers": 1},

@@ -55,8 +55,9 @@ NOISE = 1e-10  # of the largest score: a layer with less than that is rounding
 SECONDS = 60  # a class
 MEMORY = 8 << 30  # bytes of addresses, a process
 
-VERDICTS = ("equal", "refused before recording", "refused late", "raw error", "silently different", "not built")
-EQUAL, REFUSED, LATE, RAW, DIFFERENT, NOT_BUILT = VERDICTS
+EQUAL, REFUSED, LATE, RAW = "equal", "refused before recording", "refused late", "raw error"
+DIFFERENT, NO_ANSWER, NOT_BUILT = "silently different", "no answer", "not built"
+VERDICTS = (EQUAL, REFUSED, LATE, RAW, DIFFERENT, NO_ANSWER, NOT_BUILT)  # from good to bad, and what was not tried
 
 
 def make_rows(task: str, lengths: tuple[int, ...]) -> list[dict[str, Any]]:
@@ -211,8 +212,8 @@ class Worker:
             return result
         except NoAnswer:
             self.stop()
-            message = f"no answer within {self.seconds} seconds: it hangs, or its process died"
-            return {"task": task, "class": name, "verdict": NOT_BUILT, "message": message}
+            message = f"none within {self.seconds} seconds: it hangs, or its process died"
+            return {"task": task, "class": name, "verdict": NO_ANSWER, "message": message}
 
     def stop(self) -> None:
         if self.pool is not None:
