@@ -21,34 +21,35 @@ LABELS = 3
 
 # What a field of this name is set to, where the default is more.
 _SIZES = {
-    32: "hidden_size d_model n_embd dim embedding_size emb_dim embedding_dim word_embed_proj_dim d_embed "
-    "input_embedding_size output_embedding_size pooler_hidden_size prediction_head_size hidden_size_global "
+    32: "hidden_size d_model n_embd dim embedding_size emb_dim embedding_dim word_embed_proj_dim "
+    "input_embedding_size output_embedding_size prediction_head_size hidden_size_global "
     "attention_hidden_size lru_width backbone_hidden_size d_latents out_hidden_size output_channels "
-    "true_hidden_size entity_emb_size projection_dim pronunciation_embed_dim shape_embed_dim",
-    48: "intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff d_inner dff dim_ff hidden_dim n_inner "
-    "feed_forward_size ffn_hidden_size block_ff_dim dense_intermediate_size mlp_dim",
-    16: "moe_intermediate_size shared_expert_intermediate_size shared_experts_intermediate_size expert_ffn_hidden_size "
-    "shared_intermediate_size moe_shared_expert_intermediate_size router_hidden_size intra_bottleneck_size d_rel "
-    "moe_latent_size prompt_mid_dim coordinate_size shape_size xpath_unit_hidden_size codebook_dim",
-    4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads linear_num_heads "
-    "num_encoder_attention_heads num_decoder_attention_heads num_experts num_local_experts n_routed_experts "
-    "moe_num_experts swa_num_attention_heads linear_num_value_heads time_step_rank mamba_dt_rank attention_window "
-    "num_self_attention_heads num_cross_attention_heads rel_extent num_landmarks segment_means_seq_len "
-    "block_size sliding_window zero_expert_num index_topk "
+    "entity_emb_size pronunciation_embed_dim shape_embed_dim",
+    48: "intermediate_size ffn_dim encoder_ffn_dim decoder_ffn_dim d_ff d_inner dff dim_ff hidden_dim "
+    "feed_forward_size ffn_hidden_size dense_intermediate_size mlp_dim",
+    16: "moe_intermediate_size shared_expert_intermediate_size shared_experts_intermediate_size "
+    "expert_ffn_hidden_size shared_intermediate_size moe_shared_expert_intermediate_size "
+    "router_hidden_size intra_bottleneck_size d_rel prompt_mid_dim coordinate_size shape_size "
+    "xpath_unit_hidden_size codebook_dim",
+    4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
+    "linear_num_heads num_encoder_attention_heads num_decoder_attention_heads num_experts "
+    "num_local_experts n_routed_experts moe_num_experts swa_num_attention_heads linear_num_value_heads "
+    "time_step_rank mamba_dt_rank attention_window num_self_attention_heads num_cross_attention_heads "
+    "rel_extent num_landmarks segment_means_seq_len block_size sliding_window zero_expert_num index_topk "
     "local_attention o_lora_rank",
-    2: "num_key_value_heads n_head_kv num_kv_heads kv_n_heads num_experts_per_tok num_experts_per_token moe_topk "
-    "moe_k moe_top_k top_k_experts linear_num_key_heads swa_num_key_value_heads index_n_heads hc_sinkhorn_iters "
-    "mamba_num_heads mamba_n_heads o_groups index_block_size index_topk_blocks num_hashes num_global_key_value_heads",
-    8: "head_dim d_kv d_head dim_head attention_head_size attention_head_dim qk_rope_head_dim qk_nope_head_dim "
-    "v_head_dim q_lora_rank kv_lora_rank kv_channels linear_head_dim linear_key_head_dim linear_value_head_dim "
-    "index_head_dim swa_head_dim global_head_dim state_size mamba_d_state ssm_state_size mamba_d_head mamba_head_dim "
-    "rotary_dim laurel_rank hidden_size_per_layer_input chunk_size mamba_chunk_size adapter_rank conf_attention_chunk_size "
-    "gated_norm_rank hc_lowrank num_latents",
-    1: "n_group topk_group num_expert_group",
-    128: "max_position_embeddings n_positions n_ctx max_seq_len max_target_positions seq_length model_max_length "
-    "context_length max_position_embedding position_bias_max_distance",
-    VOCABULARY: "vocab_size vocab_size_per_layer_input decoder_vocab_size src_vocab_size tgt_vocab_size "
-    "text_vocab_size audio_vocab_size pronunciation_vocab_size shape_vocab_size entity_vocab_size",
+    2: "num_key_value_heads num_kv_heads kv_n_heads num_experts_per_tok moe_topk moe_k moe_top_k "
+    "linear_num_key_heads swa_num_key_value_heads index_n_heads hc_sinkhorn_iters mamba_num_heads "
+    "mamba_n_heads o_groups index_block_size index_topk_blocks num_hashes",
+    8: "head_dim d_kv d_head dim_head attention_head_size attention_head_dim qk_rope_head_dim "
+    "qk_nope_head_dim v_head_dim q_lora_rank kv_lora_rank kv_channels linear_head_dim linear_key_head_dim "
+    "linear_value_head_dim index_head_dim swa_head_dim state_size mamba_d_state ssm_state_size "
+    "mamba_d_head mamba_head_dim rotary_dim laurel_rank hidden_size_per_layer_input chunk_size "
+    "mamba_chunk_size adapter_rank conf_attention_chunk_size gated_norm_rank hc_lowrank num_latents",
+    1: "n_group topk_group",
+    128: "max_position_embeddings n_positions n_ctx max_seq_len max_target_positions context_length "
+    "position_bias_max_distance",
+    VOCABULARY: "vocab_size vocab_size_per_layer_input decoder_vocab_size audio_vocab_size pronunciation_vocab_size "
+    "shape_vocab_size entity_vocab_size",
 }
 SIZES = {name: size for size, names in _SIZES.items() for name in names.split()}
 _LAYER_COUNTS = (
@@ -56,6 +57,8 @@ _LAYER_COUNTS = (
     "num_encoder_layers num_blocks depth num_self_attends_per_block"
 ).split()
 _MAMBA_2 = {"mamba_n_heads": 8, "mamba_d_head": 8}
+_DOTS_3 = {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 8, "swa_kv_lora_rank": 8}
+_DOTS_3 |= {"swa_head_dim": 16, "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8}
 SPECIAL: dict[str, dict[str, Any]] = {  # by the config's class
     "BambaConfig": {**_MAMBA_2, "attn_layer_indices": [1]},
     "BltConfig": {"use_cache": False, "encoder_hash_byte_group_vocab": 100},
@@ -66,6 +69,7 @@ SPECIAL: dict[str, dict[str, Any]] = {  # by the config's class
     "DbrxConfig": {"attn_config": {"rope_theta": 1e4, "clip_qkv": 8.0}},
     "DeepseekV2Config": {"num_experts_per_tok": 2},
     "Dots1Config": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "Dots3NoteTextConfig": _DOTS_3,
     "EsmConfig": {"vocab_size": VOCABULARY},
     "EsmcConfig": {"num_key_value_heads": 4},
     "FunnelConfig": {"block_sizes": [1, 1], "num_decoder_layers": 1},
@@ -132,14 +136,13 @@ def small_config(config_class: Any, changes: Mapping[str, Any]) -> Any:
         changes (`Mapping[str, Any]`): fields to set otherwise; those of a config inside it under its name.
     """
     changes = dict(changes)
-    first = changes.pop("defaults", {})
-    default = config_class(**first)
+    default = config_class()
     # Only what it declares: the rest it works out of that.
     declared = [field.name for field in dataclasses.fields(config_class)]
     fields = {name: value for name, value in default.to_dict().items() if name in declared}
     parts = getattr(config_class, "sub_configs", {})
     layers = max([LAYERS, *(len(_kinds(value)) for value in fields.values() if isinstance(value, list))])
-    small: dict[str, Any] = dict(first)
+    small: dict[str, Any] = {}
     latent = fields.get("kv_lora_rank") is not None  # of such attention every head has its own keys
     for name, value in fields.items():
         if name in parts:
