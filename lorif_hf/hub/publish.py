@@ -17,6 +17,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import LorifError, PublishError
+from ..progress import progress
 from ..storage.files import read_head
 from ..storage.layout import CARD, FORMAT_VERSION, LDS, MANIFEST, FileEntry, Manifest
 from ..storage.measured_lds import read_lds
@@ -38,7 +39,11 @@ RenderCard = Callable[[str, str | None], str]
 
 def contents(store: Store, manifest: Manifest) -> dict[str, Path]:
     """Every file of an index by name, those of the manifest checked; the manifest last, for it makes an index."""
-    paths = {entry.file: store.path(entry) for entry in manifest.files}
+    paths = {}
+    with progress(len(manifest.files), "Checking", "files") as bar:
+        for entry in manifest.files:
+            paths[entry.file] = store.path(entry)
+            bar.update(1)
     others = (LDS, CARD, MANIFEST) if read_lds(store, manifest) is not None else (CARD, MANIFEST)
     return paths | {name: path for name in others if (path := store.optional(name)) is not None}
 

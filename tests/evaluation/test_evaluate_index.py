@@ -13,6 +13,7 @@ from lorif_hf.evaluation.evaluate_index import evaluate_lds, lds_record, read_qu
 from lorif_hf.evaluation.lds import LDSResult, lds
 from lorif_hf.evaluation.retraining.bank import RetrainBank
 from lorif_hf.evaluation.retraining.retrain import retrain
+from lorif_hf.storage.layout import signed
 from lorif_hf.tasks.causal_lm import CausalLM
 
 
@@ -141,7 +142,7 @@ def test_a_new_index_takes_the_old_ones_score_off_the_hub(hub, bank, index, tmp_
 def test_a_score_of_another_index_is_not_this_ones(bank, index, tmp_path):
     index.save_lds(lds_record(index, bank, evaluate_lds(index, bank, make_gpt2())))
     path = index.path / "evaluation" / "lds.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"build": "0" * 64}))
+    path.write_text(signed(json.dumps(json.loads(path.read_text()) | {"build": "0" * 64}), "record_sha256"))
     assert index.lds is None
     path.write_text("no json")
     with pytest.raises(IndexCorruptedError, match="evaluation/lds.json: it is not JSON"):
