@@ -4,13 +4,15 @@ A mismatch is refused on evidence alone: a row whose content stands in another e
 """
 
 import functools
+import itertools
 import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..errors import DatasetError
 from .row_access import columns_of, read_rows
@@ -18,8 +20,8 @@ from .row_access import columns_of, read_rows
 
 _SAMPLE = 200  # rows that are compared
 _WIDER = 2000  # rows among which those are sought, where most of them are equal
-_SEARCHED = 20_000  # examples among which the content of a row is sought that its own does not have
-_PROBED = 50  # rows whose content is sought
+_SEARCHED = 30_000  # examples among which the content of a row is sought that its own does not have
+_RUN, _RUNS = 12, 8  # letters of a run by which content is sought, and how many runs of a row
 _GRAM = 5  # letters
 _ROW_LETTERS, _EXAMPLE_LETTERS = 1000, 4000  # of a row, of an example, that are compared
 _KEYED = 0.9  # share of different values from which on a column tells rows apart
@@ -145,34 +147,61 @@ def _compared(
     sample, says = _different_rows(dataset, count, reader)
     shown = [_letters(example_reader(item))[:_EXAMPLE_LETTERS] for item in read_rows(examples, sample, "examples")]
     grams = [_grams(text) for text in says]
-    frequency = Counter(chain.from_iterable(grams))
+    frequency = Counter(itertools.chain.from_iterable(grams))
     weights = {gram: math.log((len(sample) + 1) / rows) for gram, rows in frequency.items()}
     unseen = math.log(len(sample) + 1)
     own = [_common(row, _grams(example), weights, unseen) for row, example in zip(grams, shown, strict=True)]
     doubtful = [place for place, share in enumerate(own) if says[place] and share < _SAME]
     agreed = len(doubtful) < (1 - _SAME) * len(sample) and len(set(says)) > len(says) / 2
-    probes = doubtful[:: max(1, len(doubtful) // _PROBED)]
-    keys: dict[str, list[int]] = {}
-    for place in probes:
-        for gram in sorted(grams[place], key=lambda gram: -weights[gram])[:8]:
-            keys.setdefault(gram, []).append(place)
     hits: dict[int, int] = {}
-    if keys:
-        for row, item in _candidates(examples, None, [sample[place] for place in probes], count):
-            there = _grams(_letters(example_reader(item))[:_EXAMPLE_LETTERS])
-            for place in set(chain.from_iterable(keys[gram] for gram in keys.keys() & there)) - hits.keys():
-                share = _common(grams[place], there, weights, unseen)
-                if row == sample[place] or share < _SAME or own[place] > _OTHER * share:
-                    continue
-                (home,) = read_rows(dataset, [row])
-                if _common(_grams(_letters(reader(home))[:_ROW_LETTERS]), there, weights, unseen) < _SAME:
-                    hits[place] = row  # else it is where it belongs, and says something that two rows say
-            if len(hits) >= _NEEDED:
-                place = min(hits)
-                (row_there,) = read_rows(dataset, [sample[place]])
-                (example,) = read_rows(examples, [sample[place]], "examples")
-                return agreed, _Mismatch(sample[place], reader(row_there), example_reader(example), hits[place])
+    for place, row, there in _alike(says, doubtful, sample, examples, example_reader, count):
+        share = _common(grams[place], there, weights, unseen)
+        if place in hits or share < _SAME or own[place] > _OTHER * share:
+            continue
+        (home,) = read_rows(dataset, [row])
+        if _common(_grams(_letters(reader(home))[:_ROW_LETTERS]), there, weights, unseen) >= _SAME:
+            continue  # it is where it belongs, and says something that two rows say
+        hits[place] = row
+        if len(hits) == _NEEDED:
+            place = min(hits)
+            (item,) = read_rows(dataset, [sample[place]])
+            (example,) = read_rows(examples, [sample[place]], "examples")
+            return agreed, _Mismatch(sample[place], reader(item), example_reader(example), hits[place])
     return agreed, None
+
+
+def _alike(
+    says: list[str], doubtful: list[int], sample: list[int], examples: Any, example_reader: _Reader, count: int
+) -> Iterator[tuple[int, int, _Grams]]:
+    """Examples that may say what a doubtful row says: the row's place in the sample, the example, what it says.
+
+    They have several runs of letters in common, of those that no other row of the sample has.
+    """
+    width = _RUN if sum(map(len, says)) >= 2 * _RUN * len(says) else _GRAM
+    runs = [np.unique(_runs(text, width)) for text in says]
+    rows_with = Counter(itertools.chain.from_iterable(found.tolist() for found in runs))
+    own = {place: [run for run in runs[place].tolist() if rows_with[run] == 1] for place in doubtful}
+    own = {place: found[:: max(1, len(found) // _RUNS)] for place, found in own.items()}
+    place_of = {run: place for place, found in own.items() for run in found}
+    if not place_of:
+        return
+    keys = np.array(sorted(place_of), dtype=np.uint64)
+    for row, item in _candidates(examples, None, [sample[place] for place in own], count):
+        letters = _letters(example_reader(item))[:_EXAMPLE_LETTERS]
+        there = _runs(letters, width)
+        common = set(there[keys[np.searchsorted(keys, there) % len(keys)] == there].tolist())
+        for place, shared in Counter(place_of[run] for run in common).items():
+            if row != sample[place] and shared >= min(_NEEDED, len(own[place])):
+                yield place, row, _grams(letters)
+
+
+def _runs(letters: str, width: int) -> np.ndarray:
+    """A hash of each run of so many letters; of a shorter text, of the whole."""
+    codes = np.frombuffer(letters.ljust(width, "\0").encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    hashes = np.zeros(len(codes) - width + 1, np.uint64)
+    for start in range(width):
+        hashes = hashes * np.uint64(1_000_003) + codes[start : start + len(hashes)]
+    return hashes
 
 
 def _different_rows(dataset: Any, count: int, reader: _Reader) -> tuple[list[int], list[str]]:
@@ -254,9 +283,9 @@ def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        yield from chain.from_iterable(map(_strings, value.values()))
+        yield from itertools.chain.from_iterable(map(_strings, value.values()))
     elif isinstance(value, (list, tuple)) and not (value and isinstance(value[0], (int, float))):
-        yield from chain.from_iterable(map(_strings, value))
+        yield from itertools.chain.from_iterable(map(_strings, value))
 
 
 def _spaced(count: int, most: int) -> list[int]:

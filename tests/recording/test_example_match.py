@@ -240,3 +240,44 @@ def test_images_are_not_decoded(texts, tokenizer):
     check_examples(rows_of(texts, tokenizer), broken, COUNT, tokenizer)
     with pytest.raises(DatasetError, match="examples are not the rows"):
         check_examples(rows_of(texts, tokenizer), broken.select(shuffled(COUNT)), COUNT, tokenizer)
+
+
+def test_halves_of_surrogate_pairs_are_no_trouble(texts):
+    written = [f"{text} \ud83d" for text in texts[:20]]
+    dataset = [{"input_ids": [1], "text": text} for text in written]
+    check_examples(dataset, [{"text": f"{text} more of it"} for text in written], 20)
+    with pytest.raises(DatasetError, match="examples are not the rows"):
+        check_examples(dataset, [{"text": f"{text} more of it"} for text in written[::-1]], 20)
+
+
+def test_short_texts(tokenizer):
+    draw = random.Random(4)
+    names = ["".join(draw.choices("abcdefghij", k=7)) for _ in range(300)]
+    dataset, examples = rows_of(names, tokenizer), Dataset.from_dict({"text": names})
+    check_examples(dataset, examples, 300, tokenizer)
+    if tokenizer.unk_token is None:
+        with pytest.raises(DatasetError, match="examples are not the rows"):
+            check_examples(dataset, examples.select(shuffled(300)), 300, tokenizer)
+
+
+def test_a_large_set_that_was_shuffled(texts):
+    """Of a hundred thousand rows, most are not looked at."""
+    count = 100_000
+    dataset = Rows(lambda row: {"text": f"{row * 7919} {texts[row % COUNT]} {row * 104729}"}, count)
+    order = shuffled(count)
+    check_examples(dataset, dataset, count)
+    for other in (lambda row: dataset[order[row]], lambda row: dataset[(row + 1) % count]):
+        framed = Rows(lambda row, other=other: {"text": f"Here it is: {other(row)['text']} That was it."}, count)
+        with pytest.raises(DatasetError, match="examples are not the rows"):
+            check_examples(dataset, framed, count)
+
+
+class Rows:
+    def __init__(self, read, count):
+        self.read, self.count = read, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, row):
+        return self.read(row)
