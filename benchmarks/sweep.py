@@ -246,7 +246,8 @@ def run_sweep(chosen: list[tuple[str, str]], workers: int) -> list[dict[str, Any
             result = worker.run(*task_and_name)
         finally:
             idle.put(worker)
-        console.print(f"{result['class']}: {result['verdict']} {result.get('relerr', result.get('message', ''))}")
+        why = result.get("relerr", result.get("message"))
+        console.print(f"{result['class']}: {result['verdict']}: {why}", soft_wrap=True, markup=False, highlight=False)
         return result
 
     try:
