@@ -51,7 +51,8 @@ def info(index: INDEX, revision: REVISION = None, token: TOKEN = None) -> None:
         "model": manifest.model.get("name") or manifest.model.get("model_class"),
         "examples": f"{manifest.num_examples:,}",
         "layers": f"{len(manifest.modules)}, the first is {manifest.modules[0].name}",
-        "objective": manifest.objective,
+        "coverage": str(loaded.coverage) if loaded.coverage.trained else "not known",
+        "objective": manifest.objective + (", one row at a time" if manifest.alone else ""),
         "bytes per example": f"{loaded.bytes_per_example:,.0f}",
         "bytes in all": f"{sum(entry.bytes for entry in manifest.files):,}",
         "LDS": "not measured" if score is None else f"{score.mean:.3f}",
@@ -132,7 +133,10 @@ def estimate_table(model: nn.Module, name: str, num_examples: int, length: int) 
     title = f"{shorten(name, 100)}: {num_examples:,} examples of {length:,} tokens"
     table = Table("preset", "bytes per example", "index", "memory to fit", "time, roughly", title=Text(title))
     configs = {preset: make() for preset, make in PRESETS.items()}
-    for preset, cost in estimates(model, num_examples, length, configs, measured_speed()).items():
+    costs = estimates(model, num_examples, length, configs, measured_speed())
+    covered = next((str(cost.coverage) for cost in costs.values() if cost.problem is None), None)
+    table.caption = None if covered is None else Text(shorten(covered, 400))
+    for preset, cost in costs.items():
         if cost.problem is not None:
             table.add_row(preset, Text(shorten(cost.problem, 200)))
             continue

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -12,10 +12,11 @@ from torch import nn
 from .building.fitting import shape_of
 from .codecs import Codec, codec_of
 from .config import InfluenceConfig
+from .coverage import Coverage
 from .curvature import curvature_of
 from .curvature.encoding import bytes_per_example, module_entry, reduced_width, stored_entries
 from .errors import LorifError, ModelMismatchError
-from .layers.selection import tracked_modules
+from .layers.selection import Selection
 from .storage.layout import ModuleEntry
 
 
@@ -38,6 +39,7 @@ class Estimate:
         index_bytes (`int`): of N examples, with the curvature; without texts and tokenizer.
         fit_memory (`int`): bytes that fitting the curvature (or the whitening) needs at its peak.
         seconds (`float`): to build it, at the given speed: rough, within a factor of a few.
+        coverage (`Coverage`): how much of the model the config tracks, taken as trained whole where nothing is frozen.
         problem (`str` or `None`): why this model cannot be indexed with this config.
     """
 
@@ -45,6 +47,7 @@ class Estimate:
     index_bytes: int = 0
     fit_memory: int = 0
     seconds: float = 0.0
+    coverage: Coverage = field(default_factory=Coverage)
     problem: str | None = None
 
 
@@ -106,8 +109,8 @@ def measured_speed(size: int = 1024) -> float:
 
 
 def _estimate(model: nn.Module, count: int, length: int, config: InfluenceConfig, speed: float) -> Estimate:
-    modules = tracked_modules(model, config.target_modules, config.exclude_modules)
-    entries = [module_entry(tracked, config) for tracked in modules]
+    selection = Selection(model, config.target_modules, config.exclude_modules)
+    entries = [module_entry(tracked, config) for tracked in selection.modules]
     stored = stored_entries(config, entries)
     codec, curvature = codec_of(config), curvature_of(config)
     first_pass = curvature.first_pass
@@ -122,7 +125,7 @@ def _estimate(model: nn.Module, count: int, length: int, config: InfluenceConfig
     whitening = [cost.flops for cost in first] or [0.0] * len(entries)
     encoding = sum(map(partial(_encoding_flops, length, config, codec), entries, whitening))
     flops = (count + sampled) * pass_flops + count * encoding + sum(cost.flops for cost in fits)
-    return Estimate(per_example, size, memory, flops / speed)
+    return Estimate(per_example, size, memory, flops / speed, selection.coverage())
 
 
 def _encoding_flops(

@@ -365,6 +365,8 @@ def _allocate(shape: tuple[int, ...]) -> Tensor:
         return torch.empty(shape)
     try:
         with tempfile.TemporaryFile() as file:  # the map keeps the file alive until the tensor is gone
+            if hasattr(os, "posix_fallocate"):  # writing to a map that the disk has no room for ends the process
+                os.posix_fallocate(file.fileno(), 0, size * 4)
             return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))
     except (OSError, ValueError, OverflowError, RuntimeError) as error:
         raise QueryError(

@@ -1,5 +1,6 @@
 """Querying: exact against dense float64, joined to the right rows, clear about a wrong model or a damaged file."""
 
+import errno
 import json
 import shutil
 
@@ -24,6 +25,7 @@ from lorif_hf.errors import (
     ObjectiveError,
     QueryError,
 )
+from lorif_hf.index import _allocate
 from lorif_hf.storage.layout import signed
 
 
@@ -183,6 +185,21 @@ def test_rows_are_joined_to_their_examples(gpt2, rows, tmp_path):
 def test_the_owner_decides_how_much_text_is_stored(gpt2, rows, tmp_path, store_text, expected):
     index = InfluenceIndex.build(gpt2, rows, tmp_path / "index", store_text=store_text)
     assert index.examples([3])[0]["text"] == expected
+
+
+def test_scores_that_neither_memory_nor_disk_has_room_for_are_refused_before_the_disk_is_written(monkeypatch):
+    """Writing to a map of a file with a hole, on a full disk, would end the process."""
+    reserved = []
+
+    def full(descriptor, start, size):
+        reserved.append(size)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lorif_hf.index.os.sysconf", lambda name: 1)
+    monkeypatch.setattr("lorif_hf.index.os.posix_fallocate", full, raising=False)
+    with pytest.raises(QueryError, match=r"No room for scores of shape \(3, 50\) .*No space left.* ask for fewer"):
+        _allocate((3, 50))
+    assert reserved == [600]
 
 
 def test_a_loaded_or_copied_index_gives_the_same_scores(gpt2, rows, tmp_path):

@@ -105,7 +105,7 @@ from tiny import make_gpt2, make_rows, plain_config
 from lorif_hf import InfluenceIndex
 from lorif_hf.errors import BuildFolderError
 told = 0
-for number in range(6):
+for number in range(4):
     while True:
         try:
             config = plain_config(projection_factor=2, shard_size=6)
@@ -123,11 +123,11 @@ print(told)
 def test_processes_that_build_the_same_index_at_once_are_told_or_find_it(tmp_path):
     script = RACING.format(support=os.path.join(os.path.dirname(__file__), "support"))
     command = [sys.executable, "-c", script, str(tmp_path)]
-    racing = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    racing = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     ended = [(*process.communicate(timeout=300), process.returncode) for process in racing]
-    assert [code for *_, code in ended] == [0, 0, 0], [error for _, error, _ in ended]
+    assert [code for *_, code in ended] == [0, 0], [error for _, error, _ in ended]
     InfluenceIndex.build(make_gpt2(), make_rows(12), tmp_path / "alone", config=CONFIGS["low-rank"])
-    for number in range(6):
+    for number in range(4):
         assert digests(tmp_path / str(number)) == digests(tmp_path / "alone")
 
 

@@ -152,12 +152,7 @@ class IndexBuilder:
             INDEX_FOLDER.check(self.folder)
             if way is None and self.options.check:
                 way = WayFinder(
-                    self.model,
-                    self.rows,
-                    self.selection.modules,
-                    self.projections,
-                    self.config,
-                    self.options.batch_size,
+                    self.model, self.rows, self.selection.modules, self.projections, self.config, self.options
                 ).find(self.choice)
             if way is not None:
                 self._set_way(way)

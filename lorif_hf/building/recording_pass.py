@@ -86,7 +86,7 @@ class RecordingPass:
         return None
 
 
-def out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException | None) -> bool:
     """Whether an error says that memory ran out, of the machine or of a GPU."""
     text = str(error).lower()
     words = ("out of memory", "allocate memory", "alloc_failed")

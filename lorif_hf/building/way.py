@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..algebra.projection import TwoSidedProjection
 from ..config import InfluenceConfig
-from ..errors import DatasetError, LorifError, RecordingCheckError
+from ..errors import DatasetError, LorifError, RecordingCheckError, RecordingError
 from ..layers.modules import TrackedModule
 from ..recording.check import Comparison, Probe, RecordingCheck
 from ..recording.random_state import random_state_kept
@@ -18,6 +18,7 @@ from ..tasks import Task, UserObjective, task_of
 from ..tasks.base import batch_size, known_task
 from ..tasks.objectives import OUTPUTS, LossObjective
 from ..tasks.own_loss import RowLoss, TrainerLoss, model_loss, trainer_loss
+from .options import BuildOptions
 from .recording_pass import out_of_memory, typed_error
 
 
@@ -91,7 +92,7 @@ class WayFinder:
         modules (`Sequence[TrackedModule]`): what is tracked.
         projections (`Mapping[str, TwoSidedProjection]`): by module name.
         config (`InfluenceConfig`): what is differentiated.
-        batch_size (`int`): rows that go through the model at once.
+        options (`BuildOptions`): how many rows go through the model at once.
     """
 
     def __init__(
@@ -101,13 +102,13 @@ class WayFinder:
         modules: Sequence[TrackedModule],
         projections: Mapping[str, TwoSidedProjection],
         config: InfluenceConfig,
-        batch_size: int,
+        options: BuildOptions,
     ):
-        self.rows, self.modules = rows, modules
+        self.rows, self.modules, self.options = rows, modules, options
         self.output = OUTPUTS[config.output]
         self.compares_losses = OUTPUTS[config.output] is LossObjective
-        self.row_ids = _telling(rows, min(batch_size, rows.count))
-        self.check = RecordingCheck(model, modules, projections, self.row_ids)
+        self.model, self.projections = model, projections
+        self._compare(_telling(rows, options))
 
     def find(self, choice: Choice) -> Way:
         """The way.
@@ -117,7 +118,18 @@ class WayFinder:
             [`~lorif_hf.errors.LorifError`]: the rows cannot be recorded at all.
         """
         with random_state_kept(self.rows.collator, self.rows.dataset):
-            return self._find(choice)
+            while True:
+                try:
+                    return self._find(choice)
+                except RecordingError as error:
+                    if not self.options.auto or len(self.row_ids) == 1 or not out_of_memory(error.__cause__):
+                        raise
+                    self._compare(self.row_ids[: len(self.row_ids) // 2])
+
+    def _compare(self, row_ids: list[int]) -> None:
+        """Compare these rows from now on."""
+        self.row_ids = row_ids
+        self.check = RecordingCheck(self.model, self.modules, self.projections, row_ids)
 
     def _find(self, choice: Choice) -> Way:
         failures: list[tuple[Task, Exception | Comparison]] = []
@@ -264,9 +276,11 @@ def alone_of(batch: Mapping[str, Any], place: int, size: int) -> dict[str, Any]:
     return {k: v[:, first:last] if isinstance(v, Tensor) and v.shape[:2] == shape else v for k, v in alone.items()}
 
 
-def _telling(rows: TrainingRows, count: int) -> list[int]:
-    """A few of the first rows, of different lengths where they have lengths, so that one is padded."""
-    numbers = list(range(count))
+def _telling(rows: TrainingRows, options: BuildOptions) -> list[int]:
+    """A few of the first rows that go together, of different lengths where they have some, so that one is padded."""
+    numbers = list(range(min(options.batch_size, rows.count)))
+    if options.max_tokens is not None:
+        numbers = next(options.groups(list(range(min(_ROWS, rows.count))), rows.lengths))
     try:
         lengths = rows.lengths(numbers)
     except (DatasetError, TypeError, KeyError):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from huggingface_hub import HfApi, HfFileSystem
+from huggingface_hub import HfApi, HfFileSystem, constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -34,6 +34,7 @@ from ..storage.files import TensorReader, header_length, parse_header, write_byt
 from ..storage.layout import CARD, LDS, MANIFEST, FactorShard, FileEntry, Manifest, check_relative
 from ..storage.once import Once
 from ..storage.store import Store
+from ..storage.system_errors import system_errors
 
 
 logger = logging.getLogger(__name__)
@@ -203,7 +204,8 @@ def hub_api(token: str | bool | None = None) -> HfApi:
 
 def download(repo_id: str, file: str, revision: str | None, repo_type: str = REPO_TYPE, **options: Any) -> Path:
     """`hf_hub_download` that survives lost connections and raises our own errors."""
-    with translated_errors(repo_id, revision, file, options.get("token"), repo_type):
+    cache = Path(options.get("cache_dir") or constants.HF_HUB_CACHE)
+    with system_errors(cache), translated_errors(repo_id, revision, file, options.get("token"), repo_type):
         fetch = partial(hub_api().hf_hub_download, repo_id, file, repo_type=repo_type, revision=revision, **options)
         return Path(retried(fetch, file))
 

@@ -115,7 +115,7 @@ class RecordingCheck:
         )
         with recorder:
             parts = [
-                recorder.record(batch, self.rows[i : i + 1] if alone else self.rows) for i, batch in enumerate(batches)
+                recorder.trial(batch, self.rows[i : i + 1] if alone else self.rows) for i, batch in enumerate(batches)
             ]
             dtypes = recorder.dtypes
         gradients = {t.name: torch.cat([_dense(part.gradients[t.name]) for part in parts]) for t in modules}

@@ -117,7 +117,7 @@ def _parameter_sha256(tracked: TrackedModule) -> str:
         return cached[1]
     digest = hashlib.sha256()
     for label, part in parts:
-        data = part.to("cpu").contiguous().flatten()
+        data: Any = part.to("cpu").contiguous().flatten()
         digest.update(f"{label}{tuple(part.shape)}".encode())
         if data.numel():
             digest.update(memoryview(data.view(torch.uint8).numpy()))

@@ -133,6 +133,12 @@ class GradientRecorder:
             [`~lorif_hf.errors.UnsupportedModuleError`]: no tracked layer took part, or one mixes the examples.
             [`~lorif_hf.errors.RecordingError`]: another thread uses or trains the model.
         """
+        return self.trial(batch, rows, counted)
+
+    def trial(
+        self, batch: Mapping[str, Any], rows: Sequence[int] | None = None, counted: set[str] | None = None
+    ) -> Recording:
+        """The same for a batch that is only looked at, and no part of a pass."""
         device = next(self.model.parameters()).device
         with torch.inference_mode(False):  # whoever calls from inside of one
             return self._record(_moved(batch, device), rows, counted, device)

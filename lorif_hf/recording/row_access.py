@@ -31,14 +31,14 @@ def readable(dataset: Any, called: str = "The dataset") -> tuple[Any, int]:
             f"{called} is a {kind}, not rows: pass one of its splits, dataset[{named}], or "
             "datasets.Dataset.from_dict(it) where these are columns."
         )
+    try:
+        count = len(dataset)
+    except (TypeError, NotImplementedError):
+        raise DatasetError(f"{called} is a {kind}, which has no length, so its rows have no number. {_MAP}") from None
     if isinstance(dataset, IterableDataset) or not hasattr(type(dataset), "__getitem__"):
         raise DatasetError(
             f"{called} is a {kind}, which can only be read in order, so its rows have no number. {_MAP}"
         )
-    try:
-        count = len(dataset)
-    except (TypeError, NotImplementedError):
-        raise DatasetError(f"{called}: a {kind} has no length, so its rows have no number. {_MAP}") from None
     form = getattr(dataset, "format", None)
     if isinstance(form, dict) and form.get("type") in _TABLE_FORMATS:
         every = form["output_all_columns"]

@@ -196,7 +196,7 @@ def _vocabulary(base: Any) -> int | None:
     except (AttributeError, NotImplementedError):
         return None
     rows = getattr(embedding, "num_embeddings", None)
-    config = getattr(base, "config", None)
+    config: Any = getattr(base, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     sizes = [size for size in (rows, getattr(config, "vocab_size", None)) if isinstance(size, int)]
     return max(sizes) if rows is not None else None

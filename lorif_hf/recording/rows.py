@@ -129,6 +129,8 @@ class TrainingRows:
             features = [{k: v for k, v in feature.items() if k in kept or _is_number(v)} for feature in features]
         empty = known and not any(features)
         batch = {} if empty else row_checks.collated(self.collator, features, row_ids)
+        if isinstance(self.collator, PaddingCollator):
+            row_checks.check_kept(features, row_ids, self._filled, batch)
         inputs = forward_inputs(self.model, batch) if self.task.needs_labels else batch
         if not inputs:
             columns = ", ".join(columns_of(self.dataset)) or "none"
@@ -137,8 +139,6 @@ class TrainingRows:
                 f"{columns}; the model takes {', '.join(self._signature()[:6])}, "
                 "... Tokenize it first: dataset.map(lambda row: tokenizer(row['text'], truncation=True))."
             )
-        if isinstance(self.collator, PaddingCollator):
-            row_checks.check_kept(features, row_ids, self._filled, batch)
         if self.task.needs_labels and "labels" not in batch:
             raise DatasetError(
                 f"The batches have no labels, which objective '{self.task.name}' needs; they have "

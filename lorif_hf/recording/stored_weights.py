@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..errors import UnsupportedModuleError
@@ -83,7 +82,7 @@ def stored_parts(weight: Weight) -> Parts:
         [`~lorif_hf.errors.UnsupportedModuleError`]: it has no numbers here, or none that can be read.
     """
     tensor, library = weight.tensor, _bitsandbytes(weight.module)
-    if isinstance(tensor, UninitializedTensorMixin):
+    if nn.parameter.is_lazy(tensor):
         raise _unreadable(weight, "it is made at the first forward pass: run a batch through the model before")
     if hasattr(tensor, "ds_shape") and not tensor.numel():
         raise _unreadable(weight, "DeepSpeed ZeRO-3 keeps it in pieces: index the model outside DeepSpeed")
@@ -194,8 +193,8 @@ def _of_bitsandbytes(library: Any, weight: Weight) -> Parts:
     if weight.name == "weight" and tensor.dtype == torch.int8 and scales is not None:
         return [("int8", tensor.data.as_subclass(Tensor).detach()), ("int8 scales", scales.detach().float())]
     if weight.name == "bias" and hasattr(module, "compute_dtype"):
-        computed = tensor.detach().to(module.compute_dtype or tensor.dtype)
-        return [("bias", computed.bfloat16())]
+        computed: Any = module.compute_dtype or tensor.dtype
+        return [("bias", tensor.detach().to(computed).bfloat16())]
     return []
 
 

@@ -60,12 +60,14 @@ class BuildFolder:
             if folder.exists():
                 if not folder.is_dir():
                     raise self.error(f"{folder} is a file; {self.thing} needs a folder.")
+                strange = any(path.name != STAGING and not _is_temporary(path) for path in folder.iterdir())
+                begun = (folder / STAGING / self.note).exists()
+                # Looked for last: where another process has just taken the note away, this is there.
                 if (folder / self.finished).exists():
                     return
-                ours = (folder / STAGING / self.note).exists()
-                if not ours and any(path.name != STAGING and not _is_temporary(path) for path in folder.iterdir()):
+                if strange and not begun:
                     raise self.error(f"{folder} is not empty and {self.stranger}. Choose another folder.")
-            existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+            existing = next((place for place in (folder, *folder.absolute().parents) if place.exists()), folder)
             with tempfile.TemporaryFile(dir=existing) as file:  # what it is allowed, only the system knows
                 file.write(b"x")
 

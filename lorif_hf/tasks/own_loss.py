@@ -74,9 +74,7 @@ class RowLoss(Task):
         return None if count is None else torch.tensor([count])
 
     def predictions(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        if self.inner is None:
-            raise no_margin(self.name)
-        return self.inner.predictions(model, batch)
+        raise no_margin(self.name)
 
     def query_pair(self, reader: TextReader, text: str, target: Any, number: int) -> Feature:
         if self.inner is None:
@@ -134,9 +132,10 @@ class ModelLoss(RowLoss):
         if loss is None and isinstance(outputs, tuple) and isinstance(outputs[0], Tensor) and outputs[0].numel() == 1:
             loss = outputs[0]
         if not isinstance(loss, Tensor) or loss.numel() != 1:
+            given = ", ".join(inputs.keys() - {_COUNT})
             raise ObjectiveError(
-                f"{type(base_model(model)).__name__} returns no loss of {', '.join(inputs.keys() - {_COUNT})}: add the labels that it "
-                "is trained on to the rows, or pass objective=, a function (model, batch) -> (B,) of their losses."
+                f"{type(base_model(model)).__name__} returns no loss of {given}: add the labels that it is trained on "
+                "to the rows, or pass objective=, a function (model, batch) -> (B,) of their losses."
             )
         return loss
 

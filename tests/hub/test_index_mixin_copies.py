@@ -1,6 +1,7 @@
 """Copies of an index: in another folder, also after an interruption; pickled and deep copied, also after queries."""
 
 import copy
+import errno
 import os
 import pickle
 import shutil
@@ -17,7 +18,7 @@ from tiny import make_gpt2, make_rows, plain_config
 
 from lorif_hf import InfluenceIndex
 from lorif_hf.errors import BuildFolderError, IndexCorruptedError, StorageError
-from lorif_hf.hub import index_mixin
+from lorif_hf.hub import index_mixin, store
 from lorif_hf.storage.layout import CARD, LDS, MANIFEST, STAGING
 from lorif_hf.storage.measured_lds import LDSRecord
 
@@ -68,7 +69,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, {support!r})
 from lorif_hf import InfluenceIndex
-from lorif_hf.hub import index_mixin
+from lorif_hf.hub import index_mixin, store
 calls, whole = [], index_mixin.shutil.copyfile
 def copyfile(source, target):
     calls.append(1)
@@ -238,6 +239,19 @@ def test_a_built_index_with_its_tokenizer_is_copied(tmp_path, tokenizer):
     expected = index.scores(make_gpt2(), "3 4 5 6")
     for duplicate in DUPLICATES.values():
         assert torch.equal(duplicate(index).scores(make_gpt2(), "3 4 5 6"), expected)
+
+
+# The disk of the cache
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_a_cache_that_cannot_be_written_to_is_our_own_error(pushed, load, tmp_path, monkeypatch, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(store.HfApi, "hf_hub_download", refuse)
+    with pytest.raises(StorageError, match=f"{tmp_path}/cache (could not|cannot) be written"):
+        load()
 
 
 # Threads

@@ -78,11 +78,14 @@ def test_a_transform_is_kept():
     ("dataset", "message"),
     [
         (Stream(), "is a Stream, which can only be read in order, so its rows have no number. Load it as a map-style"),
-        (TABLE.to_iterable_dataset(), "which can only be read in order|has no length"),
-        (iter([1]), "which can only be read in order"),
+        (TABLE.to_iterable_dataset(), "is a IterableDataset, which has no length, so its rows have no number"),
+        (iter([1]), "which has no length"),
         ({1, 2}, "which can only be read in order"),
-        (3, "which can only be read in order"),
-        (Unsized(dict), "a Unsized has no length, so its rows have no number. Load it as a map-style dataset"),
+        (3, "is a int, which has no length"),
+        (
+            Unsized(dict),
+            "is a Unsized, which has no length, so its rows have no number. Load it as a map-style dataset",
+        ),
         (DatasetDict(train=TABLE), r"is a DatasetDict, not rows: pass one of its splits, dataset\['train'\]"),
         ({"input_ids": [[1]]}, "is a dict, not rows.*from_dict"),
         ({}, "is a dict, not rows"),

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from filelock import FileLock, Timeout
@@ -165,6 +166,23 @@ def test_a_staging_folder_that_goes_meanwhile_is_made_again(tmp_path, monkeypatc
     assert len(gone) == (3 if when == "when it is made" else len(gone)) and list(tmp_path.iterdir()) == []
 
 
+def test_a_thing_that_is_finished_between_two_looks_is_not_taken_for_a_strangers(tmp_path, monkeypatch):
+    """The other process removes its note while this one looks around."""
+    (tmp_path / "layer").touch()
+    (tmp_path / STAGING).mkdir()
+    (tmp_path / STAGING / "recipe.json").touch()
+    exists = Path.exists
+
+    def late(path):
+        if path.name == "recipe.json":
+            (tmp_path / "cake.json").touch()
+            shutil.rmtree(tmp_path / STAGING, ignore_errors=True)
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", late)
+    CAKES.check(tmp_path)
+
+
 RACE = """
 import sys, time
 sys.path.insert(0, {tests!r})
@@ -186,7 +204,7 @@ for number in range(60):
                 (here / "cake.json").write_text(kind)
                 made += 1
         except Exception as error:
-            if type(error).__name__ != "NotThisOne":
+            if type(error).__name__ != "NotThisOne" or "nother" not in str(error):
                 raise
             told += 1
 print(made, told)

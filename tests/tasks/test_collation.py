@@ -2,11 +2,12 @@
 
 import datetime
 
+import numpy as np
 import pytest
 import torch
 
 from lorif_hf.errors import DatasetError
-from lorif_hf.tasks.collation import PaddingCollator
+from lorif_hf.tasks.collation import PaddingCollator, computable, with_a_token
 
 
 def test_padding():
@@ -105,3 +106,35 @@ def test_batches_do_not_share_memory_with_the_features():
     batch["labels"].fill_(-100)
     batch["input_ids"].fill_(0)
     assert ids.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "int16", "int32", "uint8", "uint16", "uint32", "uint64"])
+@pytest.mark.parametrize("name", ["input_ids", "labels", "token_type_ids", "attention_mask", "decoder_input_ids"])
+def test_ids_labels_and_masks_are_int64(dtype, name):
+    features = [{name: np.array([1, 1, 0]).astype(dtype)}, {name: np.array([1]).astype(dtype)}]
+    batch = PaddingCollator()(features)
+    pad = -100 if name == "labels" else 0
+    assert batch[name].dtype == torch.int64 and batch[name].tolist() == [[1, 1, 0], [1, pad, pad]]
+
+
+def test_other_columns_keep_their_dtype():
+    for dtype in (torch.bool, torch.uint8, torch.float16, torch.int16):
+        assert computable("bool_masked_pos", torch.ones(2, dtype=dtype)).dtype == dtype
+    assert computable("pixels", torch.ones(2, dtype=torch.uint16)).dtype == torch.int64
+    assert computable("attention_mask", torch.ones(1, 4, 4, dtype=torch.bool)).dtype == torch.bool
+    assert computable("labels", torch.ones(2)).dtype == torch.float32
+
+
+def test_single_labels_of_every_dtype():
+    for label in (True, np.bool_(True), np.int16(1), np.uint16(1), torch.tensor(1, dtype=torch.uint8)):
+        batch = PaddingCollator()([{"input_ids": [1], "label": label}, {"input_ids": [1], "label": label}])
+        assert batch["labels"].tolist() == [1, 1] and batch["labels"].dtype == torch.int64
+
+
+def test_empty_rows_alone_get_a_token_of_padding():
+    batch = {"input_ids": torch.zeros(2, 0), "labels": torch.zeros(2, 0), "label": torch.ones(2), "names": ["a", "b"]}
+    padded = with_a_token(batch, {"input_ids": 9, "labels": -100})
+    assert padded["input_ids"].tolist() == [[9], [9]] and padded["labels"].tolist() == [[-100], [-100]]
+    assert padded["attention_mask"].tolist() == [[0], [0]] and padded["label"] is batch["label"]
+    for whole in ({"input_ids": torch.ones(2, 1)}, {"pixels": torch.zeros(2, 0)}, {"input_ids": [[]]}):
+        assert with_a_token(whole, {}) is whole

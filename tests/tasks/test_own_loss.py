@@ -168,9 +168,7 @@ def test_queries_are_written_as_those_of_the_models_task():
     with pytest.raises(QueryError, match="Query 2 has no token to measure"):
         known.check_query({"input_ids": [1]}, 2)
     with pytest.raises(ObjectiveError, match="'model' has no margin"):
-        unknown.predictions(None, {})
-    logits, labels = known.predictions(make_gpt2(), {"input_ids": ROW, "labels": ROW})
-    assert logits.shape[:2] == labels.shape == ROW.shape
+        known.predictions(None, {})
 
 
 def test_they_are_asked_for_by_name(tmp_path):
