@@ -150,6 +150,7 @@ class IndexBuilder:
         """
         if not self._prepared:
             INDEX_FOLDER.check(self.folder)
+            INDEX_FOLDER.check_free(self.folder)
             if way is None and self.options.check:
                 way = WayFinder(
                     self.model, self.rows, self.selection.modules, self.projections, self.config, self.options
@@ -270,7 +271,7 @@ class IndexBuilder:
         return contents
 
     def _write_shard(self, shard: int, contents: ShardContents, on_shard: OnShard) -> None:
-        active = torch.tensor([contents.active[entry.name] for entry in self.stored])
+        active = torch.tensor([contents.active[entry.name] for entry in self.stored], dtype=torch.uint8)
         write_tensors(self._rows_path(shard), {**contents.table, ACTIVE: active})
         weights = contents.table["weights"] if self.config.weighted else None
         write_shard(self._factor_path(shard), contents.parts, weights)

@@ -12,7 +12,7 @@ from ..storage.files import file_entry
 from ..storage.layout import ModuleEntry, Shard, example_file
 
 
-ACTIVE = "active"  # in a shard's table: which stored gradients are not zero in all of its rows, bool (entries,)
+ACTIVE = "active"  # in a shard's table: which stored gradients are not zero in all of its rows, uint8 (entries,)
 
 
 def write_example_tables(
@@ -50,7 +50,7 @@ def write_example_tables(
 
 def silent_layers(tables: Sequence[Mapping[str, Tensor]], entries: Sequence[ModuleEntry]) -> dict[str, str]:
     """Layers whose gradient is zero in every row, and what is said of them; none where that is all of them."""
-    active = torch.stack([table[ACTIVE] for table in tables]).any(dim=0).tolist()
+    active = torch.stack([table[ACTIVE] for table in tables]).bool().any(dim=0).tolist()
     if not any(active):
         return {}
     silent = (entry.name for entry, seen in zip(entries, active, strict=True) if not seen)

@@ -71,6 +71,16 @@ class BuildFolder:
             with tempfile.TemporaryFile(dir=existing) as file:  # what it is allowed, only the system knows
                 file.write(b"x")
 
+    def check_free(self, folder: Path) -> None:
+        """See that nobody is building in the folder at this moment.
+
+        Raises:
+            `error`: another process holds it.
+        """
+        if (folder / STAGING / "lock").exists():
+            with self._held(folder):
+                pass
+
     @contextmanager
     def claimed(
         self, folder: Path, plan: dict[str, Any], another: Callable[[dict[str, Any]], str | None]

@@ -62,6 +62,9 @@ class RowLoss(Task):
     def losses(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         if self._divides is None:
             self._divides = self._heeds_items(model, batch)
+        if self._divides is None:  # the loss is zero, or there is nothing to average
+            loss = self.loss(model, batch, 1).reshape(1).float()
+            return loss if bool(torch.isfinite(loss)) or _targets(batch) else torch.zeros(1)
         if self._divides:
             return self.loss(model, batch, 1).reshape(1).float()
         factor = self._factor(model, batch) if self.is_mean() else 1.0
@@ -193,6 +196,12 @@ def _labelled(batch: Mapping[str, Any]) -> int | None:
     if not isinstance(labels, Tensor) or labels.dim() != 2 or labels.is_floating_point():
         return None
     return int((labels != IGNORED).sum())
+
+
+def _targets(batch: Mapping[str, Any]) -> bool:
+    """Whether a row has a target even for a model that shifts its labels."""
+    labels = batch.get("labels")
+    return _labelled(batch) is None or bool((labels[:, 1:] != IGNORED).any())  # type: ignore[index]
 
 
 def _takes(function: Any, name: str) -> bool:

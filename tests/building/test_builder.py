@@ -331,19 +331,34 @@ def test_a_gradient_too_large_for_float16_is_not_stored_as_infinity(gpt2, rows, 
     def loud(model, batch):
         from lorif_hf.tasks import CausalLM
 
-        return 1e9 * CausalLM().losses(model, batch | {"labels": batch["input_ids"]})
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        return 1e9 * CausalLM().losses(model, batch | {"labels": labels})
 
     with pytest.raises(RecordingError, match="is too large for float16: build with dtype='bfloat16'"):
         InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=plain_config(dtype="float16"), objective=loud)
 
 
 def test_a_lora_model_is_recorded_on_its_adapter(gpt2, rows, tmp_path):
-    model = get_peft_model(gpt2, LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True))
+    adapter = LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+    model = get_peft_model(gpt2, adapter)
     index = InfluenceIndex.build(model, rows, tmp_path / "index", config=plain_config(projection_factor=1))
     names = [module.name for module in index.manifest.modules]
     assert names == [f"transformer.h.{i}.attn.c_attn.lora_{side}.default" for i in range(2) for side in "AB"]
     assert index.manifest.model["adapter"]["default"]["r"] == 4
     assert index.attribute(model, rows.select([4]), top_k=3).scores.shape == (1, 3)
+
+
+def test_layers_without_a_gradient_are_not_tracked(gpt2, rows, tmp_path):
+    """B of a fresh adapter is zero, so that nothing of the loss depends on A."""
+    model = get_peft_model(gpt2, LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True))
+    index = InfluenceIndex.build(model, rows, tmp_path / "index", config=plain_config(projection_factor=1))
+    assert [module.name.rsplit(".", 2)[1] for module in index.manifest.modules] == ["lora_B"] * 2
+    assert {u.reason for u in index.coverage.untracked} == {"its gradient is zero in every row"}
+    assert index.coverage.share == 0.75  # 4 x 36 numbers of each B, 12 x 4 of each A
+    loaded = InfluenceIndex.from_pretrained(tmp_path / "index")
+    assert loaded.coverage == index.coverage
+    assert loaded.attribute(model, rows.select([4]), top_k=3).scores.shape == (1, 3)
+    loaded.verify()
 
 
 def test_one_row_one_module(gpt2, tmp_path):

@@ -148,11 +148,11 @@ def test_an_out_of_memory_error_does_not_restart_the_training(tmp_path, monkeypa
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
 
     monkeypatch.setattr(GradientRecorder, "record", fail)
-    with pytest.raises(
-        RecordingError, match="Out of memory at row 0, 1 at once.* build again on a device with more memory"
-    ):
-        train(tmp_path, Counted(tmp_path / "index"), make_rows(6), auto_find_batch_size=True)
-    assert len(begun) == 1
+    callback = Counted(tmp_path / "index")
+    train(tmp_path, callback, make_rows(6), auto_find_batch_size=True)
+    assert len(begun) == 1 and callback.index is None and isinstance(callback.error, RecordingError)
+    assert "Out of memory at row 0, 1 at once" in str(callback.error)
+    assert "build again on a device with more memory" in str(callback.error)
 
 
 @pytest.mark.parametrize(
