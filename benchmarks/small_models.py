@@ -119,6 +119,17 @@ SPECIAL: dict[str, dict[str, Any]] = {  # by the config's class
     },
 }
 _NEEDED = {"head_dim": 8, "num_key_value_heads": 4}  # where the default is none and the model cannot be without
+# What is missing of a class that cannot be made or trained here.
+MISSING = {
+    "Gemma3nForConditionalGeneration": "needs the library timm",
+    "Gemma4AssistantForCausalLM": "reads the keys and values of another model",
+    "Gemma4UnifiedAssistantForCausalLM": "reads the keys and values of another model",
+    "GitForCausalLM": "has a loss for text that follows an image alone",
+    "LayoutLMv2ForSequenceClassification": "needs the library detectron2",
+    "MusicgenForCausalLM": "takes audio codes for labels",
+    "MusicgenMelodyForCausalLM": "takes audio codes for labels",
+    "xLSTMForCausalLM": "changes in place what its own backward pass needs",
+}
 
 
 def classes() -> list[tuple[str, str]]:
@@ -137,9 +148,10 @@ def small_config(config_class: Any, changes: Mapping[str, Any]) -> Any:
     """
     changes = dict(changes)
     default = config_class()
-    # Only what it declares: the rest it works out of that.
-    declared = [field.name for field in dataclasses.fields(config_class)]
-    fields = {name: value for name, value in default.to_dict().items() if name in declared}
+    # Only what it declares, some of it under other names in its dict: the rest it works out of that.
+    listed = default.to_dict()
+    names = [field.name for field in dataclasses.fields(config_class)]
+    fields = {name: listed[name] if name in listed else getattr(default, name, None) for name in names}
     parts = getattr(config_class, "sub_configs", {})
     layers = max([LAYERS, *(len(_kinds(value)) for value in fields.values() if isinstance(value, list))])
     small: dict[str, Any] = {}

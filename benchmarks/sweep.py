@@ -34,7 +34,7 @@ from lorif_hf.errors import LorifError
 
 from .machine import machine
 from .models_page import write_page
-from .small_models import CLASSIFIER, END, LABELS, PLAIN_TOKENS, classes, small_model
+from .small_models import CLASSIFIER, END, LABELS, MISSING, PLAIN_TOKENS, classes, small_model
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,7 +187,8 @@ def sweep_class(task: str, name: str, **options: Any) -> dict[str, Any]:
         model = small_model(name)
         autograd_scores(model, make_rows(task, LENGTHS["padded"]), task, [])
     except Exception as error:
-        return {**entry, "verdict": NOT_BUILT, "message": described(error), "trace": trace(error)}
+        message = f"it {MISSING[name]}" if name in MISSING else described(error)
+        return {**entry, "verdict": NOT_BUILT, "message": message, "trace": trace(error)}
     results = {rows: compare(model, task, lengths, **options) for rows, lengths in LENGTHS.items()}
     worst = max(results, key=lambda rows: (VERDICTS.index(results[rows]["verdict"]), results[rows].get("relerr", 0)))
     return {**entry, "rows": worst, **results[worst]}
@@ -246,7 +247,8 @@ def run_sweep(chosen: list[tuple[str, str]], workers: int) -> list[dict[str, Any
             result = worker.run(*task_and_name)
         finally:
             idle.put(worker)
-        console.print(f"{result['class']}: {result['verdict']} {result.get('relerr', result.get('message', ''))}")
+        why = result.get("relerr", result.get("message"))
+        console.print(f"{result['class']}: {result['verdict']}: {why}", soft_wrap=True, markup=False, highlight=False)
         return result
 
     try:
