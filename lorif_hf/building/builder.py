@@ -43,6 +43,7 @@ from ..storage.layout import (
     Manifest,
     ModuleEntry,
     factor_file,
+    read_manifest,
 )
 from ..storage.shards import ShardReader, write_shard
 from ..storage.store import LocalStore
@@ -129,7 +130,7 @@ class IndexBuilder:
         self.way = way
         self.task = self.rows.task = way.task
         self.objective = OUTPUTS[self.config.output](way.task)
-        self.passing = RecordingPass(self.rows, self.options, way.task.alone)
+        self.passing = RecordingPass(self.rows, self.options, way.alone)
         self.modules = way.of(self.selection.modules)
         self.entries = [
             replace(entry, followed=tracked.followed)
@@ -152,9 +153,9 @@ class IndexBuilder:
             INDEX_FOLDER.check(self.folder)
             INDEX_FOLDER.check_free(self.folder)
             if way is None and self.options.check:
-                way = WayFinder(
-                    self.model, self.rows, self.selection.modules, self.projections, self.config, self.options
-                ).find(self.choice)
+                way = WayFinder(self.model, self.rows, self.selection.modules, self.projections, self.config).find(
+                    self.choice
+                )
             if way is not None:
                 self._set_way(way)
             self.rows.check()
@@ -169,7 +170,7 @@ class IndexBuilder:
         """Build what is missing. Returns at once where the folder holds this build's finished index."""
         self.prepare()
         if (self.folder / MANIFEST).exists():
-            built = Manifest.from_json((self.folder / MANIFEST).read_bytes().decode()).build
+            built = read_manifest(self.folder).build
             if built != self.fingerprint:
                 raise BuildFolderError(f"{self.folder} holds an index of {_ANOTHER}")
             shutil.rmtree(self.staging, ignore_errors=True)
@@ -247,7 +248,14 @@ class IndexBuilder:
 
     def _recorder(self, statistics: Any = None, reductions: Any = None) -> GradientRecorder:
         return GradientRecorder(
-            self.model, self.modules, self.projections, self.objective, statistics, reductions, self.way.unreached
+            self.model,
+            self.modules,
+            self.projections,
+            self.objective,
+            statistics,
+            reductions,
+            self.way.unreached,
+            self.way.alone,
         )
 
     def _recorded(self, shard: int) -> bool:
@@ -337,7 +345,7 @@ class IndexBuilder:
         manifest = Manifest(
             config=self.config.to_dict(),
             objective=self.task.name,
-            alone=self.task.alone,
+            alone=self.way.alone,
             coverage=self.selection.coverage(silent),
             model=identify(self.model, kept).to_dict() if silent else self.identity,
             dataset=self.rows.source(),

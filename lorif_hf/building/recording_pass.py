@@ -27,10 +27,10 @@ class RecordingPass:
     Args:
         rows (`TrainingRows`): the training set.
         options (`BuildOptions`): which rows go together.
-        alone (`bool`): whether every row goes alone all the same.
+        alone (`bool`, *optional*, defaults to `False`): whether every row goes alone all the same.
     """
 
-    def __init__(self, rows: TrainingRows, options: BuildOptions, alone: bool):
+    def __init__(self, rows: TrainingRows, options: BuildOptions, alone: bool = False):
         self.rows, self.options, self.alone = rows, options, alone
         self._pieces = 1  # into which each group is cut, since larger ones did not fit into memory
 

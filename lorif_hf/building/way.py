@@ -18,13 +18,13 @@ from ..tasks import Task, UserObjective, task_of
 from ..tasks.base import batch_size, known_task
 from ..tasks.objectives import OUTPUTS, LossObjective
 from ..tasks.own_loss import RowLoss, TrainerLoss, model_loss, trainer_loss
-from .options import BuildOptions
 from .recording_pass import out_of_memory, typed_error
 
 
 logger = logging.getLogger(__name__)
 
-_ROWS = 3  # that are compared: the shortest and the longest of the first batch, and its first
+_ROWS = 3  # that are compared: the shortest, the longest, and one in between, or the first
+_LOOKED_AT = 1000  # rows, evenly spaced, of which these are chosen
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,21 @@ class Way:
         task (`Task`): whose losses are differentiated.
         followed (`frozenset[str]`): modules whose weights are followed through functions, beside those that must be.
         unreached (`frozenset[str]`): modules to which no gradient came in truth.
-        alone (`bool`): whether rows go through the model one at a time.
+        single (`bool`): whether rows go one at a time though the task could take several: it was only seen to be right
+            for one.
+
+    Attributes:
+        alone (`bool`): whether rows, and queries later, go through the model one at a time.
     """
 
     task: Task
     followed: frozenset[str] = frozenset()
     unreached: frozenset[str] = frozenset()
+    single: bool = False
 
     @property
     def alone(self) -> bool:
-        return self.task.alone
+        return self.task.alone or self.single
 
     def of(self, modules: Sequence[TrackedModule]) -> list[TrackedModule]:
         """The modules as this way sees them."""
@@ -92,7 +97,6 @@ class WayFinder:
         modules (`Sequence[TrackedModule]`): what is tracked.
         projections (`Mapping[str, TwoSidedProjection]`): by module name.
         config (`InfluenceConfig`): what is differentiated.
-        options (`BuildOptions`): how many rows go through the model at once.
     """
 
     def __init__(
@@ -102,13 +106,12 @@ class WayFinder:
         modules: Sequence[TrackedModule],
         projections: Mapping[str, TwoSidedProjection],
         config: InfluenceConfig,
-        options: BuildOptions,
     ):
-        self.rows, self.modules, self.options = rows, modules, options
+        self.rows, self.modules = rows, modules
         self.output = OUTPUTS[config.output]
         self.compares_losses = OUTPUTS[config.output] is LossObjective
         self.model, self.projections = model, projections
-        self._compare(_telling(rows, options))
+        self._compare(_telling(rows))
 
     def find(self, choice: Choice) -> Way:
         """The way.
@@ -122,9 +125,9 @@ class WayFinder:
                 try:
                     return self._find(choice)
                 except RecordingError as error:
-                    if not self.options.auto or len(self.row_ids) == 1 or not out_of_memory(error.__cause__):
+                    if len(self.row_ids) == 1 or not out_of_memory(error.__cause__):
                         raise
-                    self._compare(self.row_ids[: len(self.row_ids) // 2])
+                    self._compare(self.row_ids[:-1])
 
     def _compare(self, row_ids: list[int]) -> None:
         """Compare these rows from now on."""
@@ -160,14 +163,14 @@ class WayFinder:
         unreached = frozenset(name for name, rows in true.gradients.items() if not bool(rows.any()))
         if len(unreached) == len(self.modules):
             self._refuse_unreached(task, batches, true)
-        way = Way(task, unreached=unreached)
+        way = Way(task, unreached=unreached, single=len(self.row_ids) == 1)
         comparison = self.check.compare(recorded, true, with_loss=self.compares_losses)
         if comparison.modules and not comparison.wrong_loss:
-            following = Way(task, frozenset(comparison.modules), unreached)
+            following = replace(way, followed=frozenset(comparison.modules))
             again = self.check.recorded(objective, batches, following.of(self.modules))
             better = self.check.compare(again, true, with_loss=self.compares_losses)
             if len(better.modules) < len(comparison.modules):
-                way = Way(task, frozenset(comparison.modules) - better.modules.keys(), unreached)
+                way = replace(way, followed=frozenset(comparison.modules) - better.modules.keys())
                 comparison, recorded = better, again
         if comparison.equal and not self.compares_losses:  # margins are no losses: those are compared too
             comparison = self._losses_alone(task, truth, batches, singles)
@@ -276,17 +279,18 @@ def alone_of(batch: Mapping[str, Any], place: int, size: int) -> dict[str, Any]:
     return {k: v[:, first:last] if isinstance(v, Tensor) and v.shape[:2] == shape else v for k, v in alone.items()}
 
 
-def _telling(rows: TrainingRows, options: BuildOptions) -> list[int]:
-    """A few of the first rows that go together, of different lengths where they have some, so that one is padded."""
-    numbers = list(range(min(options.batch_size, rows.count)))
-    if options.max_tokens is not None:
-        numbers = next(options.groups(list(range(min(_ROWS, rows.count))), rows.lengths))
+def _telling(rows: TrainingRows) -> list[int]:
+    """A few rows, of different lengths where they have some: padding, and what depends on lengths, shows in them.
+
+    They are compared together whatever the batch size of the build is, since queries have another one.
+    """
+    sample = rows.spaced(_LOOKED_AT)
     try:
-        lengths = rows.lengths(numbers)
+        lengths = dict(zip(sample, rows.lengths(sample), strict=True))
     except (DatasetError, TypeError, KeyError):
-        return numbers[:_ROWS]
-    by_length = sorted(numbers, key=lambda i: (lengths[i], i))
-    return sorted(list(dict.fromkeys([by_length[0], by_length[-1], *numbers]))[:_ROWS])
+        return sample[:_ROWS]
+    by_length = sorted(sample, key=lambda row: (lengths[row], row))
+    return sorted(list(dict.fromkeys([by_length[0], by_length[-1], *sample]))[:_ROWS])
 
 
 def _advice(problem: Comparison) -> str:

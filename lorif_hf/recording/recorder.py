@@ -235,8 +235,9 @@ class GradientRecorder:
     def _no_graph(self, names: Sequence[str]) -> UnsupportedModuleError:
         shown = ", ".join(f"'{name}'" for name in names[:3]) + (", ..." if len(names) > 3 else "")
         return UnsupportedModuleError(
-            f"No gradient reaches module(s) {shown}: they were not called, or ran without a graph (torch.no_grad, or "
-            "activation checkpointing with use_reentrant=True: use False, or switch it off for the recording pass)."
+            f"No gradient reaches module(s) {shown}: they were not called, or ran without a graph (torch.no_grad, "
+            "activation checkpointing with use_reentrant=True: use False, or switch it off for the recording pass; or "
+            "layers with a backward of their own, as Reformer's, which cannot be recorded)."
         )
 
     def _check_undisturbed(self) -> None:

@@ -36,8 +36,10 @@ class InputLimits:
 
     def __init__(self, model: nn.Module):
         base = base_model(model)
-        tokens = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
-        self.vocabulary: int = getattr(tokens, "num_embeddings", 0)
+        try:
+            self.vocabulary: int = getattr(base.get_input_embeddings(), "num_embeddings", 0)  # type: ignore[operator]
+        except (AttributeError, NotImplementedError):
+            self.vocabulary = 0
         beside = [
             (name, table)
             for module in base.modules()

@@ -139,7 +139,7 @@ def sft(tmp_path, tokenizer, **arguments):
     tokenizer.eos_token = "1"
     return SFTTrainer(
         model=make_llama(),
-        args=SFTConfig(str(tmp_path / "out"), max_length=16, **(ARGUMENTS | arguments)),
+        args=SFTConfig(str(tmp_path / "out"), **(ARGUMENTS | {"max_length": 16} | arguments)),
         train_dataset=Dataset.from_dict({"text": make_texts()}),
         processing_class=tokenizer,
     )
