@@ -65,7 +65,7 @@ def test_examples_of_another_number_are_refused():
         shown([{"a": 1}] * 2, [{"text": "a"}])
 
 
-@pytest.mark.parametrize("examples", [iter([1]), {"text": ["a", "b"]}, 3], ids=repr)
+@pytest.mark.parametrize("examples", [iter([1]), {"text": ["a", "b"]}, 3], ids=["iterator", "dict", "number"])
 def test_examples_that_are_no_rows_are_refused(examples):
     with pytest.raises(DatasetError, match="^examples is a "):
         shown([{"a": 1}] * 2, examples)

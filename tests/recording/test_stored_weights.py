@@ -11,7 +11,7 @@ from tiny import make_gpt2
 from torch import nn
 
 from lorif_hf.errors import UnsupportedModuleError
-from lorif_hf.layers.modules import tracked_modules
+from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.recording.identity import identify
 from lorif_hf.recording.stored_weights import stored_parts, weights_of
 
