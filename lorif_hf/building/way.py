@@ -23,7 +23,7 @@ from .recording_pass import out_of_memory, typed_error
 
 logger = logging.getLogger(__name__)
 
-_ROWS = 3  # that are compared: the shortest, the longest, and one in between, or the first
+_ROWS = 3  # that are compared at most: the shortest, the longest, and another
 _LOOKED_AT = 1000  # rows, evenly spaced, of which these are chosen
 
 
@@ -97,6 +97,7 @@ class WayFinder:
         modules (`Sequence[TrackedModule]`): what is tracked.
         projections (`Mapping[str, TwoSidedProjection]`): by module name.
         config (`InfluenceConfig`): what is differentiated.
+        batch_size (`int`): rows that go through the model at once; a comparison takes two at least.
     """
 
     def __init__(
@@ -106,12 +107,13 @@ class WayFinder:
         modules: Sequence[TrackedModule],
         projections: Mapping[str, TwoSidedProjection],
         config: InfluenceConfig,
+        batch_size: int,
     ):
         self.rows, self.modules = rows, modules
         self.output = OUTPUTS[config.output]
         self.compares_losses = OUTPUTS[config.output] is LossObjective
         self.model, self.projections = model, projections
-        self._compare(_telling(rows))
+        self._compare(_telling(rows, max(2, min(_ROWS, batch_size))))
 
     def find(self, choice: Choice) -> Way:
         """The way.
@@ -279,8 +281,8 @@ def alone_of(batch: Mapping[str, Any], place: int, size: int) -> dict[str, Any]:
     return {k: v[:, first:last] if isinstance(v, Tensor) and v.shape[:2] == shape else v for k, v in alone.items()}
 
 
-def _telling(rows: TrainingRows) -> list[int]:
-    """A few rows, of different lengths where they have some: padding, and what depends on lengths, shows in them.
+def _telling(rows: TrainingRows, count: int) -> list[int]:
+    """At most so many rows, of different lengths where they have some: what depends on padding and lengths shows there.
 
     They are compared together whatever the batch size of the build is, since queries have another one.
     """
@@ -288,9 +290,9 @@ def _telling(rows: TrainingRows) -> list[int]:
     try:
         lengths = dict(zip(sample, rows.lengths(sample), strict=True))
     except (DatasetError, TypeError, KeyError):
-        return sample[:_ROWS]
+        return sample[:count]
     by_length = sorted(sample, key=lambda row: (lengths[row], row))
-    return sorted(list(dict.fromkeys([by_length[0], by_length[-1], *sample]))[:_ROWS])
+    return sorted(list(dict.fromkeys([by_length[0], by_length[-1], *sample]))[:count])
 
 
 def _advice(problem: Comparison) -> str:

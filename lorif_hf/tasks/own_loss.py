@@ -6,7 +6,6 @@ It is slow, and right for whatever is trained: at one row at a time, every token
 import copy
 import functools
 import inspect
-import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,9 +47,8 @@ class RowLoss(Task):
         self._shifts: bool | None = None  # whether the first label is none; `None`: not known yet
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: dict[str, Any], items: int | None) -> Tensor:
-        """The loss of a batch, a scalar with a graph. `items`: divide its sum over targets by so many, if possible;
-        `None`: as it comes."""
+    def loss(self, model: nn.Module, batch: dict[str, Any], items: int) -> Tensor:
+        """The loss of a batch, a scalar with a graph. `items`: divide its sum over targets by so many, if possible."""
 
     def is_mean(self) -> bool:
         """Whether a loss that heeds no number of items is a mean over the labels."""
@@ -60,17 +58,16 @@ class RowLoss(Task):
         return False
 
     def losses(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
-        if self._divides is None:
-            self._divides = self._heeds_items(model, batch)
+        loss = self.loss(model, batch, 1).reshape(1).float()
+        if self._divides is None and bool(torch.isfinite(loss)) and bool(loss) and _labelled(batch) != 0:
+            with torch.no_grad():
+                self._divides = float(self.loss(model, batch, 2)) != float(loss)
         if self._divides is None:  # the loss is zero, or there is nothing to average
-            loss = self.loss(model, batch, 1).reshape(1).float()
             return loss if bool(torch.isfinite(loss)) or _targets(batch) else torch.zeros(1)
-        if self._divides:
-            return self.loss(model, batch, 1).reshape(1).float()
-        factor = self._factor(model, batch) if self.is_mean() else 1.0
-        if factor == 0:
-            return torch.zeros(1)  # a mean over no target is none
-        return self.loss(model, batch, None).reshape(1).float() * factor
+        if self._divides or not self.is_mean():
+            return loss
+        factor = self._factor(model, batch)
+        return loss * factor if factor else torch.zeros(1)  # a mean over no target is none
 
     def targets(self, batch: dict[str, Any]) -> Tensor | None:
         count = _labelled(batch)
@@ -91,16 +88,6 @@ class RowLoss(Task):
         if self.inner is not None:
             self.inner.check_query(feature, number)
 
-    def _heeds_items(self, model: nn.Module, batch: dict[str, Any]) -> bool | None:
-        """Whether another number of items gives another loss; `None` where this row cannot tell."""
-        if _labelled(batch) == 0:
-            return None
-        with torch.no_grad():
-            first, second = (float(self.loss(model, batch, items)) for items in (1, 2))
-        if not math.isfinite(first) or first == 0:
-            return None
-        return first != second
-
     def _factor(self, model: nn.Module, batch: dict[str, Any]) -> float:
         """What a mean over the targets of a row is multiplied by."""
         count = _labelled(batch)
@@ -114,7 +101,7 @@ class RowLoss(Task):
             without = labels.clone()
             without[:, 0] = IGNORED
             with torch.no_grad():
-                losses = [float(self.loss(model, batch | {"labels": those}, None)) for those in (labels, without)]
+                losses = [float(self.loss(model, batch | {"labels": those}, 1)) for those in (labels, without)]
             self._shifts = losses[0] == losses[1]
         return float(count - int((labels[:, 0] != IGNORED).sum()) if self._shifts else count)
 
@@ -124,11 +111,11 @@ class ModelLoss(RowLoss):
 
     name = "model"
 
-    def loss(self, model: nn.Module, batch: dict[str, Any], items: int | None) -> Tensor:
+    def loss(self, model: nn.Module, batch: dict[str, Any], items: int) -> Tensor:
         inputs = forward_inputs(model, batch)
         if "labels" in batch:
             inputs["labels"] = batch["labels"]
-        if items is not None and _takes(base_model(model).forward, _COUNT):
+        if _takes(base_model(model).forward, _COUNT):
             inputs[_COUNT] = torch.tensor(items, device=next(model.parameters()).device)
         outputs = model(**inputs)
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
@@ -161,9 +148,9 @@ class TrainerLoss(RowLoss):
         # What tells one such loss from another.
         self.__wrapped__ = functools.partial(type(trainer).compute_loss, compute_loss_func=own, smoothing=smoothing)
 
-    def loss(self, model: nn.Module, batch: dict[str, Any], items: int | None) -> Tensor:
+    def loss(self, model: nn.Module, batch: dict[str, Any], items: int) -> Tensor:
         options: dict[str, Any] = {}
-        if items is not None and _takes(self.trainer.compute_loss, _COUNT):
+        if _takes(self.trainer.compute_loss, _COUNT):
             options[_COUNT] = torch.tensor(items, device=next(model.parameters()).device)
         with _notes_restored(self.trainer):
             loss = self.trainer.compute_loss(model, dict(batch), **options)

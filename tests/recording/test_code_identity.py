@@ -207,7 +207,10 @@ def test_two_processes_find_the_same():
     assert printed[0] == printed[1] and len(printed[0]) > 1000
 
 
-@pytest.mark.parametrize("make", [Collator, lambda: counts_calls, counting, lambda: scaled(1, [])], ids=["class", "closure", "counter", "keeper"])
+MAKERS = [Collator, lambda: counts_calls, counting, lambda: scaled(1, [])]
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=["class", "closure", "counter", "keeper"])
 def test_what_a_collator_counts_or_keeps_is_no_setting(make):
     collate = make()
     before = code_identity(collate)
