@@ -17,9 +17,9 @@ the index holds what autograd says? Written by `python -m benchmarks.sweep`.
 Each class is made from its own config with small sizes and random weights, in float32. An index of eight rows is
 built with `InfluenceConfig.grad_dot(projection_factor=1, dtype="float32")` and the defaults of `build`, and the same
 rows are asked. Beside it: one row at a time, the model's own loss summed over its targets, autograd's gradient of
-every weight that the index says it tracks, and their inner products. This is done for three sets of rows, in batches
-of four: with padding, with as many tokens as rows in each batch, and with a first batch that has no padding. The worst
-counts.
+every weight that the index says it tracks, and their inner products. This is done four times, and the worst counts:
+with padding, with as many tokens as rows in each batch, with a first batch that has no padding, and recorded one row
+at a time and then asked in batches.
 
 | verdict | classes | |
 | --- | --- | --- |

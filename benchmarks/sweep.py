@@ -22,7 +22,7 @@ from multiprocessing import TimeoutError as NoAnswer
 from multiprocessing import get_context
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
@@ -40,14 +40,22 @@ from .small_models import CLASSIFIER, END, LABELS, MISSING, PLAIN_TOKENS, classe
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAGE = ROOT / "benchmarks/results/sweep.json", ROOT / "docs/models.md"
 CONFIG = InfluenceConfig.grad_dot(projection_factor=1, dtype="float32")
-BATCH = 4
-# Tokens of each row. "padded": batches with padding, the second with as many tokens as rows. "square": as many tokens
-# as rows in every batch, where a layer that puts tokens first looks like any other. "late": nothing is padded in the
-# first batch, by which a build may judge, and much in the second.
-LENGTHS = {
-    "padded": (6, 9, 3, 7, 4, 3, 4, 3),
-    "square": (BATCH,) * 8,
-    "late": (6, 6, 6, 6, 9, 3, 4, 7),
+
+
+class Rows(NamedTuple):
+    """A set of rows: the tokens of each, and how many go together while they are recorded and while they are asked."""
+
+    lengths: tuple[int, ...]
+    recorded: int = 4
+    asked: int = 4
+
+
+ROWS = {
+    # The second batch has as many tokens as rows: where a layer puts tokens first, that is not seen by the shape.
+    "padded": Rows((6, 9, 3, 7, 4, 3, 4, 3), asked=8),
+    "square": Rows((4,) * 8),  # as many tokens as rows in every batch
+    "late": Rows((6, 6, 6, 6, 9, 3, 4, 7)),  # nothing is padded in the first batch, by which a build may judge
+    "alone": Rows((6, 9, 3, 7, 4, 3, 4, 3), recorded=1),  # nothing is padded until it is asked
 }
 TOLERANCE = 1e-4  # of the largest score
 LAYER_TOLERANCE = 1e-2  # of a layer's own largest score: one that is recorded as 0 may be a small part of the whole
@@ -125,20 +133,20 @@ def _autograd_scores(
     return {name: matrix @ matrix.T for name, matrix in stacked.items()}, losses
 
 
-def compare(model: Any, task: str, lengths: tuple[int, ...], **options: Any) -> dict[str, Any]:
+def compare(model: Any, task: str, chosen: Rows, **options: Any) -> dict[str, Any]:
     """What becomes of a set of rows: a verdict, and what tells why. `options` go to the build."""
-    rows = make_rows(task, lengths)
+    rows = make_rows(task, chosen.lengths)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "index"
         try:
-            index = InfluenceIndex.build(model, rows, path, config=CONFIG, batch_size=BATCH, **options)
+            index = InfluenceIndex.build(model, rows, path, config=CONFIG, batch_size=chosen.recorded, **options)
         except Exception as error:
             recorded = any(path.rglob("factors/*"))
             verdict = (LATE if recorded else REFUSED) if isinstance(error, LorifError) else RAW
             return {"verdict": verdict, "message": described(error), "trace": trace(error)}
         modules = [entry.name for entry in index.manifest.modules]
         try:
-            ours = index.scores(model, rows, per_module=True, batch_size=BATCH)
+            ours = index.scores(model, rows, per_module=True, batch_size=chosen.asked)
         except Exception as error:
             verdict = LATE if isinstance(error, LorifError) else RAW
             return {"verdict": verdict, "message": f"scores(): {described(error)}", "trace": trace(error)}
@@ -185,12 +193,12 @@ def sweep_class(task: str, name: str, **options: Any) -> dict[str, Any]:
     entry: dict[str, Any] = {"task": task, "class": name}
     try:
         model = small_model(name)
-        autograd_scores(model, make_rows(task, LENGTHS["padded"]), task, [])
+        autograd_scores(model, make_rows(task, ROWS["padded"].lengths), task, [])
     except Exception as error:
         message = f"it {MISSING[name]}" if name in MISSING else described(error)
         return {**entry, "verdict": NOT_BUILT, "message": message, "trace": trace(error)}
-    results = {rows: compare(model, task, lengths, **options) for rows, lengths in LENGTHS.items()}
-    worst = max(results, key=lambda rows: (VERDICTS.index(results[rows]["verdict"]), results[rows].get("relerr", 0)))
+    results = {name: compare(model, task, rows, **options) for name, rows in ROWS.items()}
+    worst = max(results, key=lambda name: (VERDICTS.index(results[name]["verdict"]), results[name].get("relerr", 0)))
     return {**entry, "rows": worst, **results[worst]}
 
 
@@ -267,8 +275,8 @@ def main(names: Annotated[list[str] | None, typer.Argument()] = None, workers: i
     counts = Counter(result["verdict"] for result in results)
     Console().print(", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict]))
     if not names:
-        found = {"machine": machine(), "results": results}
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        lines = ",\n".join(json.dumps(result) for result in results)  # a class a line
+        RESULTS.write_text(f'{{"machine": {json.dumps(machine())}, "results": [\n{lines}\n]}}\n', encoding="utf-8")
         write_page(PAGE, results)
 
 

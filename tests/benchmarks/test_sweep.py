@@ -78,7 +78,7 @@ def test_a_small_layer_that_is_recorded_as_zero_is_seen(monkeypatch):
     original = InfluenceIndex.scores
     monkeypatch.setattr(InfluenceIndex, "scores", scores)
     monkeypatch.setattr(sweep, "TOLERANCE", 1.0)
-    entry = sweep.compare(small_model("GPT2LMHeadModel"), CAUSAL_LM, (5, 3))
+    entry = sweep.compare(small_model("GPT2LMHeadModel"), CAUSAL_LM, sweep.Rows((5, 3)))
     assert entry["verdict"] == sweep.DIFFERENT and entry["differing"] == ["transformer.h.1.attn.c_attn"]
 
 
@@ -98,7 +98,7 @@ def test_errors_are_told_apart_by_whose_they_are_and_when_they_come(monkeypatch,
         raise error
 
     monkeypatch.setattr(InfluenceIndex, "build", build)
-    entry = sweep.compare(None, CAUSAL_LM, (3, 4))
+    entry = sweep.compare(None, CAUSAL_LM, sweep.Rows((3, 4)))
     assert (entry["verdict"], entry["message"]) == (verdict, f"{type(error).__name__}: no")
 
 
