@@ -153,9 +153,15 @@ class IndexBuilder:
             INDEX_FOLDER.check(self.folder)
             INDEX_FOLDER.check_free(self.folder)
             if way is None and self.options.check:
-                way = WayFinder(self.model, self.rows, self.selection.modules, self.projections, self.config).find(
-                    self.choice
+                finder = WayFinder(
+                    self.model,
+                    self.rows,
+                    self.selection.modules,
+                    self.projections,
+                    self.config,
+                    self.options.batch_size,
                 )
+                way = finder.find(self.choice)
             if way is not None:
                 self._set_way(way)
             self.rows.check()

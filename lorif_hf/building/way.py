@@ -282,7 +282,7 @@ def alone_of(batch: Mapping[str, Any], place: int, size: int) -> dict[str, Any]:
 
 
 def _telling(rows: TrainingRows, count: int) -> list[int]:
-    """At most so many rows, of different lengths where they have some: what depends on padding and lengths shows there.
+    """At most so many rows, of different lengths where they have some: what depends on padding or length shows there.
 
     They are compared together whatever the batch size of the build is, since queries have another one.
     """

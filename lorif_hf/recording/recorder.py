@@ -24,6 +24,7 @@ from ..tasks.objectives import Objective, Values
 from .following import ParameterFollower
 from .layer_hook import InputChangedError, LayerHook
 from .model_lock import model_lock
+from .stored_weights import execution_device
 
 
 @dataclass(frozen=True)
@@ -139,14 +140,14 @@ class GradientRecorder:
         self, batch: Mapping[str, Any], rows: Sequence[int] | None = None, counted: set[str] | None = None
     ) -> Recording:
         """The same for a batch that is only looked at, and no part of a pass."""
-        device = next(self.model.parameters()).device
+        device = execution_device(self.model)
         with torch.inference_mode(False):  # whoever calls from inside of one
             return self._record(_moved(batch, device), rows, counted, device)
 
     def differentiate(self, batch: Mapping[str, Any]) -> Tensor:
         """The losses of a batch, float64 (B,), by a plain forward and backward pass: what has `requires_grad` by now
         gets its gradient. With no tracked module this is autograd alone."""
-        device = next(self.model.parameters()).device
+        device = execution_device(self.model)
         with torch.inference_mode(False), torch.enable_grad():
             values = self.objective(self.model, _moved(batch, device))
             if values.losses.requires_grad:

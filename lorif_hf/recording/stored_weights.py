@@ -144,6 +144,16 @@ def _scheme(weight: Tensor) -> str:
     return f"{weight.q_per_channel_axis()} {by_value([scales, zeros]).decode()}"
 
 
+def execution_device(model: nn.Module) -> torch.device:
+    """Where a model computes, and so where its inputs go: also of one whose weights are brought there at each call."""
+    for weight in model.parameters():
+        if weight.device.type != "meta":
+            return weight.device
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    return torch.device(next((device for device in devices if device is not None), "cpu"))
+
+
 def _offloaded(weight: Weight) -> Tensor:
     """What accelerate brings from the CPU or the disk at each call (`cpu_offload`, `disk_offload`, `device_map`)."""
     waiting = [getattr(weight.module, "_hf_hook", None)]

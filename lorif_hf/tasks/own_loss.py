@@ -116,7 +116,7 @@ class ModelLoss(RowLoss):
         if "labels" in batch:
             inputs["labels"] = batch["labels"]
         if _takes(base_model(model).forward, _COUNT):
-            inputs[_COUNT] = torch.tensor(items, device=next(model.parameters()).device)
+            inputs[_COUNT] = _on_device_of(batch, items)
         outputs = model(**inputs)
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
         if loss is None and isinstance(outputs, tuple) and isinstance(outputs[0], Tensor) and outputs[0].numel() == 1:
@@ -151,7 +151,7 @@ class TrainerLoss(RowLoss):
     def loss(self, model: nn.Module, batch: dict[str, Any], items: int) -> Tensor:
         options: dict[str, Any] = {}
         if _takes(self.trainer.compute_loss, _COUNT):
-            options[_COUNT] = torch.tensor(items, device=next(model.parameters()).device)
+            options[_COUNT] = _on_device_of(batch, items)
         with _notes_restored(self.trainer):
             loss = self.trainer.compute_loss(model, dict(batch), **options)
         if isinstance(loss, tuple):
@@ -189,6 +189,12 @@ def _targets(batch: Mapping[str, Any]) -> bool:
     """Whether a row has a target even for a model that shifts its labels."""
     labels = batch.get("labels")
     return _labelled(batch) is None or bool((labels[:, 1:] != IGNORED).any())  # type: ignore[index]
+
+
+def _on_device_of(batch: Mapping[str, Any], number: int) -> Tensor:
+    """A number as a tensor where the batch is."""
+    devices = (value.device for value in batch.values() if isinstance(value, Tensor))
+    return torch.tensor(number, device=next(devices, None))
 
 
 def _takes(function: Any, name: str) -> bool:

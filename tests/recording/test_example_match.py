@@ -281,3 +281,9 @@ class Rows:
 
     def __getitem__(self, row):
         return self.read(row)
+
+
+def test_what_a_row_quotes_of_another_does_not_speak_against_its_own_example(texts, tokenizer):
+    """Every other row says what the next one says, and what is its own was cut away; the next one is at home."""
+    written = [texts[i + 1] if i % 2 == 0 else texts[i] for i in range(COUNT)]
+    check_examples(rows_of(written, tokenizer), Dataset.from_dict({"answer": texts}), COUNT, tokenizer)

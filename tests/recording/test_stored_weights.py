@@ -13,7 +13,7 @@ from torch import nn
 from lorif_hf.errors import UnsupportedModuleError
 from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.recording.identity import identify
-from lorif_hf.recording.stored_weights import stored_parts, weights_of
+from lorif_hf.recording.stored_weights import execution_device, stored_parts, weights_of
 
 
 def identity_of(model, tracked=True):
@@ -152,7 +152,7 @@ def test_an_offloaded_model_is_the_model(where, tmp_path):
         places |= {"transformer.h.0": "disk", "transformer.h.1": "cpu", "transformer.ln_f": "disk"}
         accelerate.dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
     assert any(parameter.is_meta for parameter in model.parameters())
-    assert identity_of(model) == known
+    assert identity_of(model) == known and execution_device(model) == torch.device("cpu")
     with torch.no_grad():
         model(input_ids=torch.tensor([[1, 2, 3]]))
     assert identity_of(model) == known

@@ -136,9 +136,10 @@ class RetrainJob:
         device = next(model.parameters()).device
         model.eval()
         losses = []
+        size = 1 if task.alone else self.batch_size
         with torch.no_grad():
-            for start in range(0, len(self.features), self.batch_size):
-                batch = collator(self.features[start : start + self.batch_size])
+            for start in range(0, len(self.features), size):
+                batch = collator(self.features[start : start + size])
                 moved = {key: value.to(device) for key, value in batch.items()}
                 losses.append(losses_of(task, model, moved).to("cpu", torch.float64))
         return torch.cat(losses)
