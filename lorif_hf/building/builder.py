@@ -141,7 +141,8 @@ class IndexBuilder:
         """Everything that can go wrong before the first row is recorded, does so here; cheap the second time.
 
         Args:
-            way (`Way`, *optional*): how rows are recorded, as an earlier check of these rows had it.
+            way (`Way`, *optional*): how rows are recorded, as an earlier check of these rows had it; nothing is looked
+                at again then.
 
         Returns:
             `Way`: how they are recorded.
@@ -152,6 +153,7 @@ class IndexBuilder:
         if not self._prepared:
             INDEX_FOLDER.check(self.folder)
             INDEX_FOLDER.check_free(self.folder)
+            seen = way is not None
             if way is None and self.options.check:
                 finder = WayFinder(
                     self.model,
@@ -164,11 +166,12 @@ class IndexBuilder:
                 way = finder.find(self.choice)
             if way is not None:
                 self._set_way(way)
-            self.rows.check()
-            check_processing_class(self.processing_class)
-            check_disk(self.folder, self.config, self.entries, self.rows.count)
-            tell_coverage(self.selection.coverage())
-            _ = self.fingerprint
+            if not seen:
+                self.rows.check()
+                check_processing_class(self.processing_class)
+                check_disk(self.folder, self.config, self.entries, self.rows.count)
+                tell_coverage(self.selection.coverage())
+                _ = self.identity
             self._prepared = True
         return self.way
 
