@@ -16,7 +16,7 @@ from ..recording.random_state import random_state_kept
 from ..recording.rows import TrainingRows
 from ..tasks import Task, UserObjective, task_of
 from ..tasks.base import batch_size, known_task
-from ..tasks.objectives import OUTPUTS, LossObjective
+from ..tasks.objectives import OUTPUTS, LossObjective, Objective
 from ..tasks.own_loss import RowLoss, TrainerLoss, model_loss, trainer_loss
 from .recording_pass import out_of_memory, typed_error
 
@@ -111,7 +111,6 @@ class WayFinder:
     ):
         self.rows, self.modules = rows, modules
         self.output = OUTPUTS[config.output]
-        self.compares_losses = OUTPUTS[config.output] is LossObjective
         self.model, self.projections = model, projections
         self._compare(_telling(rows, max(2, min(_ROWS, batch_size))))
 
@@ -153,7 +152,7 @@ class WayFinder:
                 return tried
             failures.append((task, comparison))
             seconds = took
-        raise self._refusal(failures, choice)
+        raise self._refusal(failures)
 
     def _try(self, task: Task, truth: Task) -> tuple[Way, Comparison, float]:
         """The best way to record a task, how far it is from the truth, and how long it took."""
@@ -161,21 +160,23 @@ class WayFinder:
         batches, singles = self._batches(task)
         objective = self.output(task)
         recorded = self.check.recorded(objective, batches)
-        true = self._truth(objective, task, truth, singles)
+        margin = not isinstance(objective, LossObjective)  # is no loss: its gradients are compared with its own
+        true = self._truth(objective, task if margin else truth, singles)
         unreached = frozenset(name for name, rows in true.gradients.items() if not bool(rows.any()))
         if len(unreached) == len(self.modules):
             self._refuse_unreached(task, batches, true)
         way = Way(task, unreached=unreached, single=len(self.row_ids) == 1)
-        comparison = self.check.compare(recorded, true, with_loss=self.compares_losses)
+        comparison = self.check.compare(recorded, true, with_loss=not margin)
         if comparison.modules and not comparison.wrong_loss:
             following = replace(way, followed=frozenset(comparison.modules))
             again = self.check.recorded(objective, batches, following.of(self.modules))
-            better = self.check.compare(again, true, with_loss=self.compares_losses)
+            better = self.check.compare(again, true, with_loss=not margin)
             if len(better.modules) < len(comparison.modules):
                 way = replace(way, followed=frozenset(comparison.modules) - better.modules.keys())
                 comparison, recorded = better, again
-        if comparison.equal and not self.compares_losses:  # margins are no losses: those are compared too
-            comparison = self._losses_alone(task, truth, batches, singles)
+        if comparison.equal and margin:
+            losses = LossObjective(task)
+            comparison = self.check.compare(self.check.recorded(losses, batches), self._truth(losses, truth, singles))
         return way, comparison, recorded.seconds
 
     def _refuse_unreached(self, task: Task, batches: Sequence[Mapping[str, Any]], true: Probe) -> None:
@@ -190,33 +191,15 @@ class WayFinder:
             "learning) is no sum over rows, and is not supported; else check what is tracked (target_modules)."
         )
 
-    def _truth(self, objective: Any, task: Task, truth: Task, singles: Sequence[Mapping[str, Any]]) -> Probe:
-        """What autograd says of each row alone."""
-        if task is truth or not self.compares_losses:
-            return self.check.truth(objective, singles)
+    def _truth(self, objective: Objective, truth: Task, singles: Sequence[Mapping[str, Any]]) -> Probe:
+        """What autograd says of each row alone, of the loss that was trained."""
         try:
-            return self.check.truth(LossObjective(truth), singles)
+            return self.check.truth(objective if objective.task is truth else LossObjective(truth), singles)
         except Exception as error:
-            if isinstance(truth, TrainerLoss) or out_of_memory(error):
+            if objective.task is truth or isinstance(truth, TrainerLoss) or out_of_memory(error):
                 raise
             # A model without a loss of its own: then the task is all that is known of what was trained.
             logger.debug("The model has no loss of its own to compare with: %s", error)
-            return self.check.truth(objective, singles)
-
-    def _losses_alone(
-        self, task: Task, truth: Task, batches: Sequence[Mapping[str, Any]], singles: Sequence[Mapping[str, Any]]
-    ) -> Comparison:
-        objective = LossObjective(task)
-        return self.check.compare(
-            self.check.recorded(objective, batches), self._truth_of_losses(objective, truth, singles)
-        )
-
-    def _truth_of_losses(self, objective: Any, truth: Task, singles: Sequence[Mapping[str, Any]]) -> Probe:
-        try:
-            return self.check.truth(LossObjective(truth), singles)
-        except Exception:
-            if isinstance(truth, TrainerLoss):
-                raise
             return self.check.truth(objective, singles)
 
     def _batches(self, task: Task) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
@@ -247,7 +230,7 @@ class WayFinder:
             cost,
         )
 
-    def _refusal(self, failures: Sequence[tuple[Task, Exception | Comparison]], choice: Choice) -> Exception:
+    def _refusal(self, failures: Sequence[tuple[Task, Exception | Comparison]]) -> Exception:
         task, problem = failures[-1]
         first = failures[0][1]
         if isinstance(first, LorifError) and not isinstance(problem, Comparison):
