@@ -213,6 +213,7 @@ class InfluenceIndex(StoredIndex):
             self._processing_class = load_tokenizer(self._store, self.manifest)
         return self._processing_class
 
+    @torch.inference_mode(False)  # whoever calls from inside of one: its tensors could not be written
     def attribute(
         self,
         model: nn.Module | str,
@@ -265,6 +266,7 @@ class InfluenceIndex(StoredIndex):
             best.scores, best.indices, examples, prepared.texts, prepared.losses, self.repo_id, self.commit
         )
 
+    @torch.inference_mode(False)
     def scores(
         self,
         model: nn.Module | str,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..algebra.projection import TwoSidedProjection
 from ..codecs import codec_of
 from ..config import InfluenceConfig
-from ..curvature import Tensors, curvature_of
+from ..curvature import FirstPass, Tensors, curvature_of
 from ..curvature.encoding import Encoder, draw_projection, module_entry, stored_entries
 from ..errors import BuildFolderError, DatasetError
 from ..layers.modules import TrackedModule
@@ -49,11 +49,11 @@ from ..storage.shards import ShardReader, write_shard
 from ..storage.store import LocalStore
 from ..storage.tokenizer import save_processing_class
 from ..tasks.objectives import OUTPUTS
-from .dry_run import check_disk, check_first_pass, check_processing_class, tell_coverage
+from .dry_run import check_disk, check_first_pass, check_processing_class, first_pass_too_large, tell_coverage
 from .example_tables import ACTIVE, silent_layers, write_example_tables
 from .fitting import check_memory, fit_curvature
 from .options import BuildOptions
-from .recording_pass import RecordingPass, ShardContents
+from .recording_pass import RecordingPass, ShardContents, out_of_memory
 from .way import Choice, Way, WayFinder
 
 
@@ -120,7 +120,7 @@ class IndexBuilder:
             "config": self.config.to_dict(),
             "model": self.identity,
             "modules": [(entry.name, entry.projection_sha256, entry.followed) for entry in self.entries],
-            "objective": [self.task.name, task_code(self.task)],
+            "objective": [self.task.name, task_code(self.task), self.way.alone],
             "rows": self.rows.fingerprint(),
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -141,7 +141,8 @@ class IndexBuilder:
         """Everything that can go wrong before the first row is recorded, does so here; cheap the second time.
 
         Args:
-            way (`Way`, *optional*): how rows are recorded, as an earlier check of these rows had it.
+            way (`Way`, *optional*): how rows are recorded, as an earlier check of these rows had it; nothing is looked
+                at again then.
 
         Returns:
             `Way`: how they are recorded.
@@ -152,6 +153,7 @@ class IndexBuilder:
         if not self._prepared:
             INDEX_FOLDER.check(self.folder)
             INDEX_FOLDER.check_free(self.folder)
+            seen = way is not None
             if way is None and self.options.check:
                 finder = WayFinder(
                     self.model,
@@ -164,11 +166,12 @@ class IndexBuilder:
                 way = finder.find(self.choice)
             if way is not None:
                 self._set_way(way)
-            self.rows.check()
-            check_processing_class(self.processing_class)
-            check_disk(self.folder, self.config, self.entries, self.rows.count)
-            tell_coverage(self.selection.coverage())
-            _ = self.fingerprint
+            if not seen:
+                self.rows.check()
+                check_processing_class(self.processing_class)
+                check_disk(self.folder, self.config, self.entries, self.rows.count)
+                tell_coverage(self.selection.coverage())
+                _ = self.identity
             self._prepared = True
         return self.way
 
@@ -200,7 +203,15 @@ class IndexBuilder:
         first_pass = self.curvature.first_pass
         if first_pass is None or is_intact(self._first_path):
             return
-        # Of what is stored, layer by layer; a projection of all layers together has no first pass.
+        try:
+            self._gather(first_pass)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise first_pass_too_large(first_pass, self.entries) from error
+
+    def _gather(self, first_pass: FirstPass) -> None:
+        # Of what is stored, layer by layer.
         statistics = {entry.name: first_pass.statistic(entry) for entry in self.entries}
         reductions = dict.fromkeys(statistics, without_gradient)
         recorder = self._recorder(statistics, reductions)
@@ -210,10 +221,8 @@ class IndexBuilder:
                 bar.update(len(rows))
         scale = self.rows.count / len(sample)
         tensors = {entry.name: first_pass.tensors(entry, statistics[entry.name], scale) for entry in self.entries}
-        write_tensors(
-            self._first_path,
-            {f"{name}.{part}": tensor for name, parts in tensors.items() for part, tensor in parts.items()},
-        )
+        named = {f"{name}.{part}": tensor for name, parts in tensors.items() for part, tensor in parts.items()}
+        write_tensors(self._first_path, named)
 
     def record(self, on_shard: OnShard) -> None:
         """Record the shards that are missing; each is written while the next is recorded."""

@@ -60,15 +60,21 @@ def check_first_pass(first_pass: FirstPass | None, entries: Sequence[ModuleEntry
     machine = machine_memory()
     if first_pass is None or machine is None:
         return
+    if sum(first_pass.cost(entry).memory for entry in entries) > machine:
+        raise first_pass_too_large(first_pass, entries)
+
+
+def first_pass_too_large(first_pass: FirstPass, entries: Sequence[ModuleEntry]) -> ConfigError:
+    """The error of a first pass that does not fit into memory: what it needs, and what needs less."""
     needed = {entry.name: first_pass.cost(entry).memory for entry in entries}
-    if sum(needed.values()) > machine:
-        widest = max(entries, key=lambda entry: needed[entry.name])
-        raise ConfigError(
-            f"Whitening needs {sum(needed.values()) / 2**30:.0f} GiB for {len(entries)} layers (the widest, "
-            f"'{widest.name}', is {widest.d1} x {widest.d2}); this machine has {machine / 2**30:.0f} GiB. Set a "
-            "higher projection_factor (2 takes a quarter), leave layers out with exclude_modules, or set "
-            "whitening='none' with another curvature."
-        )
+    widest = max(entries, key=lambda entry: needed[entry.name])
+    machine = machine_memory()
+    has = "" if machine is None else f"; this machine has {machine / 2**30:.3g} GiB"
+    return ConfigError(
+        f"Whitening needs {sum(needed.values()) / 2**30:.3g} GiB for {len(entries)} layers (the widest, "
+        f"'{widest.name}', is {widest.d1} x {widest.d2}){has}. Set a higher projection_factor (2 takes a quarter), "
+        "leave layers out with exclude_modules, or set whitening='none' with another curvature."
+    )
 
 
 def machine_memory() -> int | None:

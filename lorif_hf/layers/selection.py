@@ -1,7 +1,7 @@
 """Which modules of a model are tracked: by default those that were trained; and of every other one, why it is not."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -198,6 +198,28 @@ class Selection:
             f"target_modules={self.target!r} with exclude_modules={self.exclude!r} selects no module of "
             f"{type(self.model).__name__}: {others}. Supported are {_supported()}.{frozen}"
         )
+
+
+def inactive_adapters(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
+    """Adapters that take no part in a model's forward pass, though their matrices are asked for.
+
+    Args:
+        model (`nn.Module`): the unwrapped model.
+        names (`Iterable[str]`): of modules, LoRA matrices among them.
+
+    Returns:
+        `dict[str, list[str]]`: such an adapter -> those that are active where it should be.
+    """
+    layers = {name.removeprefix(PEFT_PREFIX): layer for name, layer in _lora_layers(model).items()}
+    inactive = {}
+    for name in names:
+        owner, _, rest = name.rpartition(".lora_")
+        adapter = rest.partition(".")[2]
+        if owner in layers:
+            active = [] if layers[owner].disable_adapters else list(layers[owner].active_adapters)
+            if adapter not in active:
+                inactive[adapter] = active
+    return inactive
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -23,6 +23,7 @@ from ..curvature import Curvature, curvature_of
 from ..curvature.encoding import Encoder, checked_projection, stored_entries
 from ..errors import DatasetError, LorifError, ModelMismatchError, ObjectiveError, QueryError
 from ..layers.modules import TrackedModule, matches, modules_by_name, unwrap
+from ..layers.selection import inactive_adapters
 from ..progress import progress
 from ..recording.identity import identify
 from ..recording.recorder import GradientRecorder, Recording
@@ -318,6 +319,11 @@ def _matching_modules(model: nn.Module, manifest: Manifest, strict: bool) -> lis
             f"The index was made with another architecture ({manifest.model.get('model_class')}): {len(different)} "
             f"module(s) differ, first '{name}': indexed {expected[name]}, the query's model has "
             f"{shapes.get(name, 'no such module')}. Query with the model that was indexed."
+        )
+    for adapter, active in inactive_adapters(model, expected).items():
+        raise ModelMismatchError(
+            f"The index records the adapter '{adapter}', which is not active in the query's model (active: "
+            f"{', '.join(active) or 'none'}): call model.set_adapter('{adapter}'), or enable its adapters."
         )
     modules = [present[name] for name in expected]
     queried = identify(model, modules).to_dict()

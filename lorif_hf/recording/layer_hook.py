@@ -143,9 +143,9 @@ class _Call:
         per_example = self.output_gradients(gradient.reshape(self.shape))
         if self.inputs is None or per_example is None:
             raise UnsupportedModuleError(
-                f"Module '{hook.tracked.name}' gave a tensor of shape {tuple(self.shape)} in a batch of "
-                f"{hook.batch.examples} examples, so its gradient cannot be told apart by example. Record one row at "
-                "a time, where all of it is that row's (objective='model'), or leave it out with exclude_modules."
+                f"Module '{hook.tracked.name}' saw {self.shape[0]} rows in a batch of {hook.batch.examples} examples, "
+                "so its gradient cannot be told apart by example. Record one row at a time, where all of it is that "
+                "row's (objective='model'), or leave it out with exclude_modules."
             )
         stayed = self.version is not None and self.inputs._version == self.version
         hook.inputs_stay = stayed and hook.inputs_stay is not False

@@ -33,7 +33,13 @@ from truth import GRADIENTS, alone, gram, own_sum, relative_error
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.building.way import alone_of
-from lorif_hf.errors import DatasetError, ObjectiveError, RecordingCheckError, UnsupportedModuleError
+from lorif_hf.errors import (
+    DatasetError,
+    ModelMismatchError,
+    ObjectiveError,
+    RecordingCheckError,
+    UnsupportedModuleError,
+)
 
 
 VOCABULARY = 40
@@ -400,3 +406,25 @@ def _with_another_loss(forward):
 
     changed.__signature__ = inspect.signature(forward)
     return changed
+
+
+def test_a_build_inside_of_inference_mode(tmp_path):
+    model, rows = llama(), rows_of()
+    with torch.inference_mode():
+        index = built(model, rows, tmp_path)
+        scores = index.scores(model, rows)
+    assert relative_error(index, model, rows) < 1e-5
+    torch.testing.assert_close(scores, index.scores(model, rows))
+
+
+def test_an_inactive_adapter_is_named_at_the_query(tmp_path):
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    model, rows = get_peft_model(llama(), adapter), rows_of()
+    model.add_adapter("other", adapter)
+    index = built(model, rows, tmp_path)
+    model.set_adapter("other")
+    message = r"adapter 'default', which is not active .*\(active: other\): call model.set_adapter\('default'\)"
+    with pytest.raises(ModelMismatchError, match=message):
+        index.scores(model, rows)
+    model.set_adapter("default")
+    assert relative_error(index, model, rows) < 1e-5

@@ -80,10 +80,10 @@ class Fails:
     """A collator that fails at a row of the last shard, but not while the first batches are looked at or trained."""
 
     def __init__(self):
-        self.broken = False
+        self._broken = False
 
     def __call__(self, features):
-        if self.broken and any(feature["input_ids"] == make_rows(20)[19]["input_ids"] for feature in features):
+        if self._broken and any(feature["input_ids"] == make_rows(20)[19]["input_ids"] for feature in features):
             raise ValueError("the picture of row 19 is gone")
         return collate(features)
 
@@ -100,7 +100,7 @@ def test_train_returns_and_the_pass_goes_on(tmp_path, monkeypatch, caplog, troub
                 elif trouble == "any error":
                     patch.setattr(builder.IndexBuilder, "_fit_all", lambda self: 1 / 0)
                 else:
-                    collator.broken = True
+                    collator._broken = True
                 super().on_train_end(*args, **kwargs)
 
     callback = Breaking(tmp_path / "index", config=CONFIG)
@@ -111,7 +111,7 @@ def test_train_returns_and_the_pass_goes_on(tmp_path, monkeypatch, caplog, troub
     assert "Traceback" in caplog.text and "To go on: callback.record()" in caplog.text
     trainer.save_model(str(tmp_path / "model"))
     saved = GPT2LMHeadModel.from_pretrained(tmp_path / "model")
-    collator.broken = False
+    collator._broken = False
     rows = recorded_rows(monkeypatch)
     index = callback.record()
     assert callback.index is index and callback.error is None and len(index) == 20

@@ -7,7 +7,7 @@ from torch import nn
 
 from lorif_hf.errors import UnsupportedModuleError
 from lorif_hf.layers.modules import base_model
-from lorif_hf.layers.selection import Selection, tracked_modules
+from lorif_hf.layers.selection import Selection, inactive_adapters, tracked_modules
 
 
 LORA = {"r": 3, "target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
@@ -191,3 +191,14 @@ def test_what_is_trained_beside_the_adapter_is_told(build):
     model = build("llama", lora={**LORA, "modules_to_save": ["norm"]})
     (norm,) = {u.reason for u in Selection(model, "all-linear").coverage().untracked}
     assert norm == "beside the LoRA matrices, which alone are tracked"
+
+
+def test_adapters_that_take_no_part_are_known(build):
+    model = build("llama", lora=LORA)
+    names = _names(model)
+    assert inactive_adapters(model, names) == {} and inactive_adapters(build("llama"), ["model.layers.0"]) == {}
+    model.add_adapter("other", LoraConfig(**LORA))
+    model.set_adapter("other")
+    assert inactive_adapters(model, names) == {"default": ["other"]}
+    with model.disable_adapter():
+        assert inactive_adapters(model, names) == {"default": []}

@@ -114,7 +114,7 @@ def test_an_error_on_the_way_in_restores_too(build, draw):
     before = _snapshot(model)
 
     class NoHooks:
-        name = "broken"
+        name, followed, shared, weight = "broken", False, (), torch.ones(1)
 
         class module:
             @staticmethod

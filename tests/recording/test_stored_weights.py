@@ -11,21 +11,28 @@ from tiny import make_gpt2
 from torch import nn
 
 from lorif_hf.errors import UnsupportedModuleError
+from lorif_hf.layers import kind_of
+from lorif_hf.layers.modules import TrackedModule
 from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.recording.identity import identify
 from lorif_hf.recording.stored_weights import execution_device, stored_parts, weights_of
 
 
 def identity_of(model, tracked=True):
-    found = identify(model, tracked_modules(model) if tracked else [])
-    return found.weights_sha256, found.other_weights
+    return hashes(model, tracked_modules(model) if tracked else [])
+
+
+def hashes(model, modules):
+    identity = identify(model, modules)
+    return identity.weights_sha256, identity.other_weights
 
 
 def of_tensor(tensor, tracked=False):
-    """Identity of a layer whose weight is a tensor."""
+    """Identity of a layer whose weight is a tensor, also of one that nobody could train."""
     layer = nn.Linear(1, 1, bias=False)
     layer.weight = nn.Parameter(tensor, requires_grad=False)
-    return identity_of(nn.ModuleDict({"a": layer}), tracked)
+    modules = [TrackedModule.of("a", kind_of(layer), layer)] if tracked else []
+    return hashes(nn.ModuleDict({"a": layer}), modules)
 
 
 class Packed(torch.Tensor):

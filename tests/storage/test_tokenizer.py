@@ -46,7 +46,11 @@ def test_what_was_there_goes(tmp_path):
     assert files(tmp_path) == ["tokenizer/b/d.json"]
 
 
-@pytest.mark.parametrize("what", [object(), len, "gpt2", type("Odd", (), {"save_pretrained": 3})()], ids=repr)
+@pytest.mark.parametrize(
+    "what",
+    [object(), len, "gpt2", type("Odd", (), {"save_pretrained": 3})()],
+    ids=["object", "builtin", "name", "no method"],
+)
 def test_what_cannot_save_itself_says_what_to_pass(tmp_path, what):
     message = f"A {type(what).__name__} has no save_pretrained, .*Pass another one, or processing_class=None"
     with pytest.raises(ProcessingClassError, match=message):
