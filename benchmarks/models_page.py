@@ -26,8 +26,8 @@ at a time and then asked in batches.
 {counts}
 
 - **error**: the largest difference between a score and autograd's, in units of autograd's largest score.
-- **recorded**: in batches, or one row at a time where the check of the first batch found that a batch gives something
-  else than the model is trained on. One at a time is slower, and right for every loss.
+- **recorded**: in batches, or (in one of the four at least) a row at a time, where the check of the first batch found
+  that a batch gives something else than the model is trained on. That is slower, and right for every loss.
 - **tracked**: the share of the trained parameters in these small models; most of the rest is embeddings, heads and
   experts that are fused into one parameter.
 """
@@ -64,9 +64,9 @@ def write_page(path: Path, results: list[dict[str, Any]]) -> None:
 def _row(result: dict[str, Any]) -> str:
     if "relerr" not in result:
         reason = result["message"].replace("|", "\\|").replace("<", "&lt;")
-        reason = reason if len(reason) <= 200 else f"{reason[:200]}..."
+        reason = reason if len(reason) <= 400 else f"{reason[:400]}..."
         return f"| `{result['class']}` | {result['verdict']}: {reason} | | | |"
-    recorded = "a row at a time" if result["objective"] == "model" else "in batches"
+    recorded = "a row at a time" if result["alone"] else "in batches"
     return (
         f"| `{result['class']}` | {result['verdict']} | {result['relerr']:.0e} | {recorded} | {result['share']:.0%} |"
     )

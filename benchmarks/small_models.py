@@ -38,9 +38,10 @@ _SIZES = {
     "rel_extent num_landmarks segment_means_seq_len block_size sliding_window zero_expert_num index_topk "
     "local_attention o_lora_rank",
     2: "num_key_value_heads num_kv_heads kv_n_heads num_experts_per_tok moe_topk moe_k moe_top_k "
-    "linear_num_key_heads swa_num_key_value_heads index_n_heads hc_sinkhorn_iters mamba_num_heads "
+    "linear_num_key_heads swa_num_key_value_heads hc_sinkhorn_iters mamba_num_heads "
     "mamba_n_heads o_groups index_block_size index_topk_blocks num_hashes",
-    8: "head_dim d_kv d_head dim_head attention_head_size attention_head_dim qk_rope_head_dim "
+    # With fewer heads an indexer gives several tokens the score 0, and which of them are taken depends on the padding.
+    8: "index_n_heads head_dim d_kv d_head dim_head attention_head_size attention_head_dim qk_rope_head_dim "
     "qk_nope_head_dim v_head_dim q_lora_rank kv_lora_rank kv_channels linear_head_dim linear_key_head_dim "
     "linear_value_head_dim index_head_dim swa_head_dim state_size mamba_d_state ssm_state_size "
     "mamba_d_head mamba_head_dim rotary_dim laurel_rank hidden_size_per_layer_input chunk_size "

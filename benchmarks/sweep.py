@@ -189,7 +189,10 @@ def trace(error: Exception) -> list[str]:
 
 
 def sweep_class(task: str, name: str, **options: Any) -> dict[str, Any]:
-    """The verdict on a class: the worst of those on its sets of rows. `options` go to the build."""
+    """The verdict on a class: the worst of those on its sets of rows. `options` go to the build.
+
+    "alone" tells whether any of them was recorded a row at a time.
+    """
     entry: dict[str, Any] = {"task": task, "class": name}
     try:
         model = small_model(name)
@@ -199,7 +202,8 @@ def sweep_class(task: str, name: str, **options: Any) -> dict[str, Any]:
         return {**entry, "verdict": NOT_BUILT, "message": message, "trace": trace(error)}
     results = {name: compare(model, task, rows, **options) for name, rows in ROWS.items()}
     worst = max(results, key=lambda name: (VERDICTS.index(results[name]["verdict"]), results[name].get("relerr", 0)))
-    return {**entry, "rows": worst, **results[worst]}
+    alone = any(result.get("objective") == "model" for result in results.values())
+    return {**entry, "rows": worst, **results[worst], "alone": alone}
 
 
 class Worker:

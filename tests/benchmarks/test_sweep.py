@@ -18,8 +18,8 @@ from lorif_hf import InfluenceIndex
 from lorif_hf.errors import RecordingError
 
 
-# And how their rows are recorded: in batches, or one at a time.
-BATCHES, ALONE = "in batches", "a row at a time"
+# And whether their rows must be recorded one at a time: that of the others would be slow for nothing.
+BATCHES, ALONE = False, True
 TELLING = {
     "GPT2LMHeadModel": BATCHES,  # Conv1D
     "LlamaForCausalLM": BATCHES,
@@ -27,24 +27,24 @@ TELLING = {
     "BloomForCausalLM": BATCHES,
     "GPTJForCausalLM": BATCHES,
     "MixtralForCausalLM": BATCHES,  # fused experts
-    "RwkvForCausalLM": BATCHES,  # its state is changed in place
+    "RwkvForCausalLM": ALONE,  # its state is changed in place, but in training
     "MambaForCausalLM": BATCHES,  # `dt_proj.weight` is used without its module
     "FalconMambaForCausalLM": BATCHES,
     "JambaForCausalLM": BATCHES,
     "LongcatFlashForCausalLM": BATCHES,  # as is its router's
     "Llama4ForCausalLM": BATCHES,  # a router that is a Linear and returns two tensors
     "PhimoeForCausalLM": BATCHES,
-    "DeepseekV4ForCausalLM": BATCHES,  # a Linear that multiplies by groups
+    "DeepseekV4ForCausalLM": BATCHES,  # a Linear that multiplies by groups: refused
     "Zamba2ForCausalLM": BATCHES,  # modules that share a weight
     "AXK2ForCausalLM": BATCHES,  # layers that no gradient reaches
     "BartForCausalLM": ALONE,  # labels are not shifted
     "XLNetLMHeadModel": ALONE,  # tokens come first, rows second
-    "ReformerModelWithLMHead": BATCHES,  # a backward pass of its own
+    "ReformerModelWithLMHead": BATCHES,  # a backward pass of its own: refused
     "BertForSequenceClassification": BATCHES,
     "RobertaForSequenceClassification": BATCHES,
     "T5ForSequenceClassification": BATCHES,
     "FunnelForSequenceClassification": BATCHES,  # shorter from block to block
-    "CanineForSequenceClassification": BATCHES,
+    "CanineForSequenceClassification": ALONE,  # groups its tokens over the padding
     "DebertaV2ForSequenceClassification": ALONE,  # a layer that sees positions, of no row
     "LongformerForSequenceClassification": ALONE,  # rows are padded and cut to windows
     "ConvBertForSequenceClassification": ALONE,  # sees the padding
@@ -57,6 +57,7 @@ TASKS = {name: task for task, name in classes()}
 def test_an_index_equals_autograd_or_is_refused_before_it_is_recorded(name):
     entry = sweep.sweep_class(TASKS[name], name)
     assert entry["verdict"] in (sweep.EQUAL, sweep.REFUSED), entry
+    assert entry["alone"] == TELLING[name]
 
 
 def test_without_the_check_the_sweep_sees_what_is_silently_different():
