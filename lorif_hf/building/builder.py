@@ -24,7 +24,7 @@ from ..codecs import codec_of
 from ..config import InfluenceConfig
 from ..curvature import FirstPass, Tensors, curvature_of
 from ..curvature.encoding import Encoder, draw_projection, module_entry, stored_entries
-from ..errors import BuildFolderError, DatasetError
+from ..errors import BuildFolderError, DatasetError, RecordingCheckError
 from ..layers.modules import TrackedModule
 from ..layers.selection import Selection
 from ..progress import progress
@@ -141,8 +141,8 @@ class IndexBuilder:
         """Everything that can go wrong before the first row is recorded, does so here; cheap the second time.
 
         Args:
-            way (`Way`, *optional*): how rows are recorded, as an earlier check of these rows had it; nothing is looked
-                at again then.
+            way (`Way`, *optional*): how rows are recorded, as an earlier check of these rows had it. Only what depends
+                on the weights is looked at again then.
 
         Returns:
             `Way`: how they are recorded.
@@ -153,20 +153,10 @@ class IndexBuilder:
         if not self._prepared:
             INDEX_FOLDER.check(self.folder)
             INDEX_FOLDER.check_free(self.folder)
-            seen = way is not None
-            if way is None and self.options.check:
-                finder = WayFinder(
-                    self.model,
-                    self.rows,
-                    self.selection.modules,
-                    self.projections,
-                    self.config,
-                    self.options.batch_size,
-                )
-                way = finder.find(self.choice)
-            if way is not None:
-                self._set_way(way)
-            if not seen:
+            found = self._found_way(way) if self.options.check else way
+            if found is not None:
+                self._set_way(found)
+            if way is None:
                 self.rows.check()
                 check_processing_class(self.processing_class)
                 check_disk(self.folder, self.config, self.entries, self.rows.count)
@@ -174,6 +164,17 @@ class IndexBuilder:
                 _ = self.identity
             self._prepared = True
         return self.way
+
+    def _found_way(self, before: Way | None) -> Way:
+        known = self.model, self.rows, self.selection.modules, self.projections, self.config
+        try:
+            return WayFinder(*known, self.options.batch_size).find(self.choice, before)
+        except RecordingCheckError:
+            raise
+        except Exception:
+            if before is None:
+                raise
+            return before  # a row that fails by now does not keep the others from being recorded
 
     def run(self, on_shard: OnShard = lambda shard: None) -> None:
         """Build what is missing. Returns at once where the folder holds this build's finished index."""
@@ -211,7 +212,6 @@ class IndexBuilder:
             raise first_pass_too_large(first_pass, self.entries) from error
 
     def _gather(self, first_pass: FirstPass) -> None:
-        # Of what is stored, layer by layer.
         statistics = {entry.name: first_pass.statistic(entry) for entry in self.entries}
         reductions = dict.fromkeys(statistics, without_gradient)
         recorder = self._recorder(statistics, reductions)

@@ -1,10 +1,12 @@
 """How the rows are recorded: as fast as possible, where the check of the first batch shows that it is right."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..algebra.projection import TwoSidedProjection
@@ -25,6 +27,20 @@ logger = logging.getLogger(__name__)
 
 _ROWS = 3  # that are compared at most: the shortest, the longest, and another
 _LOOKED_AT = 1000  # rows, evenly spaced, of which these are chosen
+_TRIES = 60  # of them, until those with a target are found
+_LABELS_LOOKED_AT, _MOST_LABELS = 200, 8  # rows whose labels are read, and labels that are compared in one batch
+
+
+_OWN = (
+    "The Trainer's loss is your own: recording objective='trainer', one row at a time. If it is the model's loss, "
+    "pass objective='%s', which goes in batches."
+)
+
+_NO_SUM = (
+    "The Trainer's loss of rows %s together is %.6g, and neither the sum nor the mean of their own (%s): it depends "
+    "on the batch (class weights in a mean, padding), and a row alone has lost that. If it matters, pass objective=, "
+    "a function (model, batch) -> (B,) of what each row adds to the loss."
+)
 
 
 @dataclass(frozen=True)
@@ -83,8 +99,13 @@ def choice_of(model: nn.Module, objective: UserObjective | Task | str | None, tr
     if objective is not None:
         task = task_of(model, objective, trainer)
         return Choice([task], task)
-    truth: RowLoss = model_loss(model) if trainer is None else trainer_loss(trainer, model)
     fast = known_task(model)
+    if trainer is None:
+        truth: RowLoss = model_loss(model)
+    else:
+        truth = trainer_loss(trainer, model)
+        if truth.is_users_own():
+            fast = None  # a few rows prove nothing of a loss that may weigh others otherwise
     return Choice([truth] if fast is None else [fast, truth], truth)
 
 
@@ -114,13 +135,18 @@ class WayFinder:
         self.model, self.projections = model, projections
         self._compare(_telling(rows, max(2, min(_ROWS, batch_size))))
 
-    def find(self, choice: Choice) -> Way:
+    def find(self, choice: Choice, before: Way | None = None) -> Way:
         """The way.
+
+        Args:
+            choice (`Choice`): what may be recorded.
+            before (`Way`, *optional*): what an earlier check found: the same is not told again.
 
         Raises:
             [`~lorif_hf.errors.RecordingCheckError`]: no way records what was trained; says what to pass.
             [`~lorif_hf.errors.LorifError`]: the rows cannot be recorded at all.
         """
+        self.told = None if before is None else before.task.name
         with random_state_kept(self.rows.collator, self.rows.dataset):
             while True:
                 try:
@@ -147,8 +173,12 @@ class WayFinder:
                 failures.append((task, error))
                 continue
             if comparison.equal:
-                if failures:
+                if task.name == self.told:
+                    pass
+                elif failures:
                     self._tell(failures[0], task, took / seconds if seconds else None)
+                elif isinstance(task, TrainerLoss) and task.is_users_own() and task.inner is not None:
+                    logger.warning(_OWN, task.inner.name)
                 return tried
             failures.append((task, comparison))
             seconds = took
@@ -165,6 +195,8 @@ class WayFinder:
         unreached = frozenset(name for name, rows in true.gradients.items() if not bool(rows.any()))
         if len(unreached) == len(self.modules):
             self._refuse_unreached(task, batches, true)
+        if isinstance(task, TrainerLoss) and task.is_users_own() and task.name != self.told:
+            self._tell_of_batches(task)
         way = Way(task, unreached=unreached, single=len(self.row_ids) == 1)
         comparison = self.check.compare(recorded, true, with_loss=not margin)
         if comparison.modules and not comparison.wrong_loss:
@@ -180,16 +212,49 @@ class WayFinder:
         return way, comparison, recorded.seconds
 
     def _refuse_unreached(self, task: Task, batches: Sequence[Mapping[str, Any]], true: Probe) -> None:
-        """Nothing that is tracked has a gradient. Where that is for want of targets, later rows may have some."""
+        """Nothing that is tracked has a gradient. Where that is for want of targets, later rows may have some; where
+        there is a loss all the same, later weights may (a head of zeros)."""
         targets = [task.targets(dict(batch)) for batch in batches]
         if all(count is not None and not bool(count.any()) for count in targets):
             return
+        rows = f"rows {', '.join(map(str, self.row_ids))}"
+        if bool((true.losses.abs() > 1e-6).all()):
+            logger.warning(
+                "The gradients of all %d tracked layers are zero in %s at these weights: there is nothing to compare.",
+                len(self.modules),
+                rows,
+            )
+            return
         raise RecordingCheckError(
-            f"The gradients of all {len(self.modules)} tracked layers are zero in rows "
-            f"{', '.join(map(str, self.row_ids))} (losses {', '.join(f'{float(x):.4g}' for x in true.losses)}): "
+            f"The loss and the gradients of all {len(self.modules)} tracked layers are zero in {rows}, each alone: "
             "nothing could be attributed. A loss that compares the rows of a batch with each other (contrastive "
             "learning) is no sum over rows, and is not supported; else check what is tracked (target_modules)."
         )
+
+    def _tell_of_batches(self, task: TrainerLoss) -> None:
+        """Warn where the user's own loss of several rows is not made of those of each, as their sum or their mean."""
+        rows, objective = self._of_each_label(), LossObjective(task)
+        singles = [self.rows.batch([row]) for row in rows]
+        losses = torch.cat([self.check.losses(objective, single) for single in singles])
+        counts = [task.targets(single) for single in singles]
+        sizes = torch.tensor([1.0 if count is None else float(count.sum()) for count in counts], dtype=torch.float64)
+        # Over rows, over their tokens, and over their tokens but the first.
+        means = [(losses * weights).sum() / weights.sum() for weights in (torch.ones_like(sizes), sizes, sizes - 1)]
+        together = float(self.check.losses(objective, self.rows.batch(rows)))
+        known = [float(value) for value in (losses.sum(), *means)]
+        if not any(math.isclose(together, value, rel_tol=1e-2, abs_tol=1e-6) for value in known):
+            shown = ", ".join(f"{float(loss):.6g}" for loss in losses)
+            logger.warning(_NO_SUM, ", ".join(map(str, rows)), together, shown)
+
+    def _of_each_label(self) -> list[int]:
+        """A row of each label, where rows have one each: what weighs labels otherwise shows in them."""
+        by_label: dict[Any, int] = {}
+        for row in self.rows.spaced(_LABELS_LOOKED_AT):
+            labels = self.rows.batch([row]).get("labels")
+            if not isinstance(labels, Tensor) or labels.numel() != 1:
+                return self.row_ids
+            by_label.setdefault(labels.item(), row)
+        return sorted(by_label.values())[:_MOST_LABELS] if len(by_label) > 1 else self.row_ids
 
     def _truth(self, objective: Objective, truth: Task, singles: Sequence[Mapping[str, Any]]) -> Probe:
         """What autograd says of each row alone, of the loss that was trained."""
@@ -267,15 +332,32 @@ def alone_of(batch: Mapping[str, Any], place: int, size: int) -> dict[str, Any]:
 def _telling(rows: TrainingRows, count: int) -> list[int]:
     """At most so many rows, of different lengths where they have some: what depends on padding or length shows there.
 
-    They are compared together whatever the batch size of the build is, since queries have another one.
+    They have a target, where a few dozen tries find some. They are compared together whatever the batch size of the
+    build is, since queries have another one.
     """
     sample = rows.spaced(_LOOKED_AT)
+    order = sample
     try:
         lengths = dict(zip(sample, rows.lengths(sample), strict=True))
+        by_length = sorted(sample, key=lambda row: (lengths[row], row))
+        # From both ends in turn: the shortest, the longest, and so on.
+        order = [row for pair in zip(by_length, reversed(by_length), strict=True) for row in pair]
     except (DatasetError, TypeError, KeyError):
-        return sample[:count]
-    by_length = sorted(sample, key=lambda row: (lengths[row], row))
-    return sorted(list(dict.fromkeys([by_length[0], by_length[-1], *sample]))[:count])
+        pass
+    chosen: list[int] = []
+    for row in list(dict.fromkeys([*order[:2], *sample[:1], *order]))[:_TRIES]:
+        if len(chosen) < count and _has_target(rows, row):
+            chosen.append(row)
+    return sorted(chosen or sample[:count])
+
+
+def _has_target(rows: TrainingRows, row: int) -> bool:
+    """Whether a row has anything to be measured on, as far as its task tells."""
+    try:
+        targets = rows.task.targets(rows.batch([row]))
+    except Exception:  # is told when the row is recorded
+        return True
+    return targets is None or bool(targets.any())
 
 
 def _advice(problem: Comparison) -> str:

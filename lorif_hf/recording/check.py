@@ -139,6 +139,11 @@ class RecordingCheck:
         stacked = {name: torch.stack(rows) for name, rows in gradients.items()}
         return Probe(torch.cat(losses), stacked, {}, time.perf_counter() - start)
 
+    def losses(self, objective: Objective, batch: Mapping[str, Any]) -> Tensor:
+        """The losses of a batch as the model has them, float64."""
+        with GradientRecorder(self.model, [], {}, objective, alone=True) as recorder:
+            return recorder.differentiate(batch, backward=False)
+
     def compare(self, recorded: Probe, truth: Probe, with_loss: bool = True) -> Comparison:
         """How far a probe is from the truth. `with_loss=False`: of the gradients alone."""
         dtypes = {torch.float32, *recorded.dtypes.values()}

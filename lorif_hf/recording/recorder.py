@@ -144,13 +144,13 @@ class GradientRecorder:
         with torch.inference_mode(False):  # whoever calls from inside of one
             return self._record(_moved(batch, device), rows, counted, device)
 
-    def differentiate(self, batch: Mapping[str, Any]) -> Tensor:
+    def differentiate(self, batch: Mapping[str, Any], backward: bool = True) -> Tensor:
         """The losses of a batch, float64 (B,), by a plain forward and backward pass: what has `requires_grad` by now
         gets its gradient. With no tracked module this is autograd alone."""
         device = execution_device(self.model)
         with torch.inference_mode(False), torch.enable_grad():
             values = self.objective(self.model, _moved(batch, device))
-            if values.losses.requires_grad:
+            if backward and values.losses.requires_grad:
                 values.losses.sum().backward()
             return values.losses.detach().cpu().double()
 

@@ -163,8 +163,13 @@ class TrainerLoss(RowLoss):
         return cast(Tensor, loss)
 
     def is_mean(self) -> bool:
+        return not self.is_users_own()
+
+    def is_users_own(self) -> bool:
+        """Whether the loss is none of transformers' or TRL's: nobody knows what it does to other rows."""
         own = getattr(self.trainer, "compute_loss_func", None)
-        return own is None and type(self.trainer).compute_loss.__module__.partition(".")[0] in ("transformers", "trl")
+        module = type(self.trainer).compute_loss.__module__.partition(".")[0]
+        return own is not None or module not in ("transformers", "trl")
 
 
 def model_loss(model: nn.Module) -> ModelLoss:

@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from dense import make_classifier
 from tiny import VOCABULARY, make_rows
 from transformers import (
     DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
     LlamaConfig,
     LlamaForCausalLM,
     RobertaConfig,
@@ -125,6 +127,101 @@ def test_the_loss_of_the_trainer_is_what_is_recorded(tmp_path, tokenizer, option
         other = InfluenceIndex.from_pretrained(tmp_path / "passed")
         assert other.manifest.objective == objective
         torch.testing.assert_close(other.self_influence(), index.self_influence())
+
+
+class Weighted(Trainer):
+    """Class weights as transformers' documentation has them: a weighted mean."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = F.cross_entropy(outputs.logits, labels, weight=torch.tensor([1.0, 10.0, 1.0]))
+        return (loss, outputs) if return_outputs else loss
+
+
+def padded(features):
+    width = max(len(feature["input_ids"]) for feature in features)
+    ids = torch.tensor([feature["input_ids"] + [0] * (width - len(feature["input_ids"])) for feature in features])
+    labels = torch.tensor([feature["label"] for feature in features])
+    return {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": labels}
+
+
+def classified(path, cls=Trainer, labels=None, model=None):
+    rows = make_rows(12).remove_columns(["text", "example_id"])
+    return cls(
+        model=model or make_classifier(),
+        args=TrainingArguments(str(path / "out"), **ARGUMENTS),
+        train_dataset=rows.add_column("label", labels or [i % 3 for i in range(12)]),
+        data_collator=padded,
+    )
+
+
+def test_a_loss_that_depends_on_the_batch_is_told(tmp_path, caplog):
+    labels = [int(i in (5, 7)) for i in range(12)]
+    trainer, index = trained(tmp_path, lambda path: classified(path, Weighted, labels))
+    assert index.manifest.objective == "trainer"
+    assert "loss of rows 0, 5 together is" in caplog.text
+    assert "neither the sum nor the mean of their own" in caplog.text and "class weights in a mean" in caplog.text
+    assert "pass objective='sequence-classification', which goes in batches" in caplog.text
+    assert caplog.text.count("neither the sum") == 1  # before the training, and not again after it
+    assert trainer.model is not None
+
+
+def test_a_loss_of_the_users_own_that_is_a_mean_is_not_complained_of(tmp_path, tokenizer, caplog):
+    class Same(Trainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    trainer, index = trained(tmp_path, lambda path: plain(path, tokenizer, cls=Same))
+    assert index.manifest.objective == "trainer" and "neither the sum" not in caplog.text
+    assert float(errors_of(index, trainer).max()) < 1e-5
+
+
+def test_rows_without_a_target_prove_nothing(tmp_path, tokenizer):
+    """The shortest and the longest row, and the first, have no label: others are compared."""
+
+    def make(path):
+        rows = make_rows(12).remove_columns(["text", "example_id"])
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        silent = {0, lengths.index(min(lengths)), lengths.index(max(lengths))}
+        labels = [[-100] * len(ids) if i in silent else list(ids) for i, ids in enumerate(rows["input_ids"])]
+        return Trainer(
+            model=make_llama(),
+            args=TrainingArguments(
+                str(path / "out"), **ARGUMENTS | {"per_device_train_batch_size": 2}, label_smoothing_factor=0.2
+            ),
+            train_dataset=rows.add_column("labels", labels),
+            data_collator=DataCollatorForSeq2Seq(tokenizer),
+        )
+
+    trainer, index = trained(tmp_path, make)
+    assert index.manifest.objective == "trainer"
+    assert float(errors_of(index, trainer).max()) < 1e-5
+
+
+def test_what_has_no_gradient_yet_is_compared_after_the_training(tmp_path, caplog):
+    """A head of zeros: no gradient reaches a layer before the first step."""
+
+    class Late(Trainer):
+        """Another loss than before, once the training is over."""
+
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            loss = super().compute_loss(model, inputs, False, num_items_in_batch)
+            return 2 * loss if self.state.global_step == 2 else loss
+
+    Late.compute_loss.__module__ = "transformers.trainer"
+
+    def make(path, cls):
+        model = make_classifier()
+        torch.nn.init.zeros_(model.score.weight)
+        return classified(path, cls, model=model)
+
+    trainer, index = trained(tmp_path, lambda path: make(path, Trainer))
+    assert index.manifest.objective == "sequence-classification"
+    assert "there is nothing to compare" in caplog.text
+    assert float(errors_of(index, trainer).max()) < 1e-5
+    trainer, index = trained(tmp_path / "late", lambda path: make(path, Late))
+    assert index.manifest.objective == "trainer"
 
 
 def test_an_index_of_a_trainers_loss_is_queried_by_what_the_model_says(tmp_path, tokenizer):
