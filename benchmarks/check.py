@@ -36,7 +36,6 @@ def check(builder: IndexBuilder) -> float:
         builder.selection.modules,
         builder.projections,
         builder.config,
-        builder.options.batch_size,
     )
     start = time.perf_counter()
     way = finder.find(builder.choice)

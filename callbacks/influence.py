@@ -91,7 +91,7 @@ class InfluenceCallback(TrainerCallback):
         raise_errors: bool = False,
     ):
         self.path = Path(path)
-        self.trainer = trainer
+        self.trainer = self._given_trainer = trainer
         self.config = config
         self.batch_size = batch_size
         self.max_tokens_per_batch = max_tokens_per_batch
@@ -125,8 +125,7 @@ class InfluenceCallback(TrainerCallback):
                 f"The final pass runs on one process, this training has {args.world_size}. Train without the callback "
                 "and call InfluenceIndex.build(model, dataset, path) on one process afterwards."
             )
-        if self.trainer is None:
-            self.trainer = _calling_trainer(self)
+        self.trainer = self._given_trainer or _calling_trainer(self)
         with random_state_kept(kwargs["train_dataloader"].collate_fn, dataset, self.data_collator):
             self._way = self._planned(self.path, args, kwargs).prepare()
         if self.destination is not None:

@@ -48,7 +48,7 @@ PHASES = {
     "recording, low-rank": ("low-rank", "lorif_hf.recording.recorder", "GradientRecorder", "record", 6),
     "writing a shard": ("low-rank", "lorif_hf.building.builder", "", "write_shard", 2),
     "fitting": ("low-rank", "lorif_hf.curvature.low_rank", "", "fit", 4),
-    "writing the examples": ("low-rank", "lorif_hf.building.builder", "", "write_examples", 2),
+    "writing the examples": ("low-rank", "lorif_hf.building.example_tables", "", "write_examples", 2),
     "the manifest": ("whitened", "lorif_hf.building.builder", "", "Manifest", 1),
 }
 

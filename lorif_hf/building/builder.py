@@ -96,9 +96,8 @@ class IndexBuilder:
         self.staging = folder / STAGING
         self.selection = Selection(model, config.target_modules, config.exclude_modules)
         self.projections: dict[str, TwoSidedProjection] = {}
-        self.entries = [self._module_entry(tracked) for tracked in self.selection.modules]
+        self._every_entry = [self._module_entry(tracked) for tracked in self.selection.modules]
         self._set_way(Way(choice.tasks[0]))
-        self.stored = stored_entries(config, self.entries)
         starts = range(0, rows.count, config.shard_size)
         self.ranges = [(start, min(start + config.shard_size, rows.count)) for start in starts]
         self._prepared = False
@@ -132,10 +131,9 @@ class IndexBuilder:
         self.objective = OUTPUTS[self.config.output](way.task)
         self.passing = RecordingPass(self.rows, self.options, way.alone)
         self.modules = way.of(self.selection.modules)
-        self.entries = [
-            replace(entry, followed=tracked.followed)
-            for entry, tracked in zip(self.entries, self.modules, strict=True)
-        ]
+        kept = {tracked.name: tracked.followed for tracked in self.modules}
+        self.entries = [replace(e, followed=kept[e.name]) for e in self._every_entry if e.name in kept]
+        self.stored = stored_entries(self.config, self.entries)
 
     def prepare(self, way: Way | None = None) -> Way:
         """Everything that can go wrong before the first row is recorded, does so here; cheap the second time.
@@ -168,7 +166,7 @@ class IndexBuilder:
     def _found_way(self, before: Way | None) -> Way:
         known = self.model, self.rows, self.selection.modules, self.projections, self.config
         try:
-            return WayFinder(*known, self.options.batch_size).find(self.choice, before)
+            return WayFinder(*known).find(self.choice, before)
         except RecordingCheckError:
             raise
         except Exception:
@@ -361,7 +359,7 @@ class IndexBuilder:
             config=self.config.to_dict(),
             objective=self.task.name,
             alone=self.way.alone,
-            coverage=self.selection.coverage(silent),
+            coverage=self.selection.coverage({**self.way.dropped, **silent}),
             model=identify(self.model, kept).to_dict() if silent else self.identity,
             dataset=self.rows.source(),
             num_examples=self.rows.count,

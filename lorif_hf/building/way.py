@@ -3,11 +3,11 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..algebra.projection import TwoSidedProjection
 from ..config import InfluenceConfig
@@ -21,14 +21,12 @@ from ..tasks.base import batch_size, known_task
 from ..tasks.objectives import OUTPUTS, LossObjective, Objective
 from ..tasks.own_loss import RowLoss, TrainerLoss, model_loss, trainer_loss
 from .recording_pass import out_of_memory, typed_error
+from .telling_rows import alone_of, rows_of_each_label, telling_rows
 
 
 logger = logging.getLogger(__name__)
 
-_ROWS = 3  # that are compared at most: the shortest, the longest, and another
-_LOOKED_AT = 1000  # rows, evenly spaced, of which these are chosen
-_TRIES = 60  # of them, until those with a target are found
-_LABELS_LOOKED_AT, _MOST_LABELS = 200, 8  # rows whose labels are read, and labels that are compared in one batch
+_ROWS = 3  # that are compared
 
 
 _OWN = (
@@ -36,6 +34,7 @@ _OWN = (
     "pass objective='%s', which goes in batches."
 )
 
+_INSTEAD = "Objective '%s' is not what %s: %s. Recording %s, one row at a time (%s)."
 _NO_SUM = (
     "The Trainer's loss of rows %s together is %.6g, and neither the sum nor the mean of their own (%s): it depends "
     "on the batch (class weights in a mean, padding), and a row alone has lost that. If it matters, pass objective=, "
@@ -51,6 +50,7 @@ class Way:
         task (`Task`): whose losses are differentiated.
         followed (`frozenset[str]`): modules whose weights are followed through functions, beside those that must be.
         unreached (`frozenset[str]`): modules to which no gradient came in truth.
+        dropped (`Mapping[str, str]`): modules that are not recorded, since it would be wrong, and why.
         single (`bool`): whether rows go one at a time though the task could take several: it was only seen to be right
             for one.
 
@@ -62,6 +62,7 @@ class Way:
     followed: frozenset[str] = frozenset()
     unreached: frozenset[str] = frozenset()
     single: bool = False
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def alone(self) -> bool:
@@ -69,7 +70,8 @@ class Way:
 
     def of(self, modules: Sequence[TrackedModule]) -> list[TrackedModule]:
         """The modules as this way sees them."""
-        return [replace(t, followed=t.followed or t.name in self.followed) for t in modules]
+        kept = [tracked for tracked in modules if tracked.name not in self.dropped]
+        return [replace(t, followed=t.followed or t.name in self.followed) for t in kept]
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Choice:
     """What may be recorded, the fastest first, and what it is compared with.
 
     Args:
-        tasks (`Sequence[Task]`): the tasks to try.
+        tasks (`Sequence[Task]`): the tasks to try: each with rows together, or one at a time where it comes again.
         truth (`Task`): what was trained.
     """
 
@@ -98,13 +100,13 @@ def choice_of(model: nn.Module, objective: UserObjective | Task | str | None, tr
     """
     if objective is not None:
         task = task_of(model, objective, trainer)
-        return Choice([task], task)
+        return Choice([task] if task.alone else [task, task], task)
     fast = known_task(model)
     if trainer is None:
         truth: RowLoss = model_loss(model)
     else:
         truth = trainer_loss(trainer, model)
-        if truth.is_users_own():
+        if truth.is_users_own() or truth.smooths():
             fast = None  # a few rows prove nothing of a loss that may weigh others otherwise
     return Choice([truth] if fast is None else [fast, truth], truth)
 
@@ -118,7 +120,6 @@ class WayFinder:
         modules (`Sequence[TrackedModule]`): what is tracked.
         projections (`Mapping[str, TwoSidedProjection]`): by module name.
         config (`InfluenceConfig`): what is differentiated.
-        batch_size (`int`): rows that go through the model at once; a comparison takes two at least.
     """
 
     def __init__(
@@ -128,12 +129,11 @@ class WayFinder:
         modules: Sequence[TrackedModule],
         projections: Mapping[str, TwoSidedProjection],
         config: InfluenceConfig,
-        batch_size: int,
     ):
         self.rows, self.modules = rows, modules
         self.output = OUTPUTS[config.output]
         self.model, self.projections = model, projections
-        self._compare(_telling(rows, max(2, min(_ROWS, batch_size))))
+        self._compare(telling_rows(rows, _ROWS))
 
     def find(self, choice: Choice, before: Way | None = None) -> Way:
         """The way.
@@ -163,10 +163,10 @@ class WayFinder:
 
     def _find(self, choice: Choice) -> Way:
         failures: list[tuple[Task, Exception | Comparison]] = []
-        seconds = 0.0
-        for task in choice.tasks:
+        seconds, last = 0.0, None
+        for number, task in enumerate(choice.tasks):
             try:
-                tried, comparison, took = self._try(task, choice.truth)
+                tried, comparison, took = self._try(task, choice.truth, task in choice.tasks[:number])
             except Exception as error:  # whatever a model, a collator or a Trainer of the user's raises
                 if out_of_memory(error):
                     raise typed_error(error, self.row_ids) or error from error
@@ -182,12 +182,24 @@ class WayFinder:
                 return tried
             failures.append((task, comparison))
             seconds = took
+            if self.told is not None and comparison.modules and not comparison.wrong_loss:
+                last = tried
+        if last is not None and isinstance(failures[-1][1], Comparison):
+            return self._without(last, failures[-1][1])
         raise self._refusal(failures)
 
-    def _try(self, task: Task, truth: Task) -> tuple[Way, Comparison, float]:
+    def _without(self, way: Way, problem: Comparison) -> Way:
+        """After a training, what cannot be recorded rightly is left out: the index is not lost for some layers."""
+        if len(problem.modules) == len(self.modules):
+            raise self._refusal([(way.task, problem)])
+        logger.warning("%s: they are left out of the index.", str(problem).capitalize())
+        reason = "what would be recorded of it differs from autograd's gradient"
+        return replace(way, dropped=dict.fromkeys(problem.modules, reason))
+
+    def _try(self, task: Task, truth: Task, single: bool) -> tuple[Way, Comparison, float]:
         """The best way to record a task, how far it is from the truth, and how long it took."""
         self.rows.task = task
-        batches, singles = self._batches(task)
+        batches, singles = self._batches(task.alone or single)
         objective = self.output(task)
         recorded = self.check.recorded(objective, batches)
         margin = not isinstance(objective, LossObjective)  # is no loss: its gradients are compared with its own
@@ -197,7 +209,7 @@ class WayFinder:
             self._refuse_unreached(task, batches, true)
         if isinstance(task, TrainerLoss) and task.is_users_own() and task.name != self.told:
             self._tell_of_batches(task)
-        way = Way(task, unreached=unreached, single=len(self.row_ids) == 1)
+        way = Way(task, unreached=unreached, single=single or len(self.row_ids) == 1)
         comparison = self.check.compare(recorded, true, with_loss=not margin)
         if comparison.modules and not comparison.wrong_loss:
             following = replace(way, followed=frozenset(comparison.modules))
@@ -206,6 +218,9 @@ class WayFinder:
             if len(better.modules) < len(comparison.modules):
                 way = replace(way, followed=frozenset(comparison.modules) - better.modules.keys())
                 comparison, recorded = better, again
+        if comparison.equal and not margin and task is not truth and recorded.coarse:
+            # Between batches and rows much is rounding; between two losses of the same rows hardly anything is.
+            comparison = self.check.compare(self.check.truth(objective, singles), true, same_rows=True)
         if comparison.equal and margin:
             losses = LossObjective(task)
             comparison = self.check.compare(self.check.recorded(losses, batches), self._truth(losses, truth, singles))
@@ -218,7 +233,7 @@ class WayFinder:
         if all(count is not None and not bool(count.any()) for count in targets):
             return
         rows = f"rows {', '.join(map(str, self.row_ids))}"
-        if bool((true.losses.abs() > 1e-6).all()):
+        if not isinstance(task, RowLoss) or bool((true.losses.abs() > 1e-6).all()):
             logger.warning(
                 "The gradients of all %d tracked layers are zero in %s at these weights: there is nothing to compare.",
                 len(self.modules),
@@ -233,7 +248,7 @@ class WayFinder:
 
     def _tell_of_batches(self, task: TrainerLoss) -> None:
         """Warn where the user's own loss of several rows is not made of those of each, as their sum or their mean."""
-        rows, objective = self._of_each_label(), LossObjective(task)
+        rows, objective = rows_of_each_label(self.rows) or self.row_ids, LossObjective(task)
         singles = [self.rows.batch([row]) for row in rows]
         losses = torch.cat([self.check.losses(objective, single) for single in singles])
         counts = [task.targets(single) for single in singles]
@@ -246,16 +261,6 @@ class WayFinder:
             shown = ", ".join(f"{float(loss):.6g}" for loss in losses)
             logger.warning(_NO_SUM, ", ".join(map(str, rows)), together, shown)
 
-    def _of_each_label(self) -> list[int]:
-        """A row of each label, where rows have one each: what weighs labels otherwise shows in them."""
-        by_label: dict[Any, int] = {}
-        for row in self.rows.spaced(_LABELS_LOOKED_AT):
-            labels = self.rows.batch([row]).get("labels")
-            if not isinstance(labels, Tensor) or labels.numel() != 1:
-                return self.row_ids
-            by_label.setdefault(labels.item(), row)
-        return sorted(by_label.values())[:_MOST_LABELS] if len(by_label) > 1 else self.row_ids
-
     def _truth(self, objective: Objective, truth: Task, singles: Sequence[Mapping[str, Any]]) -> Probe:
         """What autograd says of each row alone, of the loss that was trained."""
         try:
@@ -267,9 +272,9 @@ class WayFinder:
             logger.debug("The model has no loss of its own to compare with: %s", error)
             return self.check.truth(objective, singles)
 
-    def _batches(self, task: Task) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
+    def _batches(self, alone: bool) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
         """The rows as they are recorded, and each alone."""
-        if task.alone:
+        if alone:
             singles = [self.rows.batch([row]) for row in self.row_ids]
             return singles, singles
         together = self.rows.batch(self.row_ids)
@@ -287,13 +292,9 @@ class WayFinder:
         task, problem = failure
         what = problem if isinstance(problem, Comparison) else f"{type(problem).__name__}: {problem}".rstrip(".")
         cost = f"about {slower:.1f} times as slow as together" if slower and slower > 1 else "slower than together"
-        logger.warning(
-            "Objective '%s' is not what was trained: %s. Recording objective='%s' instead, one row at a time (%s).",
-            task.name,
-            what,
-            chosen.name,
-            cost,
-        )
+        instead = "it" if task is chosen else f"objective='{chosen.name}' instead"
+        where = "it is of each row, several rows at once" if task is chosen else "was trained"
+        logger.warning(_INSTEAD, task.name, where, what, instead, cost)
 
     def _refusal(self, failures: Sequence[tuple[Task, Exception | Comparison]]) -> Exception:
         task, problem = failures[-1]
@@ -315,49 +316,6 @@ class WayFinder:
         )
         raised.__cause__ = problem
         return raised
-
-
-def alone_of(batch: Mapping[str, Any], place: int, size: int) -> dict[str, Any]:
-    """A row of a batch as a batch of its own, without the padding at its ends."""
-    alone = {k: v[place : place + 1] if isinstance(v, Tensor) and len(v) == size else v for k, v in batch.items()}
-    mask = alone.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.dim() != 2 or not bool(mask.any()):
-        return alone
-    kept = mask[0].nonzero()[:, 0]
-    first, last = int(kept[0]), int(kept[-1]) + 1
-    shape = mask.shape
-    return {k: v[:, first:last] if isinstance(v, Tensor) and v.shape[:2] == shape else v for k, v in alone.items()}
-
-
-def _telling(rows: TrainingRows, count: int) -> list[int]:
-    """At most so many rows, of different lengths where they have some: what depends on padding or length shows there.
-
-    They have a target, where a few dozen tries find some. They are compared together whatever the batch size of the
-    build is, since queries have another one.
-    """
-    sample = rows.spaced(_LOOKED_AT)
-    order = sample
-    try:
-        lengths = dict(zip(sample, rows.lengths(sample), strict=True))
-        by_length = sorted(sample, key=lambda row: (lengths[row], row))
-        # From both ends in turn: the shortest, the longest, and so on.
-        order = [row for pair in zip(by_length, reversed(by_length), strict=True) for row in pair]
-    except (DatasetError, TypeError, KeyError):
-        pass
-    chosen: list[int] = []
-    for row in list(dict.fromkeys([*order[:2], *sample[:1], *order]))[:_TRIES]:
-        if len(chosen) < count and _has_target(rows, row):
-            chosen.append(row)
-    return sorted(chosen or sample[:count])
-
-
-def _has_target(rows: TrainingRows, row: int) -> bool:
-    """Whether a row has anything to be measured on, as far as its task tells."""
-    try:
-        targets = rows.task.targets(rows.batch([row]))
-    except Exception:  # is told when the row is recorded
-        return True
-    return targets is None or bool(targets.any())
 
 
 def _advice(problem: Comparison) -> str:

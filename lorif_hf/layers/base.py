@@ -91,6 +91,12 @@ def kind_of(module: nn.Module) -> LayerKind | None:
     return next((kind for kind in LAYER_KINDS if kind.accepts(module)), None)
 
 
+def holds_parameter(module: nn.Module, name: str) -> bool:
+    """Whether a weight is a parameter of the module. One that is computed (`torch.nn.utils.parametrizations`, the old
+    `weight_norm`) is none, and reading it may change what it is computed from."""
+    return module._parameters.get(name) is not None
+
+
 def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """What a layer of a single input was called with, by position or by name."""
     argument: Tensor = args[0] if args else next(iter(kwargs.values()))

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D as TransformersConv1D
 
-from .base import BatchShape, LayerKind, first_argument
+from .base import BatchShape, LayerKind, first_argument, holds_parameter
 
 
 class Conv1D(LayerKind):
@@ -18,7 +18,7 @@ class Conv1D(LayerKind):
     forward_of = TransformersConv1D
 
     def accepts(self, module: nn.Module) -> bool:
-        return isinstance(module, TransformersConv1D)
+        return isinstance(module, TransformersConv1D) and holds_parameter(module, self.weight)
 
     def features(self, module: nn.Module) -> tuple[int, int]:
         return module.nx, module.nf  # type: ignore[return-value]

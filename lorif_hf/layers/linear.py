@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .base import BatchShape, LayerKind, first_argument
+from .base import BatchShape, LayerKind, first_argument, holds_parameter
 
 
 class Linear(LayerKind):
@@ -19,7 +19,7 @@ class Linear(LayerKind):
     def accepts(self, module: nn.Module) -> bool:
         # The output projection inside nn.MultiheadAttention is a Linear in name only: it is never called.
         never_called = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
-        return isinstance(module, nn.Linear) and not never_called
+        return isinstance(module, nn.Linear) and not never_called and holds_parameter(module, self.weight)
 
     def features(self, module: nn.Module) -> tuple[int, int]:
         return module.in_features, module.out_features  # type: ignore[return-value]

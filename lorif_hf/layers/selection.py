@@ -77,7 +77,11 @@ class Selection:
             )
             if layer is not None and _is_on_parameter(layer):
                 return _ON_PARAMETER
+            if ".lora_embedding_" in name:
+                return "LoRA matrices of an Embedding, which is of no kind that is tracked"
             return "beside the LoRA matrices, which alone are tracked"
+        if type(module).__name__ == "ParametrizationList":
+            return "a weight is computed from it (torch.nn.utils.parametrizations)"
         if kind is None or (not kind.linear and self._all):
             return f"a parameter of {type(module).__name__}, which is of no kind that is tracked"
         if parameter is not getattr(module, kind.weight, None):
@@ -143,6 +147,11 @@ class Selection:
             for adapter in layer.active_adapters:
                 for side in ("lora_A", "lora_B"):
                     matrices = getattr(layer, side)
+                    if adapter in matrices and not isinstance(matrices[adapter], nn.Module):
+                        raise UnsupportedModuleError(
+                            f"The adapter '{adapter}' of '{name}' is a {type(layer).__name__}, which keeps its "
+                            "matrices as bare parameters (AdaLoRA). Train a LoRA adapter instead."
+                        )
                     if adapter in matrices:
                         yield self._tracked(f"{name}.{side}.{adapter}", matrices[adapter])
 
@@ -271,13 +280,10 @@ def _refuse_other_adapters(model: nn.Module, lora_layers: dict[str, Any]) -> Non
     if not configs or not has_adapter(model) or lora_layers:
         return
     methods = sorted({str(getattr(c.peft_type, "value", c.peft_type)) for c in configs.values()})
-    prompts = any(getattr(c, "is_prompt_learning", False) for c in configs.values())
-    way = "Merge the adapter (model.merge_and_unload()) and index the merged model."
-    if prompts:
-        way = "Its prompts are no layers: there is nothing of them to merge either. Train a LoRA adapter instead."
     raise UnsupportedModuleError(
         f"The PEFT model has no LoRA layer to track (its method is {', '.join(methods)}): only LoRA adapters are "
-        f"supported. {way}"
+        "supported. Train a LoRA adapter instead. (Of a merged model every layer would be tracked, and none of them "
+        "was trained.)"
     )
 
 

@@ -24,6 +24,7 @@ _PROBES = 4  # random vectors that a gradient is multiplied with
 _FLOOR = 1e-4  # of the largest layer's gradient: what is smaller in a layer is compared with this instead
 # By the dtype of the outputs: how much of a gradient, and of a loss, may be rounding.
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
+_SAME_ROWS = 2e-2  # of two losses of the same rows in 16 bits
 _LOSS_TOLERANCE = {torch.float64: 2e-5, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 2e-2}
 
 
@@ -42,6 +43,11 @@ class Probe:
     gradients: dict[str, Tensor]
     dtypes: dict[str, torch.dtype]
     seconds: float
+
+    @property
+    def coarse(self) -> bool:
+        """Whether much of it may be rounding."""
+        return any(_TOLERANCE.get(dtype, 1.0) > _TOLERANCE[torch.float32] for dtype in self.dtypes.values())
 
 
 @dataclass(frozen=True)
@@ -144,12 +150,15 @@ class RecordingCheck:
         with GradientRecorder(self.model, [], {}, objective, alone=True) as recorder:
             return recorder.differentiate(batch, backward=False)
 
-    def compare(self, recorded: Probe, truth: Probe, with_loss: bool = True) -> Comparison:
-        """How far a probe is from the truth. `with_loss=False`: of the gradients alone."""
+    def compare(self, recorded: Probe, truth: Probe, with_loss: bool = True, same_rows: bool = False) -> Comparison:
+        """How far a probe is from the truth. `with_loss=False`: of the gradients alone. `same_rows`: both went through
+        the model alike, so that they round alike."""
         dtypes = {torch.float32, *recorded.dtypes.values()}
         tolerance, loss_tolerance = (
             max(table.get(dtype, table[torch.bfloat16]) for dtype in dtypes) for table in (_TOLERANCE, _LOSS_TOLERANCE)
         )
+        if same_rows:
+            tolerance = loss_tolerance = _SAME_ROWS
         sizes = truth.losses.abs().clamp_min(1e-2)
         differences = (recorded.losses - truth.losses).abs() / sizes
         worst = int(differences.argmax())

@@ -292,7 +292,7 @@ def _field(values: Mapping[str, Any], known: Field[Any], where: str = "") -> Any
         (entry,) = get_args(known.type)
         return [_record(item, f"{name}[{i}]", entry) for i, item in enumerate(_checked(value, name, list))]
     if is_dataclass(kind):
-        return _record(value, name, kind)
+        return _record(_checked(value, name, dict), name, kind)
     if where and kind is int:
         _require(type(value) is int and 0 <= value < 2**63, f"{name} must be a natural number")
         return value

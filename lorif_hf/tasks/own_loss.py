@@ -165,6 +165,10 @@ class TrainerLoss(RowLoss):
     def is_mean(self) -> bool:
         return not self.is_users_own()
 
+    def smooths(self) -> bool:
+        """Whether labels are smoothed, which is no plain cross-entropy by however little it differs."""
+        return getattr(self.trainer, "label_smoother", None) is not None
+
     def is_users_own(self) -> bool:
         """Whether the loss is none of transformers' or TRL's: nobody knows what it does to other rows."""
         own = getattr(self.trainer, "compute_loss_func", None)

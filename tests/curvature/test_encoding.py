@@ -1,5 +1,7 @@
 """What happens to gradients before they are stored or preconditioned, with explicit matrices in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from dense import global_matrix, off
@@ -148,7 +150,7 @@ def test_the_hash_is_of_all_that_is_drawn_for_a_layer(config):
     for change in changes:
         other = InfluenceConfig.from_dict({**config.to_dict(), **change})
         assert draw_projection(module, other)[1] != sha256
-    good = ModuleEntry(*list(vars(module).values())[:-1], sha256)
+    good = replace(module, projection_sha256=sha256)
     assert checked_projection(good, config).sha256() == draw_projection(module, config)[0].sha256()
     with pytest.raises(ModelMismatchError, match=f"made with another projection of module '{module.name}'"):
         checked_projection(module, config)

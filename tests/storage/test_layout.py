@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from lorif_hf.coverage import Coverage
 from lorif_hf.errors import IndexCorruptedError, IndexFormatError
 from lorif_hf.storage import layout
 from lorif_hf.storage.layout import (
@@ -132,13 +133,16 @@ def test_json_without_a_format_version_is_no_index(text):
         Manifest.from_json(text)
 
 
-OPTIONAL = {"dataset": {}, "tokenizer": [], "extensions": {}}
+OPTIONAL = {"dataset": {}, "tokenizer": [], "extensions": {}, "coverage": Coverage(), "alone": False}
 
 
 @pytest.mark.parametrize("name", sorted(set(Manifest.__dataclass_fields__) - {"format_version"}))
 @pytest.mark.parametrize("value", [None, True, 1.5, "missing"])
 def test_every_field_must_be_there_with_its_type_unless_it_has_a_default(values, name, value):
     values[name] = value
+    if name == "alone" and value is True:
+        assert read(values).alone
+        return
     if value == "missing":
         del values[name]
         if name in OPTIONAL:

@@ -1,0 +1,71 @@
+"""A few rows in which what is recorded wrongly shows, and each of them alone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import DatasetError
+from ..recording.rows import TrainingRows
+
+
+_LOOKED_AT = 1000  # rows, evenly spaced, of which these are chosen
+_TRIES = 60  # of them, until those with a target are found
+_LABELS_LOOKED_AT, _MOST_LABELS = 200, 8  # rows whose labels are read, and labels of which a row is taken
+
+
+def telling_rows(rows: TrainingRows, count: int) -> list[int]:
+    """Numbers of at most so many rows, of different lengths where they have some: what depends on padding or length
+    shows there. One in between comes first, then the longest, then the shortest, which is no order that a model could
+    sort a batch into.
+
+    They have a target, where a few dozen tries find some. They are compared together whatever the batch size of the
+    build is, since queries have another one.
+    """
+    sample = rows.spaced(_LOOKED_AT)
+    order = sample
+    try:
+        lengths = dict(zip(sample, rows.lengths(sample), strict=True))
+        by_length = sorted(sample, key=lambda row: (lengths[row], row))
+        middle = by_length[len(by_length) // 2]
+        # From both ends in turn: the longest, the shortest, and so on.
+        order = [middle, *(row for pair in zip(reversed(by_length), by_length, strict=True) for row in pair)]
+    except (DatasetError, TypeError, KeyError):
+        pass
+    chosen: list[int] = []
+    for row in list(dict.fromkeys(order))[:_TRIES]:
+        if len(chosen) < count and _has_target(rows, row):
+            chosen.append(row)
+    return chosen or order[:count]
+
+
+def rows_of_each_label(rows: TrainingRows) -> list[int]:
+    """A row of each label, where rows have one each: what weighs labels otherwise shows in them. Else none."""
+    by_label: dict[Any, int] = {}
+    for row in rows.spaced(_LABELS_LOOKED_AT):
+        labels = rows.batch([row]).get("labels")
+        if not isinstance(labels, Tensor) or labels.numel() != 1:
+            return []
+        by_label.setdefault(labels.item(), row)
+    return sorted(by_label.values())[:_MOST_LABELS] if len(by_label) > 1 else []
+
+
+def alone_of(batch: Mapping[str, Any], place: int, size: int) -> dict[str, Any]:
+    """A row of a batch as a batch of its own, without the padding at its ends."""
+    alone = {k: v[place : place + 1] if isinstance(v, Tensor) and len(v) == size else v for k, v in batch.items()}
+    mask = alone.get("attention_mask")
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or not bool(mask.any()):
+        return alone
+    kept = mask[0].nonzero()[:, 0]
+    first, last = int(kept[0]), int(kept[-1]) + 1
+    shape = mask.shape
+    return {k: v[:, first:last] if isinstance(v, Tensor) and v.shape[:2] == shape else v for k, v in alone.items()}
+
+
+def _has_target(rows: TrainingRows, row: int) -> bool:
+    """Whether a row has anything to be measured on, as far as its task tells."""
+    try:
+        targets = rows.task.targets(rows.batch([row]))
+    except Exception:  # is told when the row is recorded
+        return True
+    return targets is None or bool(targets.any())
