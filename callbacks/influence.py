@@ -105,6 +105,7 @@ class InfluenceCallback(TrainerCallback):
         self.index: InfluenceIndex | None = None
         self.error: Exception | None = None
         self._way: Way | None = None
+        self._trained: frozenset[str] = frozenset()  # names of the parameters that had `requires_grad` at the start
         self._ended: tuple[TrainingArguments, TrainerState, dict[str, Any]] | None = None
 
     def on_train_begin(
@@ -127,7 +128,9 @@ class InfluenceCallback(TrainerCallback):
             )
         self.trainer = self._given_trainer or _calling_trainer(self)
         with random_state_kept(kwargs["train_dataloader"].collate_fn, dataset, self.data_collator):
-            self._way = self._planned(self.path, args, kwargs).prepare()
+            self._trained = frozenset()
+            builder = self._planned(self.path, args, kwargs)
+            self._way, self._trained = builder.prepare(), frozenset(builder.selection.trained)
         if self.destination is not None:
             prepare_repo(self.destination)
 
@@ -195,6 +198,7 @@ class InfluenceCallback(TrainerCallback):
             examples=self._examples(loader.dataset),
             store_text=self.store_text,
             trainer=self.trainer,
+            trained=self._trained,
         )
 
     def _examples(self, rows: Any) -> Any:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -78,6 +78,7 @@ class IndexBuilder:
         processing_class: the tokenizer that goes into the index, if any.
         options (`BuildOptions`): how it runs.
         choice (`Choice`): what may be recorded, and what was trained.
+        trained (`Container[str]`, *optional*): parameters that were trained, whatever `requires_grad` says by now.
     """
 
     def __init__(
@@ -89,12 +90,13 @@ class IndexBuilder:
         processing_class: Any,
         options: BuildOptions,
         choice: Choice,
+        trained: Container[str] = (),
     ):
         self.model, self.rows, self.folder, self.config = model, rows, folder, config
         self.processing_class, self.options, self.choice = processing_class, options, choice
         self.codec, self.curvature = codec_of(config), curvature_of(config)
         self.staging = folder / STAGING
-        self.selection = Selection(model, config.target_modules, config.exclude_modules)
+        self.selection = Selection(model, config.target_modules, config.exclude_modules, trained)
         self.projections: dict[str, TwoSidedProjection] = {}
         self._every_entry = [self._module_entry(tracked) for tracked in self.selection.modules]
         self._set_way(Way(choice.tasks[0]))

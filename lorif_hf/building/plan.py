@@ -1,6 +1,6 @@
 """A build that is ready to run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,15 @@ def plan_build(
     examples: Any = None,
     store_text: bool | int = True,
     trainer: Any = None,
+    trained: Container[str] = (),
 ) -> IndexBuilder:
     """A build that is ready to run: everything that can be checked without a forward pass is.
 
-    The arguments are those of `InfluenceIndex.build`, and `trainer`: the Trainer whose loss was trained.
+    The arguments are those of `InfluenceIndex.build`, and `trainer`: the Trainer whose loss was trained, and
+    `trained`: the parameters that were, whatever `requires_grad` says by now.
     """
     INDEX_FOLDER.check(folder)
     model, config = unwrap(model), config or InfluenceConfig()
     choice = choice_of(model, objective, trainer)
     rows = TrainingRows(dataset, model, choice.tasks[0], processing_class, data_collator, examples, store_text)
-    return IndexBuilder(model, rows, folder, config, processing_class, options, choice)
+    return IndexBuilder(model, rows, folder, config, processing_class, options, choice, trained)

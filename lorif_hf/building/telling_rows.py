@@ -33,7 +33,8 @@ def telling_rows(rows: TrainingRows, count: int) -> list[int]:
     except (DatasetError, TypeError, KeyError):
         pass
     chosen: list[int] = []
-    for row in list(dict.fromkeys(order))[:_TRIES]:
+    order = list(dict.fromkeys(order))
+    for row in order[:_TRIES]:
         if len(chosen) < count and _has_target(rows, row):
             chosen.append(row)
     return chosen or order[:count]

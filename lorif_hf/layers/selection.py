@@ -1,7 +1,7 @@
 """Which modules of a model are tracked: by default those that were trained; and of every other one, why it is not."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,7 +42,8 @@ def tracked_modules(
 
 
 class Selection:
-    """What is tracked of a model. The arguments are those of [`tracked_modules`].
+    """What is tracked of a model. The arguments are those of [`tracked_modules`], and `trained`: parameters that were
+    trained, whatever `requires_grad` says by now.
 
     Attributes:
         trained (`dict[str, nn.Parameter]`): the parameters that are trained, by name, tied ones once.
@@ -50,10 +51,14 @@ class Selection:
     """
 
     def __init__(
-        self, model: nn.Module, target_modules: str | list[str], exclude_modules: str | list[str] | None = None
+        self,
+        model: nn.Module,
+        target_modules: str | list[str],
+        exclude_modules: str | list[str] | None = None,
+        trained: Container[str] = (),
     ):
         self.model, self.target, self.exclude = model, target_modules, exclude_modules
-        self.trained = _trained(model)
+        self.trained = _trained(model, trained)
         self._trained = {id(parameter) for parameter in self.trained.values()}
         self._holders = Holders(model)
         self._lora = _lora_layers(model)
@@ -231,11 +236,11 @@ def inactive_adapters(model: nn.Module, names: Iterable[str]) -> dict[str, list[
     return inactive
 
 
-def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+def _trained(model: nn.Module, known: Container[str]) -> dict[str, nn.Parameter]:
     """What training changes: what has `requires_grad`. Of a model that was loaded with everything frozen, what must
     have been trained: its adapters, or else all of it."""
     parameters = {name.removeprefix(PEFT_PREFIX): p for name, p in model.named_parameters()}
-    trained = {name: p for name, p in parameters.items() if p.requires_grad}
+    trained = {name: p for name, p in parameters.items() if p.requires_grad or name in known}
     if trained:
         return trained
     adapters = {

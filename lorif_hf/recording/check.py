@@ -6,7 +6,7 @@ product with a few random vectors, so that no more than that is held of it.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..tasks.objectives import Objective
 from .recorder import GradientRecorder
 
 
+_TOGETHER = 1 << 30  # bytes of weight gradients that are held at once
 _PROBES = 4  # random vectors that a gradient is multiplied with
 _FLOOR = 1e-4  # of the largest layer's gradient: what is smaller in a layer is compared with this instead
 # By the dtype of the outputs: how much of a gradient, and of a loss, may be rounding.
@@ -131,24 +132,48 @@ class RecordingCheck:
     def truth(self, objective: Objective, batches: Sequence[Mapping[str, Any]]) -> Probe:
         """Each row alone, by autograd. `batches`: one of each row."""
         start = time.perf_counter()
-        recorder = GradientRecorder(self.model, [], {}, objective, alone=True)
         losses: list[Tensor] = []
         gradients: dict[str, list[Tensor]] = {t.name: [] for t in self.modules}
-        with recorder:
+        with GradientRecorder(self.model, [], {}, objective, alone=True) as recorder:
+            for tracked in self.modules:
+                tracked.weight.requires_grad_(True)  # the recorder restores it
             for batch in batches:
                 taken: dict[str, Tensor] = {}
-                with _weight_gradients({id(t.weight): t for t in self.modules}, taken, self._product):
-                    losses.append(recorder.differentiate(batch))
+
+                def take(loss: Tensor, taken: dict[str, Tensor] = taken) -> None:
+                    for group in self._groups():
+                        # Not accumulated: a hook of the user's there may be his optimizer's.
+                        parts = torch.autograd.grad(
+                            loss, [t.weight for t in group], retain_graph=True, allow_unused=True
+                        )
+                        products = zip(group, parts, strict=True)
+                        taken |= {t.name: self._product(t, part) for t, part in products if part is not None}
+
+                losses.append(recorder.differentiate(batch, take))
                 for tracked in self.modules:
                     none = torch.zeros(self._in_width(tracked), _PROBES)
                     gradients[tracked.name].append(taken.get(tracked.name, none))
         stacked = {name: torch.stack(rows) for name, rows in gradients.items()}
         return Probe(torch.cat(losses), stacked, {}, time.perf_counter() - start)
 
+    def _groups(self) -> Iterator[list[TrackedModule]]:
+        """The modules in groups whose gradients fit into a GiB: those of a large model are not held all at once."""
+        group: list[TrackedModule] = []
+        size = 0
+        for tracked in self.modules:
+            needed = tracked.weight.numel() * tracked.weight.element_size()
+            if group and size + needed > _TOGETHER:
+                yield group
+                group, size = [], 0
+            group.append(tracked)
+            size += needed
+        if group:
+            yield group
+
     def losses(self, objective: Objective, batch: Mapping[str, Any]) -> Tensor:
         """The losses of a batch as the model has them, float64."""
         with GradientRecorder(self.model, [], {}, objective, alone=True) as recorder:
-            return recorder.differentiate(batch, backward=False)
+            return recorder.differentiate(batch, lambda loss: None)
 
     def compare(self, recorded: Probe, truth: Probe, with_loss: bool = True, same_rows: bool = False) -> Comparison:
         """How far a probe is from the truth. `with_loss=False`: of the gradients alone. `same_rows`: both went through
@@ -194,36 +219,6 @@ class RecordingCheck:
         signs = self.projections[tracked.name].to(matrix.device, matrix.dtype)
         right = project(matrix, signs.out_signs) @ self._vectors[tracked.name].to(matrix)
         return project(right.mT, signs.in_signs).mT.float().cpu()
-
-
-class _weight_gradients:
-    """While entered, tracked weights have gradients, each of which is taken and let go of as it comes."""
-
-    def __init__(self, modules: Mapping[int, TrackedModule], taken: dict[str, Tensor], product: Any):
-        self.modules, self.taken, self.product = modules, taken, product
-
-    def __enter__(self) -> None:
-        self._before = [(t.weight, t.weight.grad) for t in self.modules.values()]
-        self._hooks = []
-        for tracked in self.modules.values():
-            tracked.weight.grad = None
-            tracked.weight.requires_grad_(True)
-            self._hooks.append(tracked.weight.register_post_accumulate_grad_hook(self._take(tracked)))
-
-    def __exit__(self, *_: Any) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        for weight, gradient in self._before:
-            weight.requires_grad_(False)
-            weight.grad = gradient
-
-    def _take(self, tracked: TrackedModule) -> Any:
-        def take(weight: Tensor) -> None:
-            assert weight.grad is not None
-            self.taken[tracked.name] = self.product(tracked, weight.grad)
-            weight.grad = None
-
-        return take
 
 
 def _dense(gradients: Any) -> Tensor:

@@ -5,7 +5,7 @@ are projected as they pass and output gradients as they come back.
 """
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -144,14 +144,19 @@ class GradientRecorder:
         with torch.inference_mode(False):  # whoever calls from inside of one
             return self._record(_moved(batch, device), rows, counted, device)
 
-    def differentiate(self, batch: Mapping[str, Any], backward: bool = True) -> Tensor:
-        """The losses of a batch, float64 (B,), by a plain forward and backward pass: what has `requires_grad` by now
-        gets its gradient. With no tracked module this is autograd alone."""
+    def differentiate(self, batch: Mapping[str, Any], take: Callable[[Tensor], None]) -> Tensor:
+        """The losses of a batch, float64 (B,), by a plain forward pass.
+
+        Args:
+            batch (`Mapping`): as of [`~GradientRecorder.record`].
+            take (`Callable`): gets the sum of the losses, with a graph to what has `requires_grad` by now; not called
+                where there is none.
+        """
         device = execution_device(self.model)
         with torch.inference_mode(False), torch.enable_grad():
             values = self.objective(self.model, _moved(batch, device))
-            if backward and values.losses.requires_grad:
-                values.losses.sum().backward()
+            if values.losses.requires_grad:
+                take(values.losses.sum())
             return values.losses.detach().cpu().double()
 
     @property

@@ -6,6 +6,7 @@ It is slow, and right for whatever is trained: at one row at a time, every token
 import copy
 import functools
 import inspect
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ class RowLoss(Task):
     """The loss of a single row as somebody else computes it, summed over the row's targets.
 
     A loss that can be told to divide by `num_items_in_batch` divides by 1. Else, one that is a mean over the labels
-    other than -100 is multiplied by their number; one of a user's own is taken as it comes.
+    other than -100 (which a row tells whose labels are left out by halves) is multiplied by their number; another is
+    taken as it comes.
 
     Args:
         inner (`Task` or `None`): the task of the model, which knows how its queries are written; `None`: nobody knows.
@@ -44,15 +46,16 @@ class RowLoss(Task):
         self.labelled_queries = inner is not None and inner.labelled_queries  # type: ignore[misc]
         self.query_example = inner.query_example if inner else "row"  # type: ignore[misc]
         self._divides: bool | None = None  # whether the loss heeds `num_items_in_batch`; `None`: not known yet
+        self._averages: bool | None = None  # whether it is a mean over the labels; `None`: not known yet
         self._shifts: bool | None = None  # whether the first label is none; `None`: not known yet
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: dict[str, Any], items: int) -> Tensor:
         """The loss of a batch, a scalar with a graph. `items`: divide its sum over targets by so many, if possible."""
 
-    def is_mean(self) -> bool:
-        """Whether a loss that heeds no number of items is a mean over the labels."""
-        return True
+    def usually_mean(self, model: nn.Module) -> bool:
+        """Whether a loss of which nothing else is known is a mean over the labels: those of transformers are, but CTC."""
+        return getattr(getattr(base_model(model), "config", None), "ctc_loss_reduction", None) is None
 
     def accepts(self, model: nn.Module) -> bool:
         return False
@@ -64,9 +67,11 @@ class RowLoss(Task):
                 self._divides = float(self.loss(model, batch, 2)) != float(loss)
         if self._divides is None:  # the loss is zero, or there is nothing to average
             return loss if bool(torch.isfinite(loss)) or _targets(batch) else torch.zeros(1)
-        if self._divides or not self.is_mean():
+        if self._divides:
             return loss
-        factor = self._factor(model, batch)
+        if self._averages is None:
+            self._averages = self._is_mean(model, batch)
+        factor = self._factor(model, batch) if self._averages is not False else 1.0
         return loss * factor if factor else torch.zeros(1)  # a mean over no target is none
 
     def targets(self, batch: dict[str, Any]) -> Tensor | None:
@@ -87,6 +92,33 @@ class RowLoss(Task):
     def check_query(self, feature: Feature, number: int) -> None:
         if self.inner is not None:
             self.inner.check_query(feature, number)
+
+    def _is_mean(self, model: nn.Module, batch: dict[str, Any]) -> bool | None:
+        """Whether the loss is a mean over the labels; `None` where this row has too few to tell.
+
+        With n labels, of which a are left out in turn and then the b others: n L = a L_a + b L_b of a mean, and
+        L = L_a + L_b of a sum. Where neither holds (labels that are inputs too), what is usual is taken.
+        """
+        if _labelled(batch) is None:
+            return False
+        labels = batch["labels"].clone()
+        labels[:, 0] = IGNORED  # whoever shifts his labels does not count it
+        places = (labels[0] != IGNORED).nonzero()[:, 0]
+        if len(places) < 2:
+            return None
+        halves = places[: len(places) // 2], places[len(places) // 2 :]
+        losses = []
+        with torch.no_grad():
+            for left_out in (None, *halves):
+                kept = labels.clone()
+                if left_out is not None:
+                    kept[:, left_out] = IGNORED
+                losses.append(float(self.loss(model, batch | {"labels": kept}, 1)))
+        whole, second, first = losses
+        mean = (len(halves[0]) * first + len(halves[1]) * second) / len(places)
+        if whole == first == second or math.isclose(whole, first + second, rel_tol=1e-2):
+            return False  # the labels do not matter, or it is a sum
+        return math.isclose(whole, mean, rel_tol=1e-2) or self.usually_mean(model)
 
     def _factor(self, model: nn.Module, batch: dict[str, Any]) -> float:
         """What a mean over the targets of a row is multiplied by."""
@@ -162,8 +194,8 @@ class TrainerLoss(RowLoss):
             )
         return cast(Tensor, loss)
 
-    def is_mean(self) -> bool:
-        return not self.is_users_own()
+    def usually_mean(self, model: nn.Module) -> bool:
+        return not self.is_users_own() and super().usually_mean(model)
 
     def smooths(self) -> bool:
         """Whether labels are smoothed, which is no plain cross-entropy by however little it differs."""

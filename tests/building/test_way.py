@@ -35,7 +35,7 @@ def test_a_contrastive_loss_is_refused(tmp_path):
             vectors = self.layer(self.embedding(input_ids).mean(dim=1))
             return {"loss": F.cross_entropy(vectors @ vectors.T, torch.arange(len(vectors)))}
 
-    with pytest.raises(RecordingCheckError, match="gradients of all 1 tracked layers are zero in rows 0, .*contrast"):
+    with pytest.raises(RecordingCheckError, match="gradients of all 1 tracked layers are zero in rows .*contrast"):
         built(Contrastive(), rows_of((4,) * 5), tmp_path)
 
 

@@ -16,6 +16,7 @@ from transformers import (
     RobertaConfig,
     RobertaForMaskedLM,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
@@ -355,3 +356,58 @@ def test_a_linear_probe_is_tracked_through_the_callback(tmp_path, tokenizer):
     trainer, index = trained(tmp_path, make)
     assert [entry.name for entry in index.manifest.modules] == ["lm_head"] and index.coverage.share == 1
     assert float(errors_of(index, trainer).max()) < 1e-5
+
+
+def test_a_callback_that_is_used_again_looks_for_its_trainer_again(tmp_path, tokenizer):
+    callback = InfluenceCallback(tmp_path / "index", config=GRADIENTS, raise_errors=True)
+    first = plain(tmp_path, tokenizer)
+    first.add_callback(callback)
+    first.train()
+    assert callback.index.manifest.objective == "causal-lm"
+    (tmp_path / "index").rename(tmp_path / "kept")
+    second = plain(tmp_path, tokenizer, label_smoothing_factor=0.3)
+    second.add_callback(callback)
+    second.train()
+    assert callback.trainer is second and callback.index.manifest.objective == "trainer"
+    assert float(errors_of(callback.index, second).max()) < 1e-5
+
+
+def test_a_layer_that_shows_only_after_the_training_is_left_out_and_said(tmp_path, tokenizer, caplog):
+    """A branch behind a gate that is zero at first, whose weight is used in a way that cannot be followed."""
+
+    class Gated(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.fc, self.gate = inner, torch.nn.Linear(16, 16), torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return self.inner(x) + self.gate * torch.einsum("bti,oi->bto", x, self.fc.weight) + 0.1 * self.fc(x)
+
+    def make(path):
+        trainer = plain(path, tokenizer)
+        trainer.model.model.layers[1].mlp = Gated(trainer.model.model.layers[1].mlp)
+        return trainer
+
+    trainer, index = trained(tmp_path, make)
+    assert "'model.layers.1.mlp.fc'" in caplog.text and "left out of the index" in caplog.text
+    assert "model.layers.1.mlp.fc" not in {entry.name for entry in index.manifest.modules}
+    (reason,) = {u.reason for u in index.coverage.untracked if u.name == "model.layers.1.mlp.fc.weight"}
+    assert reason == "what would be recorded of it differs from autograd's gradient"
+    assert float(errors_of(index, trainer).max()) < 1e-5
+
+
+def test_what_was_trained_is_remembered_from_the_start(tmp_path, tokenizer):
+    class Freezes(TrainerCallback):
+        def on_train_end(self, args, state, control, model=None, **kwargs):
+            model.requires_grad_(False)
+
+    def make(path):
+        trainer = plain(path, tokenizer)
+        trainer.model.requires_grad_(False)
+        trainer.model.model.layers[1].requires_grad_(True)
+        trainer.add_callback(Freezes())
+        return trainer
+
+    _, index = trained(tmp_path, make)
+    assert {entry.name.split(".")[2] for entry in index.manifest.modules} == {"1"}
+    assert index.coverage.share > 0.9

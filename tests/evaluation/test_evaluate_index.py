@@ -77,7 +77,8 @@ def test_adapters_are_compared_by_their_own_layers(tmp_path):
 
     def adapted(rank=2):
         torch.manual_seed(0)
-        return peft.get_peft_model(make_gpt2(), peft.LoraConfig(r=rank, target_modules=["c_attn"], init_lora_weights=False))
+        adapter = peft.LoraConfig(r=rank, target_modules=["c_attn"], init_lora_weights=False)
+        return peft.get_peft_model(make_gpt2(), adapter)
 
     def train(rows, seed):
         return make_trainer(rows, seed, model=adapted(), learning_rate=0.1)

@@ -232,3 +232,28 @@ def test_coverage_of_a_frozen_model_counts_what_is_trained(build):
     model.model.layers[1].requires_grad_(True)
     coverage = Selection(model, "all-linear").coverage()
     assert all(".1." in u.name for u in coverage.untracked) and 0.9 < coverage.share < 1
+
+
+NORMS = [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, nn.utils.weight_norm]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize("how", NORMS, ids=["weight_norm", "spectral_norm", "the old weight_norm"])
+def test_a_weight_that_is_computed_is_not_tracked_and_not_read(how):
+    model = nn.Sequential(nn.Linear(3, 3), how(nn.Linear(3, 3)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    selection = Selection(model, "all-linear")
+    coverage = selection.coverage()
+    assert [t.name for t in selection.modules] == ["0"] and any(u.name.startswith("1.") for u in coverage.untracked)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(UnsupportedModuleError, match=r"Module '1.*' is a \w+, which cannot be tracked"):
+        tracked_modules(model, ["1", "1.parametrizations.weight"])
+
+
+def test_what_was_trained_may_be_told(build):
+    model = build("llama").requires_grad_(False)
+    model.model.layers[0].requires_grad_(True)
+    trained = frozenset(name for name, _ in model.named_parameters() if ".layers.1." in name)
+    selection = Selection(model, "all-linear", trained=trained)
+    assert [t.name for t in selection.modules] == LLAMA
+    assert selection.coverage().trained == sum(p.numel() for p in model.model.layers.parameters())

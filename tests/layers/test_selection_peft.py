@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 
 from lorif_hf.errors import UnsupportedModuleError
@@ -126,12 +126,7 @@ def test_other_methods_are_an_error_with_a_way_out(build, config, method):
     model = get_peft_model(build("llama"), config())
     with pytest.raises(UnsupportedModuleError, match=rf"no LoRA layer to track \(its method is {method}\)") as caught:
         tracked_modules(model)
-    way = (
-        "Train a LoRA adapter instead"
-        if method == "PROMPT_TUNING"
-        else r"Merge the adapter (model.merge_and_unload())"
-    )
-    assert "only LoRA adapters are supported" in str(caught.value) and way in str(caught.value)
+    assert "only LoRA adapters are supported. Train a LoRA adapter instead." in str(caught.value)
     assert tracked_modules(base_model(model)) if method == "PROMPT_TUNING" else True
 
 
@@ -202,3 +197,16 @@ def test_adapters_that_take_no_part_are_known(build):
     assert inactive_adapters(model, names) == {"default": ["other"]}
     with model.disable_adapter():
         assert inactive_adapters(model, names) == {"default": []}
+
+
+def test_adalora_is_refused_by_name(build):
+    model = get_peft_model(build("llama"), AdaLoraConfig(target_modules=["q_proj"], total_step=10))
+    message = r"q_proj' is a SVDLinear, which keeps its matrices as bare parameters \(AdaLoRA\)"
+    with pytest.raises(UnsupportedModuleError, match=message):
+        tracked_modules(model)
+
+
+def test_matrices_over_an_embedding_are_told(build):
+    model = build("llama", lora={**LORA, "target_modules": ["embed_tokens", "q_proj"]})
+    reasons = {u.reason for u in Selection(model, "all-linear").coverage().untracked}
+    assert reasons == {"LoRA matrices of an Embedding, which is of no kind that is tracked"}

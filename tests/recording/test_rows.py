@@ -68,7 +68,7 @@ def test_a_collator_that_packs_rows_is_told_and_has_them_alone(gpt2, tmp_path, c
 
     dataset = Dataset.from_dict({"input_ids": [[1, 2]] * 5})
     index = InfluenceIndex.build(gpt2, dataset, tmp_path / "index", data_collator=flatten, batch_size=2)
-    assert "made 1 examples of 2 rows: it packs or flattens them" in caplog.text
+    assert "made 1 examples of 3 rows: it packs or flattens them" in caplog.text
     assert index.manifest.alone and len(index) == 5
     with pytest.raises(DatasetError, match="made 1 examples of rows 0 to 1: it packs or flattens them"):
         InfluenceIndex.build(gpt2, dataset, tmp_path / "other", data_collator=flatten, batch_size=2, check=False)

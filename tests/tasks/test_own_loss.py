@@ -121,17 +121,28 @@ def test_a_trainer_smooths_labels_as_it_trains(tmp_path):
     torch.testing.assert_close(loss[0], 0.8 * F.cross_entropy(logits, targets, reduction="sum") + 0.2 * uniform)
 
 
-def test_a_loss_of_the_users_own_is_taken_as_it_comes(tmp_path):
-    class Mine(Trainer):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            outputs = model(input_ids=inputs["input_ids"])
-            loss = outputs.logits.square().mean()
-            return (loss, outputs) if return_outputs else loss
+class Plain(Trainer):
+    """What much code does: the number of items is not passed on."""
 
-    model = make_gpt2()
-    batch = {"input_ids": ROW, "labels": ROW}
-    loss = trainer_loss(trainer_of(model, tmp_path, Mine), model).losses(model, batch)
-    torch.testing.assert_close(loss[0], model(ROW).logits.square().mean())
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+
+class Squares(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(input_ids=inputs["input_ids"])
+        loss = outputs.logits.square().mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+def test_of_a_loss_of_the_users_own_the_labels_tell_whether_it_is_a_mean(tmp_path):
+    model, batch = make_gpt2(), {"input_ids": ROW, "labels": ROW}
+    mean = trainer_loss(trainer_of(model, tmp_path, Plain), model)
+    assert mean.is_users_own()
+    torch.testing.assert_close(mean.losses(model, batch)[0], summed(model(ROW).logits[:, :-1], ROW[:, 1:]))
+    squares = trainer_loss(trainer_of(model, tmp_path, Squares), model)
+    torch.testing.assert_close(squares.losses(model, batch)[0], model(ROW).logits.square().mean())
 
     def sums(outputs, labels, num_items_in_batch):
         return outputs.logits.sum() / num_items_in_batch
@@ -139,6 +150,28 @@ def test_a_loss_of_the_users_own_is_taken_as_it_comes(tmp_path):
     divides = trainer_of(model, tmp_path, compute_loss_func=sums)
     torch.testing.assert_close(trainer_loss(divides, model).losses(model, batch)[0], model(ROW).logits.sum())
     assert batch.keys() == {"input_ids", "labels"}
+    stock = trainer_loss(trainer_of(model, tmp_path), model)
+    assert not stock.is_users_own() and not stock.smooths()
+    assert trainer_loss(trainer_of(model, tmp_path, label_smoothing_factor=0.1), model).smooths()
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_a_models_sum_is_not_multiplied(reduction):
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = torch.nn.Embedding(VOCABULARY, 8), torch.nn.Linear(8, VOCABULARY)
+
+        def forward(self, input_ids, labels=None):
+            logits = self.head(self.embedding(input_ids).tanh())
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction=reduction)
+            return {"loss": loss, "logits": logits}
+
+    torch.manual_seed(0)
+    model = Own()
+    for labels in (ROW, ROW.masked_fill(ROW == 9, -100)):
+        loss = ModelLoss().losses(model, {"input_ids": ROW, "labels": labels})
+        torch.testing.assert_close(loss[0], summed(model(ROW, ROW)["logits"], labels))
 
 
 def test_a_trainers_notes_are_left_as_they_were():
