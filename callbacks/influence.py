@@ -59,7 +59,7 @@ class InfluenceCallback(TrainerCallback):
 
     Attributes:
         index (`InfluenceIndex` or `None`): the index, once it is recorded.
-        error (`Exception` or `None`): what went wrong after the training.
+        error (`BaseException` or `None`): what went wrong after the training.
 
     Example:
 
@@ -103,7 +103,7 @@ class InfluenceCallback(TrainerCallback):
         self.examples, self.store_text = examples, store_text
         self.raise_errors = raise_errors
         self.index: InfluenceIndex | None = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._way: Way | None = None
         self._trained: frozenset[str] = frozenset()  # names of the parameters that had `requires_grad` at the start
         self._ended: tuple[TrainingArguments, TrainerState, dict[str, Any]] | None = None
@@ -142,7 +142,9 @@ class InfluenceCallback(TrainerCallback):
         self.error = None
         try:
             self.record()
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # what panics in Rust is no Exception
             self.error = error
             if self.raise_errors:
                 raise

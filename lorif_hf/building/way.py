@@ -36,7 +36,7 @@ _OWN = (
 
 _INSTEAD = "Objective '%s' is not what %s: %s. Recording %s, one row at a time (%s)."
 _NO_SUM = (
-    "The Trainer's loss of rows %s together is %.6g, and neither the sum nor the mean of their own (%s): it depends "
+    "The loss of rows %s together is %.6g, and neither the sum nor the mean of their own (%s): it depends "
     "on the batch (class weights in a mean, padding), and a row alone has lost that. If it matters, pass objective=, "
     "a function (model, batch) -> (B,) of what each row adds to the loss."
 )
@@ -207,8 +207,8 @@ class WayFinder:
         unreached = frozenset(name for name, rows in true.gradients.items() if not bool(rows.any()))
         if len(unreached) == len(self.modules):
             self._refuse_unreached(task, batches, true)
-        if isinstance(task, TrainerLoss) and task.is_users_own() and task.name != self.told:
-            self._tell_of_batches(task)
+        if isinstance(task, RowLoss) and task.name != self.told:
+            self._tell_of_batches(task, 2e-2 if recorded.coarse else 2e-3)
         way = Way(task, unreached=unreached, single=single or len(self.row_ids) == 1)
         comparison = self.check.compare(recorded, true, with_loss=not margin)
         if comparison.modules and not comparison.wrong_loss:
@@ -246,8 +246,8 @@ class WayFinder:
             "learning) is no sum over rows, and is not supported; else check what is tracked (target_modules)."
         )
 
-    def _tell_of_batches(self, task: TrainerLoss) -> None:
-        """Warn where the user's own loss of several rows is not made of those of each, as their sum or their mean."""
+    def _tell_of_batches(self, task: RowLoss, tolerance: float) -> None:
+        """Warn where the loss of several rows is not made of those of each, as their sum or their mean."""
         rows, objective = rows_of_each_label(self.rows) or self.row_ids, LossObjective(task)
         singles = [self.rows.batch([row]) for row in rows]
         losses = torch.cat([self.check.losses(objective, single) for single in singles])
@@ -255,9 +255,13 @@ class WayFinder:
         sizes = torch.tensor([1.0 if count is None else float(count.sum()) for count in counts], dtype=torch.float64)
         # Over rows, over their tokens, and over their tokens but the first.
         means = [(losses * weights).sum() / weights.sum() for weights in (torch.ones_like(sizes), sizes, sizes - 1)]
-        together = float(self.check.losses(objective, self.rows.batch(rows)))
+        try:
+            together = float(self.check.losses(objective, self.rows.batch(rows)))
+        except Exception as error:  # rows that do not go together have no loss together
+            logger.debug("The loss of rows %s together cannot be had: %s", rows, error)
+            return
         known = [float(value) for value in (losses.sum(), *means)]
-        if not any(math.isclose(together, value, rel_tol=1e-2, abs_tol=1e-6) for value in known):
+        if not any(math.isclose(together, value, rel_tol=tolerance, abs_tol=1e-6) for value in known):
             shown = ", ".join(f"{float(loss):.6g}" for loss in losses)
             logger.warning(_NO_SUM, ", ".join(map(str, rows)), together, shown)
 
@@ -310,9 +314,9 @@ class WayFinder:
                 f"What would be recorded is not what was trained: {problem}. {_advice(problem)}"
             )
         raised = RecordingCheckError(
-            f"Objective '{task.name}' fails at the first rows ({type(problem).__name__}: {problem}). If the loss of a "
-            "row depends on more than that row (a generation, a queue, the other rows), it cannot be recorded; else "
-            "pass objective=, a function (model, batch) -> (B,) of per-example losses."
+            f"Objective '{task.name}' fails at the first rows ({type(problem).__name__}: {problem}). Mend that, or "
+            "pass objective=, a function (model, batch) -> (B,) of per-example losses. (A loss that needs more than "
+            "the row, a generation or a queue, cannot be recorded.)"
         )
         raised.__cause__ = problem
         return raised

@@ -258,7 +258,9 @@ def _task(model: nn.Module, manifest: Manifest, objective: UserObjective | Task 
             "The index was built with an objective of your own: pass objective=, the function that measures the query."
         )
     if manifest.objective == TrainerLoss.name:
-        return known_task(model) or model_loss(model)  # the Trainer is not at hand: what the model says is asked for
+        # The Trainer is not at hand: what the model says is asked for, by its own loss where a query has labels.
+        known = known_task(model)
+        return model_loss(model) if known is None or known.makes_labels else known
     if manifest.objective == ModelLoss.name:
         return model_loss(model)
     task: Task = TASKS.get(manifest.objective, manifest.extensions.get(manifest.objective))

@@ -97,6 +97,9 @@ class GradientRecorder:
                 held.callback(setattr, module, "training", module.training)
             config: Any = getattr(base_model(self.model), "config", None)
             self._versions = [(t.name, t.weight, _version(t.weight)) for t in self.modules]
+            # torch's fast path of attention, which frozen weights turn on, passes some modules over.
+            held.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+            torch.backends.mha.set_fastpath_enabled(False)
             self.model.eval()
             for parameter in self.model.parameters():
                 parameter.requires_grad_(False)

@@ -54,7 +54,7 @@ class RowLoss(Task):
         """The loss of a batch, a scalar with a graph. `items`: divide its sum over targets by so many, if possible."""
 
     def usually_mean(self, model: nn.Module) -> bool:
-        """Whether a loss of which nothing else is known is a mean over the labels: those of transformers are, but CTC."""
+        """Whether a loss of which nothing else is known is a mean over the labels: all are, but CTC."""
         return getattr(getattr(base_model(model), "config", None), "ctc_loss_reduction", None) is None
 
     def accepts(self, model: nn.Module) -> bool:
@@ -249,10 +249,15 @@ def _notes_restored(trainer: Any) -> Iterator[None]:
     """Leave the counts and metrics that a Trainer gathers in `compute_loss` as they were."""
     plain = (int, float, str, bool, type(None), dict, list, set)
     notes = {name: copy.deepcopy(value) for name, value in vars(trainer).items() if _is_note(value, plain)}
+    log = vars(trainer).get("log")
+    trainer.log = lambda *_, **__: None  # a row that is only looked at is no step
     try:
         yield
     finally:
         vars(trainer).update(notes)
+        del trainer.log
+        if log is not None:
+            trainer.log = log
 
 
 def _is_note(value: Any, plain: tuple[type, ...], depth: int = 3) -> bool:

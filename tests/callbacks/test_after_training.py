@@ -88,7 +88,15 @@ class Fails:
         return collate(features)
 
 
-@pytest.mark.parametrize("trouble", ["a full disk", "a collator that fails in the last shard", "any error"])
+class Panic(BaseException):
+    """As pyo3's PanicException: not an Exception."""
+
+
+def panic(self):
+    raise Panic
+
+
+@pytest.mark.parametrize("trouble", ["a full disk", "a collator that fails in the last shard", "any error", "a panic"])
 def test_train_returns_and_the_pass_goes_on(tmp_path, monkeypatch, caplog, trouble):
     collator = Fails()
 
@@ -99,6 +107,8 @@ def test_train_returns_and_the_pass_goes_on(tmp_path, monkeypatch, caplog, troub
                     full_disk(patch)
                 elif trouble == "any error":
                     patch.setattr(builder.IndexBuilder, "_fit_all", lambda self: 1 / 0)
+                elif trouble == "a panic":
+                    patch.setattr(builder.IndexBuilder, "_fit_all", panic)
                 else:
                     collator._broken = True
                 super().on_train_end(*args, **kwargs)
@@ -106,7 +116,8 @@ def test_train_returns_and_the_pass_goes_on(tmp_path, monkeypatch, caplog, troub
     callback = Breaking(tmp_path / "index", config=CONFIG)
     with caplog.at_level(logging.ERROR):
         trainer = train(tmp_path, callback, collator)
-    expected = {"a full disk": DiskFullError, "any error": ZeroDivisionError}.get(trouble, DatasetError)
+    errors = {"a full disk": DiskFullError, "any error": ZeroDivisionError, "a panic": Panic}
+    expected = errors.get(trouble, DatasetError)
     assert isinstance(callback.error, expected) and callback.index is None
     assert "Traceback" in caplog.text and "To go on: callback.record()" in caplog.text
     trainer.save_model(str(tmp_path / "model"))
@@ -116,7 +127,7 @@ def test_train_returns_and_the_pass_goes_on(tmp_path, monkeypatch, caplog, troub
     index = callback.record()
     assert callback.index is index and callback.error is None and len(index) == 20
     # Of four shards of at most six rows, those that were whole are not recorded again.
-    assert rows == {"a full disk": [*range(12, 20)], "any error": []}.get(trouble, [18, 19])
+    assert rows == {"a full disk": [*range(12, 20)], "any error": [], "a panic": []}.get(trouble, [18, 19])
     assert int(index.attribute(saved, make_rows(20).select([19]), top_k=1).indices) == 19
     with pytest.raises(RecordingError, match="there is nothing to record"):
         callback.record()

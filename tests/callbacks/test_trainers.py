@@ -9,6 +9,8 @@ from datasets import Dataset
 from dense import make_classifier
 from tiny import VOCABULARY, make_rows
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
     DataCollatorForLanguageModeling,
     DataCollatorForSeq2Seq,
     LlamaConfig,
@@ -20,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
-from truth import GRADIENTS
+from truth import GRADIENTS, alone, relative_error
 
 from lorif_hf import InfluenceIndex
 from lorif_hf.callbacks import InfluenceCallback
@@ -411,3 +413,38 @@ def test_what_was_trained_is_remembered_from_the_start(tmp_path, tokenizer):
     _, index = trained(tmp_path, make)
     assert {entry.name.split(".")[2] for entry in index.manifest.modules} == {"1"}
     assert index.coverage.share > 0.9
+
+
+def test_what_a_loss_logs_is_not_logged_for_rows_that_are_only_looked_at(tmp_path, tokenizer):
+    class Logs(Trainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            self.log({"mine": 1.0})
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    trainer, index = trained(tmp_path, lambda path: plain(path, tokenizer, cls=Logs))
+    assert len(index) == 10 and sum("mine" in entry for entry in trainer.state.log_history) == 2  # one a step
+    assert "log" not in vars(trainer)
+
+
+def test_queries_of_a_model_that_does_not_shift_are_measured_by_its_own_loss(tmp_path, tokenizer):
+    def make(path):
+        torch.manual_seed(0)
+        sizes = {"d_model": 16, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 24}
+        config = BartConfig(vocab_size=VOCABULARY, max_position_embeddings=32, pad_token_id=0, init_std=0.2, **sizes)
+        trainer = plain(path, tokenizer)
+        return Trainer(
+            model=BartForCausalLM(config),
+            args=trainer.args,
+            train_dataset=trainer.train_dataset,
+            data_collator=trainer.data_collator,
+        )
+
+    trainer, index = trained(tmp_path, make)
+    assert index.manifest.objective == "trainer"
+    rows = [{"input_ids": row["input_ids"]} for row in make_rows(10)]
+
+    def own(model, row):
+        batch = alone(row)
+        return model(**batch).loss * batch["labels"].numel()
+
+    assert relative_error(index, trainer.model, rows, own) < 1e-5

@@ -269,3 +269,25 @@ def test_float64(record):
     found = record(model, {"x": x}, _loss).gradients
     for name, expected in _per_sample(model, x).items():
         torch.testing.assert_close(found[name].double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_attention_of_torchs_own_is_not_passed_over(record):
+    """Its fast path, which frozen weights turn on, never calls the layers inside and takes no padding here."""
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+
+        def forward(self, x, padding):
+            return self.inner(x, src_key_padding_mask=padding).masked_fill(padding.unsqueeze(-1), 0).flatten(1).sum(1)
+
+    torch.manual_seed(0)
+    model, x = Encoder().eval(), torch.randn(3, 5, 8)
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2, [False] * 4 + [True]])
+    before = torch.backends.mha.get_fastpath_enabled()
+    gradients = record(model, {"x": x, "padding": padding}, lambda m, b: m(b["x"], b["padding"])).gradients
+    assert torch.backends.mha.get_fastpath_enabled() == before
+    layer = model.inner.layers[1].linear1
+    (expected,) = torch.autograd.grad(model(x, padding)[1], [layer.weight])
+    torch.testing.assert_close(gradients["inner.layers.1.linear1"][1], expected.T, rtol=1e-4, atol=1e-5)
