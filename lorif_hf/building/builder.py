@@ -24,7 +24,7 @@ from ..codecs import codec_of
 from ..config import InfluenceConfig
 from ..curvature import FirstPass, Tensors, curvature_of
 from ..curvature.encoding import Encoder, draw_projection, module_entry, stored_entries
-from ..errors import BuildFolderError, DatasetError, RecordingCheckError
+from ..errors import BuildFolderError, RecordingCheckError
 from ..layers.modules import TrackedModule
 from ..layers.selection import Selection
 from ..progress import progress
@@ -54,6 +54,7 @@ from .example_tables import ACTIVE, silent_layers, write_example_tables
 from .fitting import check_memory, fit_curvature
 from .options import BuildOptions
 from .recording_pass import RecordingPass, ShardContents, out_of_memory
+from .telling_rows import no_target
 from .way import Choice, Way, WayFinder
 
 
@@ -305,10 +306,7 @@ class IndexBuilder:
         self._seen += count
         self._empty += 0 if targets is None else int((targets == 0).sum())
         if self._empty == self._seen and (self._seen >= _PATIENCE or self._seen == self.rows.count):
-            raise DatasetError(
-                f"None of the first {self._seen} rows has a target: all their labels are -100 (or there is a single "
-                "token). Check the collator and the truncation."
-            )
+            raise no_target(self._seen)
 
     def _first_tensors(self) -> dict[str, Tensors]:
         """What the first pass made of each layer; empty where there is none."""

@@ -21,6 +21,9 @@ def telling_rows(rows: TrainingRows, count: int) -> list[int]:
 
     They have a target, where a few dozen tries find some. They are compared together whatever the batch size of the
     build is, since queries have another one.
+
+    Raises:
+        [`~lorif_hf.errors.DatasetError`]: no row of the dataset has a target.
     """
     sample = rows.spaced(_LOOKED_AT)
     order = sample
@@ -37,7 +40,17 @@ def telling_rows(rows: TrainingRows, count: int) -> list[int]:
     for row in order[:_TRIES]:
         if len(chosen) < count and _has_target(rows, row):
             chosen.append(row)
+    if not chosen and rows.count <= _TRIES:
+        raise no_target(rows.count)
     return chosen or order[:count]
+
+
+def no_target(count: int) -> DatasetError:
+    """The error of so many rows, the first, of which none has a target."""
+    return DatasetError(
+        f"None of the first {count} rows has a target: all their labels are -100 (or there is a single token). Check "
+        "the collator and the truncation."
+    )
 
 
 def rows_of_each_label(rows: TrainingRows) -> list[int]:

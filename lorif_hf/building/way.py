@@ -16,10 +16,11 @@ from ..layers.modules import TrackedModule
 from ..recording.check import Comparison, Probe, RecordingCheck
 from ..recording.random_state import random_state_kept
 from ..recording.rows import TrainingRows
+from ..registry import outside_module
 from ..tasks import Task, UserObjective, task_of
 from ..tasks.base import batch_size, known_task
 from ..tasks.objectives import OUTPUTS, LossObjective, Objective
-from ..tasks.own_loss import RowLoss, TrainerLoss, model_loss, trainer_loss
+from ..tasks.own_loss import RowLoss, TrainerLoss, has_users_loss, model_loss, trainer_loss
 from .recording_pass import out_of_memory, typed_error
 from .telling_rows import alone_of, rows_of_each_label, telling_rows
 
@@ -102,12 +103,10 @@ def choice_of(model: nn.Module, objective: UserObjective | Task | str | None, tr
         task = task_of(model, objective, trainer)
         return Choice([task] if task.alone else [task, task], task)
     fast = known_task(model)
-    if trainer is None:
-        truth: RowLoss = model_loss(model)
-    else:
-        truth = trainer_loss(trainer, model)
-        if truth.is_users_own() or truth.smooths():
-            fast = None  # a few rows prove nothing of a loss that may weigh others otherwise
+    truth: RowLoss = model_loss(model) if trainer is None else trainer_loss(trainer, model)
+    own = isinstance(truth, TrainerLoss) and (truth.is_users_own() or truth.smooths())
+    if fast is not None and (own or (outside_module(fast) is None and has_users_loss(model))):
+        fast = None  # a few rows prove nothing of a loss that may weigh others otherwise
     return Choice([truth] if fast is None else [fast, truth], truth)
 
 

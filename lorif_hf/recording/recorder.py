@@ -27,6 +27,9 @@ from .model_lock import model_lock
 from .stored_weights import execution_device
 
 
+_SMALL_BUFFER = 1 << 22  # numbers; larger ones are tables, in which nothing is counted
+
+
 @dataclass(frozen=True)
 class Recording:
     """What one batch gave.
@@ -95,6 +98,9 @@ class GradientRecorder:
                 held.callback(parameter.requires_grad_, parameter.requires_grad)
             for module in self.model.modules():
                 held.callback(setattr, module, "training", module.training)
+            for buffer in self.model.buffers():
+                if not buffer.is_meta and not buffer.is_inference() and buffer.numel() <= _SMALL_BUFFER:
+                    held.callback(_restore, buffer, buffer.clone(), buffer._version)
             config: Any = getattr(base_model(self.model), "config", None)
             self._versions = [(t.name, t.weight, _version(t.weight)) for t in self.modules]
             # torch's fast path of attention, which frozen weights turn on, passes some modules over.
@@ -275,6 +281,13 @@ class GradientRecorder:
         if not bool(torch.isfinite(losses).all()):
             bad = [row for row, loss in zip(rows, losses.tolist(), strict=True) if not math.isfinite(loss)]
             raise NonFiniteGradientError("(the loss)", bad)
+
+
+def _restore(buffer: Tensor, value: Tensor, version: int) -> None:
+    """Give a buffer its value back, where a forward pass counted in it."""
+    if buffer._version != version:
+        with torch.no_grad():
+            buffer.copy_(value)
 
 
 def _version(tensor: Tensor) -> int | None:

@@ -7,6 +7,7 @@ import copy
 import functools
 import inspect
 import math
+import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -53,9 +54,9 @@ class RowLoss(Task):
     def loss(self, model: nn.Module, batch: dict[str, Any], items: int) -> Tensor:
         """The loss of a batch, a scalar with a graph. `items`: divide its sum over targets by so many, if possible."""
 
-    def usually_mean(self, model: nn.Module) -> bool:
-        """Whether a loss of which nothing else is known is a mean over the labels: all are, but CTC."""
-        return getattr(getattr(base_model(model), "config", None), "ctc_loss_reduction", None) is None
+    def usually_mean(self) -> bool:
+        """Whether a loss of which nothing else is known is a mean over the labels."""
+        return True
 
     def accepts(self, model: nn.Module) -> bool:
         return False
@@ -99,7 +100,8 @@ class RowLoss(Task):
         With n labels, of which a are left out in turn and then the b others: n L = a L_a + b L_b of a mean, and
         L = L_a + L_b of a sum. Where neither holds (labels that are inputs too), what is usual is taken.
         """
-        if _labelled(batch) is None:
+        ctc = getattr(getattr(base_model(model), "config", None), "ctc_loss_reduction", None)
+        if _labelled(batch) is None or ctc is not None:  # CTC's labels are one target, whatever their number
             return False
         labels = batch["labels"].clone()
         labels[:, 0] = IGNORED  # whoever shifts his labels does not count it
@@ -118,7 +120,7 @@ class RowLoss(Task):
         mean = (len(halves[0]) * first + len(halves[1]) * second) / len(places)
         if whole == first == second or math.isclose(whole, first + second, rel_tol=1e-2):
             return False  # the labels do not matter, or it is a sum
-        return math.isclose(whole, mean, rel_tol=1e-2) or self.usually_mean(model)
+        return math.isclose(whole, mean, rel_tol=1e-2) or self.usually_mean()
 
     def _factor(self, model: nn.Module, batch: dict[str, Any]) -> float:
         """What a mean over the targets of a row is multiplied by."""
@@ -145,7 +147,7 @@ class ModelLoss(RowLoss):
 
     def loss(self, model: nn.Module, batch: dict[str, Any], items: int) -> Tensor:
         inputs = forward_inputs(model, batch)
-        if "labels" in batch:
+        if "labels" in batch and _takes(base_model(model).forward, "labels"):
             inputs["labels"] = batch["labels"]
         if _takes(base_model(model).forward, _COUNT):
             inputs[_COUNT] = _on_device_of(batch, items)
@@ -194,8 +196,8 @@ class TrainerLoss(RowLoss):
             )
         return cast(Tensor, loss)
 
-    def usually_mean(self, model: nn.Module) -> bool:
-        return not self.is_users_own() and super().usually_mean(model)
+    def usually_mean(self) -> bool:
+        return not self.is_users_own()
 
     def smooths(self) -> bool:
         """Whether labels are smoothed, which is no plain cross-entropy by however little it differs."""
@@ -203,9 +205,9 @@ class TrainerLoss(RowLoss):
 
     def is_users_own(self) -> bool:
         """Whether the loss is none of transformers' or TRL's: nobody knows what it does to other rows."""
-        own = getattr(self.trainer, "compute_loss_func", None)
-        module = type(self.trainer).compute_loss.__module__.partition(".")[0]
-        return own is not None or module not in ("transformers", "trl")
+        function = getattr(self.trainer.compute_loss, "__func__", self.trainer.compute_loss)
+        known = _is_of(function, "transformers", "trl")
+        return getattr(self.trainer, "compute_loss_func", None) is not None or not known
 
 
 def model_loss(model: nn.Module) -> ModelLoss:
@@ -236,6 +238,21 @@ def _on_device_of(batch: Mapping[str, Any], number: int) -> Tensor:
     """A number as a tensor where the batch is."""
     devices = (value.device for value in batch.values() if isinstance(value, Tensor))
     return torch.tensor(number, device=next(devices, None))
+
+
+def has_users_loss(model: nn.Module) -> bool:
+    """Whether a model's loss is none of those that come with its class: it was put there, or the class is a user's of
+    the same name."""
+    base = base_model(model)
+    module = type(base).__module__.partition(".")[0]
+    return "_loss_function" in vars(base) or module not in ("transformers", "transformers_modules")
+
+
+def _is_of(function: Any, *packages: str) -> bool:
+    """Whether the code of a function, whatever it says of itself, is in a file of one of these packages."""
+    file = getattr(getattr(function, "__code__", None), "co_filename", "")
+    folders = [getattr(sys.modules.get(package), "__path__", [None])[0] for package in packages]
+    return any(folder is not None and file.startswith(folder) for folder in folders)
 
 
 def _takes(function: Any, name: str) -> bool:

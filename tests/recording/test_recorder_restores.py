@@ -182,3 +182,14 @@ def test_training_gives_the_same_after_a_recording(build, token_batch, record):
             optimizer.step()
         losses.append(loss.item())
     assert losses[0] == losses[1]
+
+
+def test_what_a_forward_pass_counts_in_buffers_is_restored(build, token_batch, draw):
+    model = build("llama")
+    model.register_buffer("seen", torch.zeros(()))
+    model.model.register_forward_hook(lambda *_: model.seen.add_(1) and None)
+    modules = tracked_modules(model)
+    with GradientRecorder(model, modules, draw(modules, 1), LossObjective(task_of(model))) as recorder:
+        recorder.record(token_batch([4, 3]))
+        assert model.seen == 1
+    assert model.seen == 0

@@ -174,6 +174,28 @@ def test_a_models_sum_is_not_multiplied(reduction):
         torch.testing.assert_close(loss[0], summed(model(ROW, ROW)["logits"], labels))
 
 
+def test_the_labels_of_ctc_are_one_target():
+    class Own(torch.nn.Module):
+        config = SimpleNamespace(ctc_loss_reduction="sum")
+
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Linear(4, VOCABULARY)
+
+        def forward(self, x, labels=None):
+            logits = self.head(x).log_softmax(-1).transpose(0, 1)
+            kept = labels >= 0
+            sizes = torch.full((len(x),), x.shape[1]), kept.sum(-1)
+            return {"loss": F.ctc_loss(logits, labels.masked_select(kept), *sizes, reduction="sum")}
+
+    torch.manual_seed(0)
+    model, x = Own(), torch.randn(1, 12, 4)
+    task = ModelLoss()
+    for labels in (ROW, torch.tensor([[3, 3, 3, 3, 3]]), torch.tensor([[3]])):
+        loss = task.losses(model, {"x": x, "labels": labels})
+        torch.testing.assert_close(loss[0], model(x, labels)["loss"])
+
+
 def test_a_trainers_notes_are_left_as_they_were():
     trainer = SimpleNamespace(_metrics={"eval": defaultdict(list)}, steps=3, model=object())
 
