@@ -21,6 +21,7 @@ from ..layers import BatchShape
 from ..layers.modules import TrackedModule, base_model
 from ..tasks.base import batch_size
 from ..tasks.objectives import Objective, Values
+from .attention import whole_attention
 from .following import ParameterFollower
 from .layer_hook import InputChangedError, LayerHook
 from .model_lock import model_lock
@@ -103,9 +104,7 @@ class GradientRecorder:
                     held.callback(_restore, buffer, buffer.clone(), buffer._version)
             config: Any = getattr(base_model(self.model), "config", None)
             self._versions = [(t.name, t.weight, _version(t.weight)) for t in self.modules]
-            # torch's fast path of attention, which frozen weights turn on, passes some modules over.
-            held.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
-            torch.backends.mha.set_fastpath_enabled(False)
+            held.enter_context(whole_attention())
             self.model.eval()
             for parameter in self.model.parameters():
                 parameter.requires_grad_(False)
