@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.building.builder import IndexBuilder
@@ -222,8 +222,7 @@ def _calling_trainer(callback: TrainerCallback) -> Any:
     frame: Any = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")
-        handler = getattr(owner, "callback_handler", None)
-        if handler is not None and hasattr(owner, "compute_loss") and callback in handler.callbacks:
+        if isinstance(owner, Trainer) and callback in owner.callback_handler.callbacks:
             return owner
         frame = frame.f_back
     return None
