@@ -71,6 +71,12 @@ class Selection:
         if not modules:
             raise self._nothing()
         self.modules = modules
+        weights = {id(tracked.weight): tracked.name for tracked in modules}
+        # Now, and by name: an offloaded module has another parameter after each call.
+        self._module_of = {name: weights.get(id(parameter)) for name, parameter in self.trained.items()}
+        self._reasons = {
+            name: self.why_not(name, self.trained[name]) for name, module in self._module_of.items() if module is None
+        }
 
     def why_not(self, name: str, parameter: Tensor) -> str:
         """Why a trained parameter that is none of the tracked weights is not tracked."""
@@ -107,14 +113,13 @@ class Selection:
             dropped (`Mapping[str, str]`, *optional*): modules that are not tracked after all, by name -> why.
         """
         dropped = dropped or {}
-        weights = {id(tracked.weight): tracked.name for tracked in self.modules}
         tracked, untracked = 0, []
         for name, parameter in self.trained.items():
-            module = weights.get(id(parameter))
+            module = self._module_of[name]
             if module is not None and module not in dropped:
                 tracked += parameter.numel()
             else:
-                reason = self.why_not(name, parameter) if module is None else dropped[module]
+                reason = self._reasons[name] if module is None else dropped[module]
                 untracked.append(Untracked(name, parameter.numel(), reason))
         return Coverage(tracked, sum(parameter.numel() for parameter in self.trained.values()), untracked)
 

@@ -1,7 +1,9 @@
 """What is recorded is what was trained: of every kind of model, the right value, or a refusal before the pass."""
 
+import accelerate
 import pytest
 import torch
+import torch.nn.functional as F
 from kinds import SIZES, VOCABULARY, bert, built, llama, mean_times_tokens, rows_of
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -235,3 +237,52 @@ def test_an_adapter_with_dora_and_one_over_a_parameter(tmp_path):
     adapter = LoraConfig(r=2, target_modules=[], target_parameters=["mlp.down_proj.weight"], init_lora_weights=False)
     with pytest.raises(UnsupportedModuleError, match=r"on a bare parameter \(target_parameters\)"):
         InfluenceIndex.build(get_peft_model(llama(), adapter), rows, tmp_path / "other", config=GRADIENTS)
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_an_offloaded_model_is_recorded_as_it_is(tmp_path, where):
+    model, rows = llama(), rows_of()
+    expected = built(model, rows, tmp_path).scores(model, rows)
+    if where == "cpu":
+        accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    else:
+        accelerate.disk_offload(model, tmp_path / "weights", execution_device=torch.device("cpu"))
+    index = InfluenceIndex.build(model, rows, tmp_path / "offloaded", config=GRADIENTS)
+    torch.testing.assert_close(index.scores(model, rows), expected)
+    assert index.manifest.objective == "causal-lm" and not index.manifest.alone
+    assert index.coverage == InfluenceIndex.from_pretrained(tmp_path / "index").coverage
+
+
+def test_experts_kept_as_layers_are_recorded_row_by_row(tmp_path):
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.gate, self.head = (
+                nn.Embedding(VOCABULARY, 8),
+                nn.Linear(8, 3),
+                nn.Linear(8, VOCABULARY),
+            )
+            self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, input_ids, attention_mask=None, labels=None):
+            hidden = self.embedding(input_ids)
+            tokens = hidden.flatten(0, 1)
+            gates = self.gate(tokens).softmax(dim=-1)
+            out = torch.zeros_like(tokens)
+            for number, expert in enumerate(self.experts):
+                taken = (gates.argmax(dim=-1) == number).nonzero()[:, 0]
+                if len(taken):
+                    out = out.index_add(0, taken, expert(tokens[taken]) * gates[taken, number : number + 1])
+            logits = self.head(out.view_as(hidden).tanh())
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+            return {"loss": loss, "logits": logits}
+
+    torch.manual_seed(0)
+    model, rows = Experts(), [row | {"labels": row["input_ids"]} for row in rows_of()]
+    index = built(model, rows, tmp_path)
+    assert index.manifest.objective == "model"
+
+    def own(model, row):
+        return model(**alone(row))["loss"] * (len(row["labels"]) - 1)
+
+    assert relative_error(index, model, rows, own) < 1e-5
