@@ -142,3 +142,10 @@ class HubConnectionError(HubError):
 
 class PublishError(LorifError, ValueError):
     """What was to be pushed must not leave this machine as it is. Nothing was uploaded."""
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, somebody else's, says that memory ran out, of the machine or of a GPU."""
+    text = str(error).lower()
+    words = ("out of memory", "allocate memory", "alloc_failed")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in text for word in words))

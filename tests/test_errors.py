@@ -47,3 +47,19 @@ def test_a_bad_gradient_names_module_and_rows_but_not_a_thousand_of_them(count, 
     assert error.module == "model.layers.0" and error.rows == list(range(count))
     assert "'model.layers.0' is NaN or infinite for row(s) 0" in str(error) and f"{shown} Check" in str(error)
     assert "load it in bfloat16 or float32" in str(error)
+
+
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (MemoryError(), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("shapes differ"), False),
+        (ValueError("out of memory"), False),
+        (None, False),
+    ],
+)
+def test_a_lack_of_memory_is_known_by_its_words(error, expected):
+    assert errors.out_of_memory(error) is expected

@@ -1,4 +1,4 @@
-"""The walls of the house (DESIGN, section 2): who may import whom, how long a file may be, where its tests are."""
+"""The walls of the house: who may import whom, how long a file may be, where its tests are."""
 
 import ast
 import subprocess

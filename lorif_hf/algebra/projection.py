@@ -49,6 +49,12 @@ class TwoSidedProjection:
         )
         return cls(in_signs, out_signs)
 
+    def projected_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """(d1, d2) of a layer of shape (I, O)."""
+        sides = zip(shape, (self.in_signs, self.out_signs), strict=True)
+        d1, d2 = (size if signs is None else signs.shape[1] for size, signs in sides)
+        return d1, d2
+
     def sha256(self) -> str:
         """Hash of the signs, kept in the index: whoever draws something else must not score with it."""
         digest = hashlib.sha256()

@@ -24,7 +24,7 @@ from ..codecs import codec_of
 from ..config import InfluenceConfig
 from ..curvature import FirstPass, Tensors, curvature_of
 from ..curvature.encoding import Encoder, draw_projection, module_entry, stored_entries
-from ..errors import BuildFolderError, RecordingCheckError
+from ..errors import BuildFolderError, RecordingCheckError, out_of_memory
 from ..layers.modules import TrackedModule
 from ..layers.selection import Selection
 from ..progress import progress
@@ -53,7 +53,7 @@ from .dry_run import check_disk, check_first_pass, check_processing_class, first
 from .example_tables import ACTIVE, silent_layers, write_example_tables
 from .fitting import check_memory, fit_curvature
 from .options import BuildOptions
-from .recording_pass import RecordingPass, ShardContents, out_of_memory
+from .recording_pass import RecordingPass, ShardContents
 from .telling_rows import no_target
 from .way import Choice, Way, WayFinder
 
@@ -154,9 +154,9 @@ class IndexBuilder:
         if not self._prepared:
             INDEX_FOLDER.check(self.folder)
             INDEX_FOLDER.check_free(self.folder)
-            found = self._found_way(way) if self.options.check else way
-            if found is not None:
-                self._set_way(found)
+            right = self._right_way(way) if self.options.check else way
+            if right is not None:
+                self._set_way(right)
             if way is None:
                 self.rows.check()
                 check_processing_class(self.processing_class)
@@ -166,7 +166,7 @@ class IndexBuilder:
             self._prepared = True
         return self.way
 
-    def _found_way(self, before: Way | None) -> Way:
+    def _right_way(self, before: Way | None) -> Way:
         known = self.model, self.rows, self.selection.modules, self.projections, self.config
         try:
             return WayFinder(*known).find(self.choice, before)

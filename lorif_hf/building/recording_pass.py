@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..algebra.matrices import LowRankMatrices, Matrices, squared_norms
 from ..codecs import Codec
-from ..errors import DatasetError, LorifError, RecordingError
+from ..errors import DatasetError, LorifError, RecordingError, out_of_memory
 from ..recording.recorder import GradientRecorder, Recording
 from ..recording.rows import TrainingRows, tokens_per_example
 from ..storage.layout import ModuleEntry
@@ -76,21 +76,19 @@ class RecordingPass:
                 raise typed from error
         else:
             if len(recording.losses) != len(part):  # never where rows go alone
-                raise DatasetError(
-                    f"The collator made {len(recording.losses)} examples of {_named(part)}: it packs or flattens them "
-                    "(padding_free?). Pass a data_collator that keeps one example per row."
-                )
+                raise packed(len(recording.losses), _named(part))
             return batch, recording
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
 
 
-def out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error says that memory ran out, of the machine or of a GPU."""
-    text = str(error).lower()
-    words = ("out of memory", "allocate memory", "alloc_failed")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in text for word in words))
+def packed(made: int, rows: str) -> DatasetError:
+    """The error of a collator that makes another number of examples than there are rows."""
+    return DatasetError(
+        f"The collator made {made} examples of {rows}: it packs or flattens them (padding_free?). Pass a "
+        "data_collator that keeps one example per row."
+    )
 
 
 def typed_error(error: BaseException, rows: Sequence[int]) -> LorifError | None:

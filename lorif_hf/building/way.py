@@ -11,7 +11,7 @@ from torch import nn
 
 from ..algebra.projection import TwoSidedProjection
 from ..config import InfluenceConfig
-from ..errors import DatasetError, LorifError, RecordingCheckError, RecordingError
+from ..errors import LorifError, RecordingCheckError, RecordingError, out_of_memory
 from ..layers.modules import TrackedModule
 from ..recording.check import Comparison, Probe, RecordingCheck
 from ..recording.random_state import random_state_kept
@@ -21,14 +21,13 @@ from ..tasks import Task, UserObjective, task_of
 from ..tasks.base import batch_size, known_task
 from ..tasks.objectives import OUTPUTS, LossObjective, Objective
 from ..tasks.own_loss import RowLoss, TrainerLoss, has_users_loss, model_loss, trainer_loss
-from .recording_pass import out_of_memory, typed_error
+from .recording_pass import packed, typed_error
 from .telling_rows import alone_of, rows_of_each_label, telling_rows
 
 
 logger = logging.getLogger(__name__)
 
 _ROWS = 3  # that are compared
-
 
 _OWN = (
     "The Trainer's loss is your own: recording objective='trainer', one row at a time. If it is the model's loss, "
@@ -283,10 +282,7 @@ class WayFinder:
         together = self.rows.batch(self.row_ids)
         size = batch_size(together)
         if size != len(self.row_ids):
-            raise DatasetError(
-                f"The collator made {size} examples of {len(self.row_ids)} rows: it packs or flattens them "
-                "(padding_free?). Pass a data_collator that keeps one example per row."
-            )
+            raise packed(size, f"{len(self.row_ids)} rows")
         if self.rows.draws_random(self.row_ids):  # another draw is another example
             return [together], [alone_of(together, i, size) for i in range(size)]
         return [together], [self.rows.batch([row]) for row in self.row_ids]

@@ -103,7 +103,7 @@ class RecordingCheck:
     ):
         self.model, self.modules, self.projections, self.rows = model, modules, projections, rows
         generator = torch.Generator().manual_seed(0)
-        self._vectors = {t.name: torch.randn(self._width(t), _PROBES, generator=generator) for t in modules}
+        self._vectors = {t.name: torch.randn(self._shape(t)[1], _PROBES, generator=generator) for t in modules}
 
     def recorded(self, objective: Objective, batches: Sequence[Mapping[str, Any]], modules: Any = None) -> Probe:
         """The rows as they are recorded: in one batch, or in one for each row where rows go alone.
@@ -157,7 +157,7 @@ class RecordingCheck:
 
                 losses.append(recorder.differentiate(batch, take))
                 for tracked in self.modules:
-                    none = torch.zeros(self._in_width(tracked), _PROBES)
+                    none = torch.zeros(self._shape(tracked)[0], _PROBES)
                     gradients[tracked.name].append(taken.get(tracked.name, none))
         stacked = {name: torch.stack(rows) for name, rows in gradients.items()}
         return Probe(torch.cat(losses), stacked, {}, time.perf_counter() - start)
@@ -205,13 +205,9 @@ class RecordingCheck:
         pair = float(recorded.losses[worst]), float(truth.losses[worst])
         return Comparison(loss, pair, self.rows[worst], modules, wrong)
 
-    def _width(self, tracked: TrackedModule) -> int:
-        signs = self.projections[tracked.name].out_signs
-        return tracked.out_features if signs is None else signs.shape[1]
-
-    def _in_width(self, tracked: TrackedModule) -> int:
-        signs = self.projections[tracked.name].in_signs
-        return tracked.in_features if signs is None else signs.shape[1]
+    def _shape(self, tracked: TrackedModule) -> tuple[int, int]:
+        """(d1, d2)."""
+        return self.projections[tracked.name].projected_shape(tracked.matrix_shape)
 
     def _times_vectors(self, name: str) -> Reduction:
         """X^T (dY V), (B, d1, k), of the tokens' projected inputs and output gradients."""

@@ -79,9 +79,9 @@ def check_examples(dataset: Any, examples: Any, count: int, tokenizer: Any = Non
             disputed = mismatch
     agreed = False
     for reader, example_reader in _views(rows[0], shown[0], shared, tokenizer):
-        own, found = _compared(dataset, examples, count, reader, example_reader)
-        if found is not None:
-            raise _refusal(disputed or found)
+        own, refuted = _compared(dataset, examples, count, reader, example_reader)
+        if refuted is not None:
+            raise _refusal(disputed or refuted)
         agreed = agreed or own
     if disputed is not None and not agreed:  # else the rows were given other ids
         raise _refusal(disputed)
@@ -179,10 +179,10 @@ def _alike(
     """
     width = _RUN if sum(map(len, says)) >= 2 * _RUN * len(says) else _GRAM
     runs = [np.unique(_runs(text, width)) for text in says]
-    rows_with = Counter(itertools.chain.from_iterable(found.tolist() for found in runs))
+    rows_with = Counter(itertools.chain.from_iterable(of_text.tolist() for of_text in runs))
     own = {place: [run for run in runs[place].tolist() if rows_with[run] == 1] for place in doubtful}
-    own = {place: found[:: max(1, len(found) // _RUNS)] for place, found in own.items()}
-    place_of = {run: place for place, found in own.items() for run in found}
+    own = {place: rare[:: max(1, len(rare) // _RUNS)] for place, rare in own.items()}
+    place_of = {run: place for place, rare in own.items() for run in rare}
     if not place_of:
         return
     keys = np.array(sorted(place_of), dtype=np.uint64)
@@ -224,9 +224,9 @@ def _candidates(examples: Any, columns: list[str] | None, near: list[int], count
         examples = examples.select_columns(columns)
     steps = [1, -1, 2, -2, count // 2, -(count // 2)]
     order = dict.fromkeys([(row + step) % count for row in near for step in steps] + _spaced(count, _SEARCHED))
-    numbers = list(order)
-    for start in range(0, len(numbers), 32):
-        part = numbers[start : start + 32]
+    row_ids = list(order)
+    for start in range(0, len(row_ids), 32):
+        part = row_ids[start : start + 32]
         yield from zip(part, read_rows(examples, part, "examples"), strict=True)
 
 

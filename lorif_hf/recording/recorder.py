@@ -240,9 +240,7 @@ class GradientRecorder:
         if gradient is not None:
             return gradient
         # Not called, or no token came to it (an expert): zero. An index says which layers have none in every row.
-        signs = self._projections[tracked.name]
-        d1 = tracked.in_features if signs.in_signs is None else signs.in_signs.shape[1]
-        d2 = tracked.out_features if signs.out_signs is None else signs.out_signs.shape[1]
+        d1, d2 = self._projections[tracked.name].projected_shape(tracked.matrix_shape)
         nothing = torch.zeros(size, 1, d1, device=device), torch.zeros(size, 1, d2, device=device)
         return self.reductions.get(tracked.name, _formed)(*nothing)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from ..errors import DatasetError, LorifError
+from ..errors import DatasetError, LorifError, out_of_memory
 
 
 _TABLES = {"pandas": "Dataset.from_pandas", "polars": "Dataset.from_polars", "pyarrow": "Dataset"}
@@ -83,9 +83,7 @@ def read_rows(dataset: Any, row_ids: Sequence[int], called: str = "the dataset")
 
 def must_pass(error: Exception) -> bool:
     """Whether an error is for somebody else: ours, or a lack of memory, after which fewer rows are tried."""
-    text = str(error).lower()
-    scarce = "out of memory" in text or "allocate memory" in text
-    return isinstance(error, (LorifError, MemoryError)) or (isinstance(error, RuntimeError) and scarce)
+    return isinstance(error, LorifError) or out_of_memory(error)
 
 
 def columns_of(dataset: Any) -> list[str]:

@@ -26,7 +26,7 @@ from .shown_rows import ShownRows
 
 __all__ = ["TrainingRows", "task_code", "tokens_per_example"]
 
-_TOGETHER = 32  # rows that are read at once to be hashed
+_TOGETHER = 32  # rows that are read at once to be hashed, or for their lengths
 _CHECKED = 32  # rows that are looked at before the pass
 _DRAWS = 3  # until rows count as collated without random numbers
 
@@ -106,10 +106,11 @@ class TrainingRows:
                 f"{', '.join(columns) or 'no columns'}. Use batch_size."
             )
         lengths = []
-        for row in row_ids:
-            (feature,) = read_rows(self.dataset, [row])
-            row_checks.check_features([feature], [row], {"input_ids"}, {"input_ids"})
-            lengths.append(len(feature["input_ids"]))
+        for start in range(0, len(row_ids), _TOGETHER):
+            part = row_ids[start : start + _TOGETHER]
+            features = read_rows(self.dataset, part)
+            row_checks.check_features(features, part, {"input_ids"}, {"input_ids"})
+            lengths += [len(feature["input_ids"]) for feature in features]
         return lengths
 
     def spaced(self, count: int) -> list[int]:

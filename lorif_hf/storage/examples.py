@@ -86,10 +86,10 @@ def check_examples(store: Store, shard: Shard) -> None:
         for group in range(file.num_row_groups):
             table = _read_group(file, shard, group, SCHEMA.names)
             table.validate(full=True)  # also that texts are UTF-8
-            numbers = {name: table.column(name).to_numpy() for name in ("row", *_NUMBERS)}
-            good = numbers["row"] == np.arange(row, row + table.num_rows)
+            columns = {name: table.column(name).to_numpy() for name in ("row", *_NUMBERS)}
+            good = columns["row"] == np.arange(row, row + table.num_rows)
             for name in _NUMBERS:
-                good &= np.isfinite(numbers[name])  # what is absent is NaN
+                good &= np.isfinite(columns[name])  # what is absent is NaN
             if not good.all():
                 place = int(np.flatnonzero(~good)[0])
                 _checked(table.slice(place, 1).to_pylist()[0], row + place, shard)

@@ -68,8 +68,8 @@ def computable(name: str, tensor: Tensor) -> Tensor:
     """A column's tensor in a dtype that models compute with: ids, labels and masks as int64."""
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.int64:
         return tensor
-    numbers = name == "labels" or name.endswith("_ids") or (name.endswith("attention_mask") and tensor.dim() < 3)
-    return tensor.long() if numbers or tensor.dtype in (torch.uint16, torch.uint32, torch.uint64) else tensor
+    are_ids = name == "labels" or name.endswith("_ids") or (name.endswith("attention_mask") and tensor.dim() < 3)
+    return tensor.long() if are_ids or tensor.dtype in (torch.uint16, torch.uint32, torch.uint64) else tensor
 
 
 def with_a_token(batch: dict[str, Any], padding: Mapping[str, int]) -> dict[str, Any]:

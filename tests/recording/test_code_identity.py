@@ -1,9 +1,6 @@
 """Which function or collator it is: by its code and its settings, not by where it lies or what it has counted."""
 
 import functools
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import printed_twice
 from transformers import DataCollatorForLanguageModeling, DataCollatorWithPadding
 
 from lorif_hf.recording.code_identity import code_identity, task_code
@@ -192,18 +190,7 @@ def every_identity():
 
 
 def test_two_processes_find_the_same():
-    code = f"import sys; sys.path[:0] = {sys.path!r}; import test_code_identity as t; print(t.every_identity())"
-    printed = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=FOLDER,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    ]
+    printed = printed_twice("import test_code_identity as t; print(t.every_identity())", FOLDER)
     assert printed[0] == printed[1] and len(printed[0]) > 1000
 
 

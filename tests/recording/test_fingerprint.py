@@ -4,10 +4,7 @@ import datetime
 import decimal
 import enum
 import json
-import os
 import pathlib
-import subprocess
-import sys
 import uuid
 from collections import OrderedDict, UserDict, namedtuple
 from dataclasses import dataclass, field
@@ -19,6 +16,7 @@ import pyarrow
 import pytest
 import torch
 from PIL import Image
+from processes import printed_twice
 
 from lorif_hf.recording.fingerprint import by_value, row_bytes
 
@@ -117,18 +115,7 @@ def every_value():
 
 
 def test_two_processes_have_the_same_bytes():
-    code = f"import sys; sys.path[:0] = {sys.path!r}; import test_fingerprint; print(test_fingerprint.every_value())"
-    printed = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=FOLDER,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    ]
+    printed = printed_twice("import test_fingerprint; print(test_fingerprint.every_value())", FOLDER)
     assert printed[0] == printed[1] and len(printed[0]) > 1000
 
 

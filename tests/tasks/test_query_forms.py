@@ -8,16 +8,6 @@ from lorif_hf.tasks import task_of
 from lorif_hf.tasks.query_forms import query_features, query_text
 
 
-@pytest.fixture(scope="module")
-def causal(build):
-    return build("llama")
-
-
-@pytest.fixture(scope="module")
-def classifier(build):
-    return build("bert-classifier", id2label={0: "bad", 1: "good", 2: "odd"}, label2id={"bad": 0, "good": 1, "odd": 2})
-
-
 def _read(query, model, tokenizer):
     features = query_features(query, model, task_of(model), tokenizer)
     return [{key: torch.as_tensor(value).tolist() for key, value in feature.items()} for feature in features]

@@ -11,16 +11,6 @@ from lorif_hf.tasks.query_forms import query_features
 GOOD = "The capital of France is Paris"
 
 
-@pytest.fixture(scope="module")
-def causal(build):
-    return build("llama")
-
-
-@pytest.fixture(scope="module")
-def classifier(build):
-    return build("bert-classifier", id2label={0: "bad", 1: "good", 2: "odd"}, label2id={"bad": 0, "good": 1, "odd": 2})
-
-
 def _fails(query, model, tokenizer):
     with pytest.raises(QueryError) as caught:
         query_features(query, model, task_of(model), tokenizer)

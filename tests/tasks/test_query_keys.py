@@ -18,16 +18,6 @@ CHAT = [{"role": "user", "content": "The capital of Italy?"}, {"role": "assistan
 TOOLS = [{"type": "function", "function": {"name": "search", "description": "made", "parameters": {}}}]
 
 
-@pytest.fixture(scope="module")
-def causal(build):
-    return build("llama")
-
-
-@pytest.fixture(scope="module")
-def classifier(build):
-    return build("bert-classifier", id2label={0: "bad", 1: "good", 2: "odd"}, label2id={"bad": 0, "good": 1, "odd": 2})
-
-
 @pytest.fixture
 def tooled(tokenizer):
     """The tokenizer with a template that shows tools and an option of its own."""
