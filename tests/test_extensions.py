@@ -56,7 +56,7 @@ def registered() -> Iterator[None]:
 def reference(rows: list[dict[str, Any]], config: InfluenceConfig) -> tuple[Tensor, Tensor]:
     """Scores (Q, N) and self-influence (N,), float64: autograd row by row, and every layer's matrices whole."""
     model = make_model().double()
-    weights = {"up": model.up.kernel, "middle": model.middle.weight, "down": model.down.kernel}
+    weights = {"up.kernel": model.up.kernel, "middle": model.middle.weight, "down.kernel": model.down.kernel}
 
     def gradients(row: dict[str, Any]) -> dict[str, Tensor]:
         loss = (model(torch.tensor([row["input_ids"]])) - row["label"]).square().sum() / 2
@@ -99,9 +99,9 @@ def test_from_build_to_answer(hub, tmp_path, tokenizer, registered, changes):
     model, rows, config = make_model(), make_rows(), InfluenceConfig(**{**PLAIN.to_dict(), **changes})
     built = InfluenceIndex.build(model, rows, tmp_path / "built", config=config, processing_class=tokenizer)
     assert {entry.name: entry.kind for entry in built.manifest.modules} == {
-        "up": "dense-kernel",
+        "up.kernel": "dense-kernel",
         "middle": "linear",
-        "down": "dense-kernel",
+        "down.kernel": "dense-kernel",
     }
     built.save_pretrained(tmp_path / "saved")
     saved = InfluenceIndex.from_pretrained(tmp_path / "saved")
@@ -223,12 +223,12 @@ def test_the_librarys_own_names_are_taken(registered, name):
 
 def test_all_linear_takes_a_kind_that_says_it_is_linear(registered):
     model = make_model()
-    assert [tracked.name for tracked in tracked_modules(model)] == ["up", "middle", "down"]
+    assert [tracked.name for tracked in tracked_modules(model)] == ["up.kernel", "middle", "down.kernel"]
     layers.register(type("OnlyByName", (DenseKind,), {"name": "only-by-name", "linear": False}))  # the last goes first
     assert [tracked.name for tracked in tracked_modules(model)] == ["middle"]
     asked_for = tracked_modules(model, ["up", "middle"])
     assert [(tracked.name, tracked.kind.name) for tracked in asked_for] == [
-        ("up", "only-by-name"),
+        ("up.kernel", "only-by-name"),
         ("middle", "linear"),
     ]
 

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "config": {"checks", "errors", "registry"},
     "algebra": set(),
     "storage": {"checks", "coverage", "errors"},
-    "layers": GROUND,
+    "layers": GROUND | {"algebra"},
     "codecs": GROUND | {"algebra"},
     "tasks": GROUND | {"layers"},
     "recording": GROUND | {"algebra", "layers", "tasks"},

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..algebra.factors import factor_products, factorize
 from ..algebra.matrices import Matrices
@@ -42,7 +43,8 @@ class FactoredCodec(Codec):
         return {"u": (self.dtype, (self.pairs, d1)), "v": (self.dtype, (self.pairs, d2))}
 
     def encode(self, matrices: Matrices) -> dict[str, Tensor]:
-        left, right = factorize(matrices, self.pairs)
+        rank = min(self.pairs, *matrices.shape[1:])
+        left, right = (pad(side, (0, self.pairs - rank)) for side in factorize(matrices, rank))
         return {name: side.mT.to("cpu", self.dtype).contiguous() for name, side in (("u", left), ("v", right))}
 
     def factors(self, parts: Parts, d1: int, d2: int) -> tuple[Tensor, Tensor | None]:

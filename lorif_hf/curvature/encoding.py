@@ -22,6 +22,8 @@ from .base import Tensors, curvature_of
 GLOBAL = "all-layers"
 """Name of the one stored gradient where `projection_dim` projects all layers together."""
 
+_MOST_PAIRS = 64  # that are stored of a layer of a smaller rank: an index from anybody may not ask for any number
+
 
 def reduced_width(codec: Codec, config: InfluenceConfig, d1: int, d2: int) -> int | None:
     """Directions to which a layer's whitened gradient may be reduced before it is cut; `None`: it is formed whole.
@@ -116,14 +118,32 @@ def module_entry(tracked: TrackedModule, config: InfluenceConfig) -> ModuleEntry
     Raises:
         [`~lorif_hf.errors.ConfigError`]: `factor_rank` is above what the layer has.
     """
-    d1, d2 = config.projected_shape(tracked.in_features, tracked.out_features)
-    if config.factor_rank is not None and config.factor_rank > min(d1, d2):
+    d1, d2 = config.projected_shape(*tracked.shape.widths)
+    if _above_rank(config, tracked.matrix_shape, (d1, d2)):
         raise ConfigError(
             f"factor_rank={config.factor_rank} is above the limit of module '{tracked.name}': its projected "
             f"gradient is {d1} x {d2}, so the rank is at most {min(d1, d2)}. Lower factor_rank or "
             "projection_factor, or leave the module out."
         )
-    return ModuleEntry(tracked.name, tracked.kind.name, tracked.in_features, tracked.out_features, d1, d2, "")
+    shape = tracked.shape
+    return ModuleEntry(
+        tracked.name,
+        tracked.kind.name,
+        *shape.features,
+        d1,
+        d2,
+        "",
+        parameter=tracked.parameter,
+        in_width=shape.in_width,
+        out_width=shape.out_width,
+    )
+
+
+def _above_rank(config: InfluenceConfig, shape: tuple[int, int], projected: tuple[int, int]) -> bool:
+    """Whether a projection leaves less than `factor_rank` of a gradient that had as much. A layer that is thin of
+    itself (a bias, LoRA of rank 1) may be: what is stored beyond its rank is zero, or makes coarse numbers finer."""
+    rank = config.factor_rank or 1
+    return min(projected) < rank and (rank <= min(shape) or rank > _MOST_PAIRS)
 
 
 def draw_projection(entry: ModuleEntry, config: InfluenceConfig) -> tuple[TwoSidedProjection, str]:
@@ -142,8 +162,9 @@ def checked_projection(entry: ModuleEntry, config: InfluenceConfig) -> TwoSidedP
         [`~lorif_hf.errors.IndexCorruptedError`]: config and layer do not go together.
         [`~lorif_hf.errors.ModelMismatchError`]: the index was made with another projection.
     """
-    shape = config.projected_shape(entry.in_features, entry.out_features)
-    if (entry.d1, entry.d2) != shape or (config.factor_rank or 1) > min(shape):
+    shape = config.projected_shape(*entry.widths)
+    features = entry.in_features, entry.out_features
+    if (entry.d1, entry.d2) != shape or _above_rank(config, features, shape):
         raise IndexCorruptedError(
             MANIFEST,
             f"module '{entry.name}' is {entry.d1} x {entry.d2}; its config makes it {shape[0]} x {shape[1]}, at rank "

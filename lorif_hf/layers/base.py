@@ -1,12 +1,13 @@
 """What every kind of layer tells the recorder, and how kinds are registered."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from ..algebra.sides import Side
 from ..registry import LAYER_KINDS
 
 
@@ -37,15 +38,55 @@ class BatchShape:
         return tensor.reshape(self.examples, -1, tensor.shape[-1])
 
 
+@dataclass(frozen=True)
+class MatrixShape:
+    """A parameter as a matrix, I x O, of which G = X^T dY is the gradient.
+
+    Args:
+        in_features (`int`): I.
+        out_features (`int`): O.
+        in_width, out_width (`int`, *optional*): how much of a side is kept at most, where that is less than all of it:
+            an embedding's I is the vocabulary, but of no gradient more than a few rows are not zero.
+    """
+
+    in_features: int
+    out_features: int
+    in_width: int | None = None
+    out_width: int | None = None
+
+    @property
+    def features(self) -> tuple[int, int]:
+        """(I, O)."""
+        return self.in_features, self.out_features
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """What a projection with `projection_factor=1` keeps of (I, O)."""
+        return self.in_width or self.in_features, self.out_width or self.out_features
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a call of a module does with a parameter.
+
+    Args:
+        inputs (`Side` or `None`): X, (B, T, I); `None` where the examples cannot be told apart.
+        output_gradients (`Callable`): from the gradient with regard to the module's output to dY, (B, T, O); `None` as
+            above.
+    """
+
+    inputs: Side | None
+    output_gradients: Callable[[Tensor], Side | None]
+
+
 class LayerKind(ABC):
-    """A class of modules that compute y = x W (+ b), whose gradient G = X^T dY (I x O) is recorded; the bias is not.
+    """Parameters of modules whose gradient is G = X^T dY (I x O), summed over the tokens of an example.
 
     A kind implements every abstract method and overrides no other.
 
     Attributes:
         name (`str`): what an index's table of modules calls it.
-        weight (`str`): the module's attribute that holds W, in whatever orientation.
-        linear (`bool`): whether `target_modules="all-linear"` takes such modules; else they are named.
+        linear (`bool`): whether `target_modules="all-linear"` takes such parameters; else "all" does, or their names.
         forward_of (`type` or `None`): the class whose `forward` computes y = x W + b. A module of a subclass with
             another one may do something else with its weight, which is then followed instead of the module's calls
             ([`~lorif_hf.recording.following.ParameterFollower`]). `None`: calls are all there is.
@@ -54,31 +95,26 @@ class LayerKind(ABC):
     """
 
     name: ClassVar[str]
-    weight: ClassVar[str]
     linear: ClassVar[bool]
     forward_of: ClassVar[type[nn.Module] | None] = None
 
     @abstractmethod
-    def accepts(self, module: nn.Module) -> bool:
-        """Whether a module is of this kind."""
+    def accepts(self, module: nn.Module, parameter: str) -> bool:
+        """Whether the parameter of that name, which the module holds itself, is of this kind."""
 
     @abstractmethod
-    def features(self, module: nn.Module) -> tuple[int, int]:
-        """(I, O)."""
+    def shape(self, module: nn.Module, parameter: str) -> MatrixShape:
+        """I and O."""
 
     @abstractmethod
     def as_matrix(self, weight: Tensor) -> Tensor:
-        """The weight, or its gradient, as the module keeps it, in the orientation of G: (I, O)."""
+        """The parameter, or its gradient, as the module keeps it, in the orientation of G: (I, O)."""
 
     @abstractmethod
-    def inputs(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: BatchShape
-    ) -> Tensor | None:
-        """X of a call with these arguments, (B, T, I); `None` where the examples cannot be told apart."""
-
-    @abstractmethod
-    def output_gradients(self, module: nn.Module, gradient: Tensor, batch: BatchShape) -> Tensor | None:
-        """dY of the gradient with regard to the module's output, (B, T, O); `None` as above."""
+    def tokens(
+        self, module: nn.Module, parameter: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: BatchShape
+    ) -> Tokens:
+        """X of a call with these arguments, and how dY comes of the gradient with regard to what it returned."""
 
 
 def is_plain(kind: LayerKind, module: nn.Module) -> bool:
@@ -86,15 +122,21 @@ def is_plain(kind: LayerKind, module: nn.Module) -> bool:
     return kind.forward_of is None or type(module).forward is kind.forward_of.forward
 
 
-def kind_of(module: nn.Module) -> LayerKind | None:
-    """The kind that accepts a module, the last registered first; `None`: it cannot be tracked."""
-    return next((kind for kind in LAYER_KINDS if kind.accepts(module)), None)
+def kind_of(module: nn.Module, parameter: str = "weight") -> LayerKind | None:
+    """The kind that accepts a parameter of a module, the last registered first; `None`: it cannot be tracked.
+
+    A parameter that is computed (`torch.nn.utils.parametrizations`, the old `weight_norm`) is none of the module's
+    own, and reading it may change what it is computed from.
+    """
+    if module._parameters.get(parameter) is None:
+        return None
+    return next((kind for kind in LAYER_KINDS if kind.accepts(module, parameter)), None)
 
 
-def holds_parameter(module: nn.Module, name: str) -> bool:
-    """Whether a weight is a parameter of the module. One that is computed (`torch.nn.utils.parametrizations`, the old
-    `weight_norm`) is none, and reading it may change what it is computed from."""
-    return module._parameters.get(name) is not None
+def kinds_of(module: nn.Module) -> dict[str, LayerKind]:
+    """The kind of each parameter that a module holds itself, where it is of one."""
+    kinds = {parameter: kind_of(module, parameter) for parameter in module._parameters}
+    return {parameter: kind for parameter, kind in kinds.items() if kind is not None}
 
 
 def first_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

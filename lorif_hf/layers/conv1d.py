@@ -6,30 +6,26 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D as TransformersConv1D
 
-from .base import BatchShape, LayerKind, first_argument, holds_parameter
+from .base import BatchShape, LayerKind, MatrixShape, Tokens, first_argument
 
 
 class Conv1D(LayerKind):
     """transformers' `Conv1D`: y = x W + b, its weight is kept I x O."""
 
     name = "conv1d"
-    weight = "weight"
     linear = True
     forward_of = TransformersConv1D
 
-    def accepts(self, module: nn.Module) -> bool:
-        return isinstance(module, TransformersConv1D) and holds_parameter(module, self.weight)
+    def accepts(self, module: nn.Module, parameter: str) -> bool:
+        return isinstance(module, TransformersConv1D) and parameter == "weight"
 
-    def features(self, module: nn.Module) -> tuple[int, int]:
-        return module.nx, module.nf  # type: ignore[return-value]
+    def shape(self, module: nn.Module, parameter: str) -> MatrixShape:
+        return MatrixShape(module.nx, module.nf)  # type: ignore[arg-type]
 
     def as_matrix(self, weight: Tensor) -> Tensor:
         return weight
 
-    def inputs(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: BatchShape
-    ) -> Tensor | None:
-        return batch.per_example(first_argument(args, kwargs))
-
-    def output_gradients(self, module: nn.Module, gradient: Tensor, batch: BatchShape) -> Tensor | None:
-        return batch.per_example(gradient)
+    def tokens(
+        self, module: nn.Module, parameter: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: BatchShape
+    ) -> Tokens:
+        return Tokens(batch.per_example(first_argument(args, kwargs)), batch.per_example)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..registry import LAYER_KINDS
-from .base import LayerKind, is_plain
+from .base import LayerKind, MatrixShape, is_plain
 
 
 PEFT_PREFIX = "base_model.model."  # PeftModel's own wrapping; the same adapter injected by transformers lacks it
@@ -17,14 +17,15 @@ PEFT_PREFIX = "base_model.model."  # PeftModel's own wrapping; the same adapter 
 
 @dataclass(frozen=True)
 class TrackedModule:
-    """A layer whose weight gradient G = X^T dY (I x O) is recorded.
+    """A parameter whose gradient G = X^T dY (I x O) is recorded, and the module that holds it.
 
     Args:
-        name (`str`): qualified name in the unwrapped model.
+        name (`str`): qualified name in the unwrapped model: of the module where the parameter is its "weight", else of
+            the parameter.
         kind (`LayerKind`): what its inputs and output gradients are.
-        in_features (`int`): I.
-        out_features (`int`): O.
         module (`nn.Module`): the module itself.
+        parameter (`str`): what the module calls it.
+        shape (`MatrixShape`): I and O.
         shared (`tuple[nn.Module, ...]`): other modules that hold the same weight: its gradient is the sum of all their
             calls.
         followed (`bool`): whether the weight is followed through the functions that it takes part in, instead of the
@@ -33,32 +34,45 @@ class TrackedModule:
 
     name: str
     kind: LayerKind
-    in_features: int
-    out_features: int
     module: nn.Module
+    parameter: str
+    shape: MatrixShape
     shared: tuple[nn.Module, ...] = ()
     followed: bool = False
 
     @classmethod
     def of(
-        cls, name: str, kind: LayerKind, module: nn.Module, holders: "Holders | None" = None, followed: bool = False
+        cls,
+        owner: str,
+        kind: LayerKind,
+        module: nn.Module,
+        holders: "Holders | None" = None,
+        followed: bool = False,
+        parameter: str = "weight",
     ) -> "TrackedModule":
-        """A module of a kind that accepts it, with those of `holders` that share its weight."""
-        sharing = holders.of(getattr(module, kind.weight)) if holders else []
+        """A parameter, of a kind that accepts it, of the module called `owner`, with those of `holders` that share
+        it."""
+        sharing = holders.of(module._parameters[parameter]) if holders else []
         others = tuple(other for _, other in sharing if other is not module)
         followed = followed or not all(is_plain(kind, m) for m in (module, *others))
-        return cls(name, kind, *kind.features(module), module, others, followed)
+        name = tracked_name(owner, parameter)
+        return cls(name, kind, module, parameter, kind.shape(module, parameter), others, followed)
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """(I, O)."""
-        return self.in_features, self.out_features
+        return self.shape.features
 
     @property
     def weight(self) -> Tensor:
         """The parameter, as the module keeps it."""
-        weight: Tensor = getattr(self.module, self.kind.weight)
+        weight: Tensor = getattr(self.module, self.parameter)
         return weight
+
+
+def tracked_name(owner: str, parameter: str) -> str:
+    """What a parameter of a module is called in an index."""
+    return owner if parameter == "weight" else f"{owner}.{parameter}"
 
 
 def unwrap(model: Any) -> Any:
@@ -101,26 +115,29 @@ def has_adapter(model: nn.Module) -> bool:
 
 
 def modules_by_name(
-    model: nn.Module, kinds: Mapping[str, str], followed: Container[str] = ()
+    model: nn.Module, kinds: Mapping[str, tuple[str, str]], followed: Container[str] = ()
 ) -> dict[str, TrackedModule]:
     """The layers that the model has and that their kinds accept, in the order asked for.
 
     Args:
         model (`nn.Module`): the unwrapped model.
-        kinds (`Mapping[str, str]`): name of the module -> name of its kind.
+        kinds (`Mapping[str, tuple[str, str]]`): name in the index -> name of its kind, and what its module calls the
+            parameter.
         followed (`Container[str]`, *optional*): the modules whose weights are followed.
 
     Raises:
         [`~lorif_hf.errors.UnknownKindError`]: a kind is not registered.
     """
-    present = {name.removeprefix(PEFT_PREFIX): module for name, module in model.named_modules()}
-    wanted = {name: LAYER_KINDS.get(kind) for name, kind in kinds.items()}
+    modules = {name.removeprefix(PEFT_PREFIX): module for name, module in model.named_modules()}
     holders = Holders(model)
-    return {
-        name: TrackedModule.of(name, kind, present[name], holders, name in followed)
-        for name, kind in wanted.items()
-        if name in present and kind.accepts(present[name])
-    }
+    present = {}
+    for name, (kind_name, parameter) in kinds.items():
+        kind = LAYER_KINDS.get(kind_name)
+        owner = name if parameter == "weight" else name.removesuffix(f".{parameter}")
+        module = modules.get(owner)
+        if module is not None and module._parameters.get(parameter) is not None and kind.accepts(module, parameter):
+            present[name] = TrackedModule.of(owner, kind, module, holders, name in followed, parameter)
+    return present
 
 
 def parameter_shapes(model: nn.Module) -> dict[str, list[int]]:

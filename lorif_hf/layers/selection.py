@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from ..coverage import Coverage, Untracked
 from ..errors import UnsupportedModuleError
 from ..registry import LAYER_KINDS
-from .base import kind_of
-from .modules import PEFT_PREFIX, Holders, TrackedModule, base_model, has_adapter, matches
+from .base import LayerKind, kind_of, kinds_of
+from .modules import PEFT_PREFIX, Holders, TrackedModule, base_model, has_adapter, matches, tracked_name
 
 
 _HEAD_NAMES = ("score", "classifier", "classification_head", "qa_outputs")
@@ -27,8 +27,9 @@ def tracked_modules(
     """The layers of `model` that an index records, in the model's own order.
 
     `"all-linear"` takes the layers that are trained (`requires_grad`; all, where nothing is) and leaves out the output
-    head, unless the head is all that is trained. A model that carries LoRA adapters is tracked on the A and B matrices
-    of its active ones and nowhere else; the patterns then select the adapted layers.
+    head, unless the head is all that is trained. `"all"` takes parameters of every kind, the head's too. A model that
+    carries LoRA adapters is tracked on the A and B matrices of its active ones and nowhere else; the patterns then
+    select the adapted layers.
 
     Args:
         model (`nn.Module`): the unwrapped model.
@@ -63,10 +64,10 @@ class Selection:
         self._holders = Holders(model)
         self._lora = _lora_layers(model)
         self._heads = _heads(model)
-        self._all = target_modules == "all-linear"
+        self._linear, self._all = target_modules == "all-linear", target_modules in ("all-linear", "all")
         _refuse_other_adapters(model, self._lora)
         modules = list(self._adapters() if self._lora else self._layers(self._left_out()))
-        if not modules and self._all and not self._lora:
+        if not modules and self._linear and not self._lora:
             modules = list(self._layers(set()))  # a probe: the head is all that is trained
         if not modules:
             raise self._nothing()
@@ -81,7 +82,8 @@ class Selection:
     def why_not(self, name: str, parameter: Tensor) -> str:
         """Why a trained parameter that is none of the tracked weights is not tracked."""
         (owner, module), *_ = self._holders.of(parameter) or [(name.rpartition(".")[0], self.model)]
-        kind = kind_of(module)
+        own_name = next((n for n, held in module._parameters.items() if held is parameter), "")
+        kind = kind_of(module, own_name)
         if self._lora:
             layer = next(
                 (layer for n, layer in self._lora.items() if name.startswith(n.removeprefix(PEFT_PREFIX))), None
@@ -93,11 +95,11 @@ class Selection:
             return "beside the LoRA matrices, which alone are tracked"
         if type(module).__name__ == "ParametrizationList":
             return "a weight is computed from it (torch.nn.utils.parametrizations)"
-        if kind is None or (not kind.linear and self._all):
-            return f"a parameter of {type(module).__name__}, which is of no kind that is tracked"
-        if parameter is not getattr(module, kind.weight, None):
-            return f"the {name.rpartition('.')[2]} of a {type(module).__name__}, beside its weight"
-        others = self._strangers(module, kind.weight)
+        if kind is None:
+            return f"the {own_name} of a {type(module).__name__}, which is of no kind that is tracked"
+        if self._linear and not kind.linear:
+            return f"of the kind '{kind.name}', which 'all-linear' leaves out: target_modules='all' takes it"
+        others = self._strangers(module, own_name)
         if others:
             return others
         if self.exclude is not None and matches(owner, self.exclude):
@@ -126,21 +128,35 @@ class Selection:
     def _layers(self, left_out: set[int]) -> Iterator[TrackedModule]:
         taken: set[int] = set()
         for full_name, module in self.model.named_modules():
-            name = full_name.removeprefix(PEFT_PREFIX)
-            if not name or id(module) in left_out or (self.exclude is not None and matches(name, self.exclude)):
+            owner = full_name.removeprefix(PEFT_PREFIX)
+            if not owner or id(module) in left_out:
                 continue
-            kind = kind_of(module)
-            if self._all:
-                if kind is None or not kind.linear or id(getattr(module, kind.weight)) not in self._trained:
-                    continue
-                if self._strangers(module, kind.weight):
-                    continue
-            elif not matches(name, self.target) or next(module.parameters(recurse=False), None) is None:
+            for parameter, kind in self._chosen(owner, module):
+                tracked = self._tracked(owner, module, parameter, kind)
+                if id(tracked.weight) not in taken:  # two modules of one weight are one layer
+                    taken.add(id(tracked.weight))
+                    yield tracked
+
+    def _chosen(self, owner: str, module: nn.Module) -> Iterator[tuple[str, LayerKind]]:
+        """The parameters of a module that are asked for, and their kinds."""
+        kinds = kinds_of(module)
+        for parameter, kind in kinds.items():
+            if self._excluded(owner, parameter):
                 continue
-            tracked = self._tracked(name, module)
-            if id(tracked.weight) not in taken:  # two modules of one weight are one layer
-                taken.add(id(tracked.weight))
-                yield tracked
+            if not self._all:
+                if _asked_for(owner, parameter, self.target):
+                    yield parameter, kind
+            elif (kind.linear or not self._linear) and id(module._parameters[parameter]) in self._trained:
+                if not self._strangers(module, parameter):
+                    yield parameter, kind
+        held = next(module.parameters(recurse=False), None)
+        named = not self._all and matches(owner, self.target) and not self._excluded(owner, "weight")
+        if named and held is not None and not kinds:
+            raise _unsupported(owner, module)
+
+    def _excluded(self, owner: str, parameter: str) -> bool:
+        patterns = self.exclude
+        return patterns is not None and (matches(owner, patterns) or matches(tracked_name(owner, parameter), patterns))
 
     def _adapters(self) -> Iterator[TrackedModule]:
         for full_name, layer in self._lora.items():
@@ -163,34 +179,35 @@ class Selection:
                             "matrices as bare parameters (AdaLoRA). Train a LoRA adapter instead."
                         )
                     if adapter in matrices:
-                        yield self._tracked(f"{name}.{side}.{adapter}", matrices[adapter])
+                        yield self._matrix(f"{name}.{side}.{adapter}", matrices[adapter])
 
-    def _tracked(self, name: str, module: nn.Module) -> TrackedModule:
+    def _matrix(self, name: str, module: nn.Module) -> TrackedModule:
+        """A matrix of a LoRA adapter, which is a module."""
         kind = kind_of(module)
         if kind is None:
-            known = _supported()
-            raise UnsupportedModuleError(
-                f"Module '{name}' is a {type(module).__name__}, which cannot be tracked. Supported are {known}; "
-                "leave it out with target_modules or exclude_modules."
-            )
-        others = self._strangers(module, kind.weight)
+            raise _unsupported(name, module)
+        return self._tracked(name, module, "weight", kind)
+
+    def _tracked(self, owner: str, module: nn.Module, parameter: str, kind: LayerKind) -> TrackedModule:
+        others = self._strangers(module, parameter)
         if others:
-            raise UnsupportedModuleError(f"Module '{name}' cannot be tracked: {others}. Untie them, or leave it out.")
-        tracked = TrackedModule.of(name, kind, module, self._holders)
+            raise UnsupportedModuleError(f"Module '{owner}' cannot be tracked: {others}. Untie them, or leave it out.")
+        tracked = TrackedModule.of(owner, kind, module, self._holders, parameter=parameter)
         if not tracked.weight.is_floating_point():
             raise UnsupportedModuleError(
-                f"Module '{name}' holds its weight as {str(tracked.weight.dtype)[6:]}: a quantised weight is not "
+                f"Module '{owner}' holds its weight as {str(tracked.weight.dtype)[6:]}: a quantised weight is not "
                 "trained. Index the adapter that was trained over it, or leave it out with exclude_modules."
             )
         return tracked
 
-    def _strangers(self, module: nn.Module, weight: str) -> str | None:
+    def _strangers(self, module: nn.Module, parameter: str) -> str | None:
         """What is said of a weight that modules of other kinds use too: their part of its gradient is not recorded."""
-        kind = kind_of(module)
+        weight = module._parameters[parameter]
+        kind = kind_of(module, parameter)
         strangers = [
             f"'{name}' ({type(other).__name__})"
-            for name, other in self._holders.of(getattr(module, weight))
-            if kind_of(other) is not kind
+            for name, other in self._holders.of(weight)
+            if all(kind_of(other, n) is not kind for n, held in other._parameters.items() if held is weight)
         ]
         return (
             f"its weight is also that of {', '.join(strangers)}, whose use of it is not recorded"
@@ -200,13 +217,13 @@ class Selection:
 
     def _left_out(self) -> set[int]:
         """ids of the output heads, where the user asked for "all-linear"; `exclude_modules=[]` has them in."""
-        return self._heads if self._all and self.exclude != [] else set()
+        return self._heads if self._linear and self.exclude != [] else set()
 
     def _nothing(self) -> UnsupportedModuleError:
         if self._lora and self._all and self.exclude is None:
             return UnsupportedModuleError(f"No layer of the PEFT model can be tracked: {_ON_PARAMETER}.")
         candidates = self._lora or {name: module for name, module in self.model.named_modules() if name}
-        supported = [name.removeprefix(PEFT_PREFIX) for name, m in candidates.items() if self._lora or kind_of(m)]
+        supported = [name.removeprefix(PEFT_PREFIX) for name, m in candidates.items() if self._lora or kinds_of(m)]
         others = f"{len(supported)} could be, for example {', '.join(supported[:3])}" if supported else "it has none"
         frozen = ""
         if supported and self._all:
@@ -270,6 +287,18 @@ def _heads(model: nn.Module) -> set[int]:
     if hasattr(base, "get_output_embeddings"):
         heads.append(base.get_output_embeddings())
     return {id(module) for head in heads if isinstance(head, nn.Module) for module in head.modules()}
+
+
+def _asked_for(owner: str, parameter: str, pattern: str | list[str]) -> bool:
+    """Whether a pattern means a parameter: by its own name, or by its module's, but for a bias."""
+    return matches(tracked_name(owner, parameter), pattern) or (parameter != "bias" and matches(owner, pattern))
+
+
+def _unsupported(name: str, module: nn.Module) -> UnsupportedModuleError:
+    return UnsupportedModuleError(
+        f"Module '{name}' is a {type(module).__name__}, which cannot be tracked. Supported are {_supported()}; leave "
+        "it out with target_modules or exclude_modules."
+    )
 
 
 def _supported() -> str:

@@ -285,7 +285,7 @@ class _Preconditioner:
         for entry in self.scored:
             gradient = dense(gradients[entry.name]).to("cpu")
             if config.factorize_query and config.factor_rank is not None:
-                gradient = reconstruct(*factorize(gradient, config.factor_rank))
+                gradient = reconstruct(*factorize(gradient, min(config.factor_rank, *gradient.shape[1:])))
             if not self.index.curvature.keeps_rank or pairs is None:
                 self._groups[entry.name].append(QueryGroup(query_ids, gradient))
                 continue
@@ -312,8 +312,9 @@ def _matching_modules(model: nn.Module, manifest: Manifest, strict: bool) -> lis
     expected = {entry.name: (entry.in_features, entry.out_features) for entry in manifest.modules}
     # By name, not by the manifest's pattern: a pattern from the Hub could be one that takes for ever.
     followed = {entry.name for entry in manifest.modules if entry.followed}
-    present = modules_by_name(model, {entry.name: entry.kind for entry in manifest.modules}, followed)
-    shapes = {name: (tracked.in_features, tracked.out_features) for name, tracked in present.items()}
+    kinds = {entry.name: (entry.kind, entry.parameter) for entry in manifest.modules}
+    present = modules_by_name(model, kinds, followed)
+    shapes = {name: tracked.matrix_shape for name, tracked in present.items()}
     if shapes != expected:
         different = [name for name in expected if shapes.get(name) != expected[name]]
         name = different[0]

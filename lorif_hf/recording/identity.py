@@ -109,8 +109,9 @@ _known: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]]" = weakref.WeakKe
 
 
 def _parameter_sha256(tracked: TrackedModule) -> str:
-    name = tracked.kind.weight
-    parts = stored_parts(Weight(f"{tracked.name}.{name}", tracked.module, name, tracked.weight))
+    name = tracked.parameter
+    path = f"{tracked.name.removesuffix(f'.{name}')}.{name}"
+    parts = stored_parts(Weight(path, tracked.module, name, tracked.weight))
     state = [(label, tuple(part.shape), *_bit_sums(part)) for label, part in parts]
     cached = _known.get(tracked.module)
     if cached and cached[0] == state:

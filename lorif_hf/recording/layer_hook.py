@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..algebra.projection import TwoSidedProjection, project
+from ..algebra.projection import TwoSidedProjection
+from ..algebra.sides import Side, cast_side, project_side
 from ..errors import UnsupportedModuleError
 from ..layers import BatchShape
 from ..layers.modules import TrackedModule
@@ -61,22 +62,24 @@ class LayerHook:
         self._placed = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
-        kind, batch = self.tracked.kind, self.batch
+        tracked = self.tracked
         if not isinstance(output, Tensor):
             raise UnsupportedModuleError(
                 f"Module '{self.tracked.name}', a {type(module).__name__}, returns a {type(output).__name__} instead "
                 "of a tensor. Leave it out with exclude_modules."
             )
-        inputs = kind.inputs(module, args, kwargs, batch) if torch.is_grad_enabled() else None
-        return self.see(inputs, output, lambda gradient: kind.output_gradients(module, gradient, batch))
+        if not torch.is_grad_enabled():
+            return self.see(None, output, lambda gradient: None)
+        tokens = tracked.kind.tokens(module, tracked.parameter, args, kwargs, self.batch)
+        return self.see(tokens.inputs, output, tokens.output_gradients)
 
     def see(
-        self, inputs: Tensor | None, output: Tensor, output_gradients: Callable[[Tensor], Tensor | None]
+        self, inputs: Side | None, output: Tensor, output_gradients: Callable[[Tensor], Side | None]
     ) -> Tensor | None:
         """Take note of a product of inputs with the weight.
 
         Args:
-            inputs (`Tensor` or `None`): X of the call, (B, T, I); `None` where the examples cannot be told apart.
+            inputs (`Side` or `None`): X of the call, (B, T, I); `None` where the examples cannot be told apart.
             output (`Tensor`): what came out.
             output_gradients (`Callable`): from the gradient with regard to `output` to dY, (B, T, O), or `None`.
 
@@ -92,7 +95,8 @@ class LayerHook:
             self.ran_without_graph = True
             return None
         self.dtype = output.dtype
-        call = _Call(self, None if inputs is None else inputs.detach(), output.shape, output_gradients)
+        inputs = inputs.detach() if isinstance(inputs, Tensor) else inputs
+        call = _Call(self, inputs, output.shape, output_gradients)
         replaced = None
         if not output.requires_grad:
             # The graph starts here. A copy, so that the caller may still change its output in place.
@@ -104,7 +108,7 @@ class LayerHook:
         whole.register_hook(call.receive)
         return replaced
 
-    def projection(self, inputs: Tensor) -> TwoSidedProjection:
+    def projection(self, inputs: Side) -> TwoSidedProjection:
         """The projection where the inputs are, in their dtype."""
         key = (inputs.device, inputs.dtype)
         if self._placed is None or self._placed[0] != key:
@@ -118,19 +122,20 @@ class _Call:
     def __init__(
         self,
         hook: LayerHook,
-        inputs: Tensor | None,
+        inputs: Side | None,
         shape: torch.Size,
-        output_gradients: Callable[[Tensor], Tensor | None],
+        output_gradients: Callable[[Tensor], Side | None],
     ):
         self.hook, self.inputs, self.shape, self.output_gradients = hook, inputs, shape, output_gradients
         if inputs is None:
             return
         self.projection = hook.projection(inputs)
-        self.projected = project(inputs, self.projection.in_signs)
+        self.projected = project_side(inputs, self.projection.in_signs)
         # Without a projection it is the caller's own tensor, which may be changed in place. (Not noticed: what is
         # written through `.data`.)
-        shared = self.projected.data_ptr() == inputs.data_ptr()
-        self.version = None if inputs.is_inference() else inputs._version
+        self.watched = inputs if isinstance(inputs, Tensor) else self.projected
+        shared = self.projected.data_ptr() == self.watched.data_ptr() and isinstance(inputs, Tensor)
+        self.version = None if self.watched.is_inference() else self.watched._version
         self.held = shared and hook.inputs_stay is True
         if shared and not self.held:
             self.projected = self.projected.clone()
@@ -147,11 +152,12 @@ class _Call:
                 "so its gradient cannot be told apart by example. Record one row at a time, where all of it is that "
                 "row's (objective='model'), or leave it out with exclude_modules."
             )
-        stayed = self.version is not None and self.inputs._version == self.version
+        stayed = self.version is not None and self.watched._version == self.version
         hook.inputs_stay = stayed and hook.inputs_stay is not False
         if self.held and not stayed:
             raise InputChangedError
-        hook.tokens.append((self.projected, project(per_example.to(self.inputs.dtype), self.projection.out_signs)))
+        returned = cast_side(per_example, self.inputs.dtype)
+        hook.tokens.append((self.projected, project_side(returned, self.projection.out_signs)))
         # Where checkpoints run a layer again one by one, the last gradient is not known before the end.
         if len(hook.tokens) == hook.calls and not hook.ran_without_graph:
             hook.complete(hook)

@@ -75,6 +75,8 @@ class ModuleEntry:
 
     Args:
         followed (`bool`): whether its weight is followed through functions, since its calls do not tell all.
+        parameter (`str`): what the module calls the parameter.
+        in_width, out_width (`int`, *optional*): how much of a side is kept at most, where that is less than all of it.
     """
 
     name: str
@@ -85,6 +87,14 @@ class ModuleEntry:
     d2: int
     projection_sha256: str
     followed: bool = False
+    parameter: str = "weight"
+    in_width: int | None = None
+    out_width: int | None = None
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """What a projection with `projection_factor=1` keeps of (I, O)."""
+        return self.in_width or self.in_features, self.out_width or self.out_features
 
 
 @dataclass(frozen=True)
@@ -172,8 +182,10 @@ class Manifest:
         _require(all(isinstance(name, str) for name in self.extensions.values()), "an extension is no module's name")
         _require(len({module.name for module in self.modules}) == len(self.modules), "a module is listed twice")
         for module in self.modules:
-            sides = (module.in_features, module.d1), (module.out_features, module.d2)
-            _require(all(1 <= d <= full for full, d in sides), f"module '{module.name}' has an impossible shape")
+            widths = module.widths
+            sides = (module.in_features, widths[0], module.d1), (module.out_features, widths[1], module.d2)
+            good = all(1 <= d <= width <= full for full, width, d in sides)
+            _require(good, f"module '{module.name}' has an impossible shape")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -293,6 +305,10 @@ def _field(values: Mapping[str, Any], known: Field[Any], where: str = "") -> Any
         return [_record(item, f"{name}[{i}]", entry) for i, item in enumerate(_checked(value, name, list))]
     if is_dataclass(kind):
         return _record(_checked(value, name, dict), name, kind)
+    if known.type == (int | None):
+        if value is None:
+            return None
+        kind = int
     if where and kind is int:
         _require(type(value) is int and 0 <= value < 2**63, f"{name} must be a natural number")
         return value

@@ -108,7 +108,7 @@ def test_memory_that_ends_halfway_through_a_backward_pass_counts_no_token_twice(
 
 def moments_of(model, rows, batching):
     modules = tracked_modules(model)
-    moments = {one.name: SecondMoments.zeros(one.in_features, one.out_features) for one in modules}
+    moments = {one.name: SecondMoments.zeros(*one.matrix_shape) for one in modules}
     whole = {one.name: TwoSidedProjection(None, None) for one in modules}
     training = TrainingRows(rows, model, task_of(model))
     with GradientRecorder(model, modules, whole, LossObjective(task_of(model)), moments) as recorder:

@@ -25,7 +25,7 @@ def entries(config):
     """Of a tiny GPT-2: 8 layers."""
     found = []
     for tracked in tracked_modules(make_gpt2(), "all-linear", None):
-        shape = tracked.in_features, tracked.out_features
+        shape = tracked.matrix_shape
         found.append(ModuleEntry(tracked.name, tracked.kind.name, *shape, *config.projected_shape(*shape), ""))
     return found
 

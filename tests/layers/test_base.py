@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lorif_hf.layers import BatchShape, LayerKind, kind_of
-from lorif_hf.layers.base import first_argument
+from lorif_hf.layers import BatchShape, LayerKind, MatrixShape, kind_of
+from lorif_hf.layers.base import first_argument, kinds_of
 
 
 @pytest.mark.parametrize(
@@ -34,5 +34,19 @@ def test_the_input_of_a_layer_comes_by_position_or_by_name():
 
 def test_kinds():
     assert kind_of(nn.Linear(2, 3)).name == "linear" and kind_of(nn.LayerNorm(2)) is None
+    assert {name: kind.name for name, kind in kinds_of(nn.Linear(2, 3)).items() if name == "weight"} == {
+        "weight": "linear"
+    }
     with pytest.raises(TypeError, match="abstract"):
         LayerKind()
+
+
+def test_a_parameter_that_is_computed_or_absent_is_of_no_kind():
+    computed = nn.utils.parametrizations.orthogonal(nn.Linear(3, 3))
+    assert kind_of(computed) is None and "weight" not in kinds_of(computed)
+    assert kind_of(nn.Linear(2, 3, bias=False), "bias") is None
+
+
+def test_a_side_is_as_wide_as_its_features_where_nothing_else_is_said():
+    assert MatrixShape(5, 3).widths == MatrixShape(5, 3).features == (5, 3)
+    assert MatrixShape(50, 8, in_width=8).widths == (8, 8)

@@ -12,12 +12,12 @@ def test_the_gradient_is_that_of_autograd():
     returned = torch.randn(output.shape)
     output.backward(returned)
     batch = BatchShape(2, 5)
-    inputs, gradients = kind.inputs(module, (x,), {}, batch), kind.output_gradients(module, returned, batch)
-    assert kind.accepts(module) and kind.features(module) == (4, 3)
-    weight = getattr(module, kind.weight)
-    assert kind.as_matrix(weight).shape == (4, 3)
-    torch.testing.assert_close((inputs.mT @ gradients).sum(dim=0), kind.as_matrix(weight.grad))
+    tokens = kind.tokens(module, "weight", (x,), {}, batch)
+    inputs, gradients = tokens.inputs, tokens.output_gradients(returned)
+    assert kind.accepts(module, "weight") and not kind.accepts(module, "bias")
+    assert kind.shape(module, "weight").features == kind.as_matrix(module.weight).shape == (4, 3)
+    torch.testing.assert_close((inputs.mT @ gradients).sum(dim=0), kind.as_matrix(module.weight.grad))
 
 
 def test_the_projection_inside_multihead_attention_is_none():
-    assert not Linear().accepts(nn.MultiheadAttention(4, 2).out_proj)
+    assert not Linear().accepts(nn.MultiheadAttention(4, 2).out_proj, "weight")

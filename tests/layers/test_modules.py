@@ -10,6 +10,7 @@ from lorif_hf.layers.modules import (
     base_model,
     modules_by_name,
     parameter_shapes,
+    tracked_name,
     unwrap,
 )
 
@@ -56,7 +57,8 @@ def test_a_module_by_name_has_those_that_share_its_weight_and_may_be_followed(bu
     model = build("llama")
     up = [layer.mlp.up_proj for layer in model.model.layers]
     up[1].weight = up[0].weight
-    names = {"model.layers.1.mlp.up_proj": "linear", "model.layers.0.mlp.down_proj": "linear", "absent": "linear"}
+    names = ["model.layers.1.mlp.up_proj", "model.layers.0.mlp.down_proj", "absent"]
+    names = dict.fromkeys(names, ("linear", "weight")) | {"model.layers.0.mlp.up_proj.bias": ("linear", "bias")}
     found = modules_by_name(model, names, {"model.layers.0.mlp.down_proj"})
     assert list(found) == list(names)[:2]
     shared, followed = found.values()
@@ -67,4 +69,5 @@ def test_a_module_by_name_has_those_that_share_its_weight_and_may_be_followed(bu
 def test_the_shape_and_the_weight_of_a_tracked_module():
     layer = nn.Linear(2, 3)
     tracked = TrackedModule.of("layer", Linear(), layer)
-    assert tracked.matrix_shape == (2, 3) and tracked.weight is layer.weight
+    assert tracked.matrix_shape == (2, 3) and tracked.weight is layer.weight and tracked.parameter == "weight"
+    assert tracked_name("layer", "weight") == tracked.name == "layer" and tracked_name("a", "bias") == "a.bias"

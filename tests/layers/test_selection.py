@@ -43,10 +43,10 @@ def test_a_head_of_several_layers_is_left_out_whole():
 
 def test_kinds_and_shapes(build):
     linear = next(t for t in tracked_modules(build("llama")) if t.name.endswith("layers.0.mlp.up_proj"))
-    assert (linear.kind.name, linear.in_features, linear.out_features) == ("linear", 16, 24)
+    assert (linear.kind.name, linear.matrix_shape) == ("linear", (16, 24))
     assert linear.module.weight.shape == (24, 16)
     conv = next(t for t in tracked_modules(build("gpt2")) if t.name.endswith("h.0.mlp.c_fc"))
-    assert (conv.kind.name, conv.in_features, conv.out_features) == ("conv1d", 16, 64)
+    assert (conv.kind.name, conv.matrix_shape) == ("conv1d", (16, 64))
     assert conv.module.weight.shape == (16, 64) and isinstance(conv.module, Conv1D)
 
 
@@ -222,7 +222,7 @@ def test_coverage_of_biases_of_targets_and_of_what_was_dropped(build):
     coverage = selection.coverage({"transformer.h.1.attn.c_attn": "its gradient is zero in every row"})
     reasons = {u.name: u.reason for u in coverage.untracked}
     assert coverage.tracked == 16 * 48
-    assert reasons["transformer.h.0.attn.c_attn.bias"] == "the bias of a Conv1D, beside its weight"
+    assert reasons["transformer.h.0.attn.c_attn.bias"] == "the bias of a Conv1D, which is of no kind that is tracked"
     assert reasons["transformer.h.1.attn.c_attn.weight"] == "its gradient is zero in every row"
     assert reasons["transformer.h.0.mlp.c_fc.weight"] == "not selected by target_modules=['c_attn']"
 

@@ -30,8 +30,8 @@ def test_names_are_the_same_however_the_adapter_came(build):
 
 def test_shapes(build):
     first, second = tracked_modules(build("llama", lora=LORA))[2:4]
-    assert (first.kind.name, first.in_features, first.out_features) == ("linear", 24, 3)
-    assert (second.kind.name, second.in_features, second.out_features) == ("linear", 3, 16)
+    assert (first.kind.name, first.matrix_shape) == ("linear", (24, 3))
+    assert (second.kind.name, second.matrix_shape) == ("linear", (3, 16))
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bert-classifier", "llama-classifier"])

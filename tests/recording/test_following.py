@@ -71,7 +71,7 @@ def autograd(model, x):
 def test_the_gradient_is_that_of_autograd(how):
     torch.manual_seed(len(WAYS))
     model, x = Used(how), torch.randn(B, T, SIZE_IN)
-    torch.testing.assert_close(recorded(model, x).float(), autograd(model, x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(recorded(model, x).float(), autograd(model, x), rtol=1e-5, atol=1e-4)
 
 
 def test_of_a_square_weight_the_transpose_is_told_apart():

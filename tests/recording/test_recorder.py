@@ -91,7 +91,7 @@ def test_projected_gradients(build, token_batch, record, reference, assert_same_
     model, batch = build(kind, lora=lora), token_batch(LENGTHS)
     expected = reference(model, batch)
     for t in tracked_modules(model):
-        for side, size in (("in", t.in_features), ("out", t.out_features)):
+        for side, size in (("in", t.shape.in_features), ("out", t.shape.out_features)):
             target = max(1, size // factor)
             if target != size:
                 matrix = rademacher(size, target, seed=0, name=f"{t.name}/{side}").double()

@@ -136,7 +136,7 @@ def test_inputs_modified_in_place_in_some_batches(draw, with_moments):
     for orders in ((True, True, False), (False, False, True), (False, True, True, False)):
         found, sums = [], []
         for order in (orders, [False] * len(orders)):
-            moments = {t.name: SecondMoments.zeros(t.in_features, t.out_features) for t in modules}
+            moments = {t.name: SecondMoments.zeros(*t.matrix_shape) for t in modules}
             with GradientRecorder(
                 model, modules, draw(modules, 1), LossObjective(Custom(_loss)), moments if with_moments else None
             ) as recorder:

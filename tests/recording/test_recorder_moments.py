@@ -15,7 +15,7 @@ def recorded(model, batches, draw, factor):
     modules = tracked_modules(model)
     moments = {}
     for t in modules:
-        d1, d2 = max(1, t.in_features // factor), max(1, t.out_features // factor)
+        d1, d2 = max(1, t.shape.in_features // factor), max(1, t.shape.out_features // factor)
         moments[t.name] = SecondMoments.zeros(d1, d2)
     recorder = GradientRecorder(model, modules, draw(modules, factor), LossObjective(task_of(model)), moments)
     with recorder:
@@ -59,7 +59,7 @@ def test_moments_are_sums_over_the_tokens_that_have_a_gradient(build, token_batc
             targets -= len(lengths)
         x, dy = (torch.cat([part[t.name][side] for part in parts]) for side in (0, 1))
         kept = dy.norm(dim=1) > 1e-9 * dy.norm(dim=1).max()
-        for side, size in (("in", t.in_features), ("out", t.out_features)):
+        for side, size in (("in", t.shape.in_features), ("out", t.shape.out_features)):
             if factor != 1:
                 matrix = rademacher(size, max(1, size // factor), seed=0, name=f"{t.name}/{side}").double()
                 x, dy = (x @ matrix, dy) if side == "in" else (x, dy @ matrix)

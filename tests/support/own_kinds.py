@@ -20,7 +20,7 @@ from lorif_hf.codecs import Codec, Layout, Parts
 from lorif_hf.codecs.base import widened
 from lorif_hf.curvature import Cost, Curvature, FirstPass, Fitted, Tensors
 from lorif_hf.errors import ConfigError, QueryError
-from lorif_hf.layers import BatchShape, LayerKind
+from lorif_hf.layers import BatchShape, LayerKind, MatrixShape, Tokens
 from lorif_hf.storage.layout import ModuleEntry
 from lorif_hf.storage.shards import ModuleTensors
 from lorif_hf.tasks import Feature, Task, TextReader
@@ -78,29 +78,22 @@ QUERIES = [("3 14 15 9", 1.5), {"text": "27 18", "label": -0.5}, ("2", 0.0)]
 
 
 class DenseKind(LayerKind):
-    """[`Dense`]."""
-
     name = "dense-kernel"
-    weight = "kernel"
     linear = True
 
-    def accepts(self, module: nn.Module) -> bool:
-        return isinstance(module, Dense)
+    def accepts(self, module: nn.Module, parameter: str) -> bool:
+        return isinstance(module, Dense) and parameter == "kernel"
 
-    def features(self, module: nn.Module) -> tuple[int, int]:
-        size_in, size_out = module.kernel.shape
-        return size_in, size_out
+    def shape(self, module: nn.Module, parameter: str) -> MatrixShape:
+        return MatrixShape(*module.kernel.shape)
 
     def as_matrix(self, weight: Tensor) -> Tensor:
         return weight
 
-    def inputs(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: BatchShape
-    ) -> Tensor | None:
-        return batch.per_example(kwargs["hidden"])
-
-    def output_gradients(self, module: nn.Module, gradient: Tensor, batch: BatchShape) -> Tensor | None:
-        return batch.per_example(gradient)
+    def tokens(
+        self, module: nn.Module, parameter: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: BatchShape
+    ) -> Tokens:
+        return Tokens(batch.per_example(kwargs["hidden"]), batch.per_example)
 
 
 class SquaredError(Task):

@@ -119,8 +119,8 @@ def token_batch(lengths, *, side: str = "right", seed: int = 0, labels=None) -> 
 def draw(modules, factor: int, seed: int = 0) -> dict[str, TwoSidedProjection]:
     return {
         t.name: TwoSidedProjection.draw(
-            (t.in_features, t.out_features),
-            (max(1, t.in_features // factor), max(1, t.out_features // factor)),
+            t.matrix_shape,
+            (max(1, t.shape.in_features // factor), max(1, t.shape.out_features // factor)),
             seed=seed,
             name=t.name,
         )

@@ -109,7 +109,8 @@ class RetrainBank:
             )
         for module in manifest.modules:
             kind = LAYER_KINDS.get(module.kind, manifest.extensions.get(module.kind))
-            shape = model["parameters"].get(f"{module.name}.{kind.weight}")
+            owner = module.name if module.parameter == "weight" else module.name.removesuffix(f".{module.parameter}")
+            shape = model["parameters"].get(f"{owner}.{module.parameter}")
             features = (module.in_features, module.out_features)
             if shape is None or tuple(kind.as_matrix(torch.empty(shape, device="meta")).shape) != features:
                 raise EvaluationError(

@@ -1,0 +1,119 @@
+"""The two sides of a token: its input, and the gradient with regard to its output. Most are vectors; those that are
+mostly zeros are kept, and projected, as what they are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .projection import project
+
+
+@dataclass(frozen=True)
+class OneHot:
+    """Tokens that are rows of an identity matrix, as an embedding sees them.
+
+    Args:
+        ids (`Tensor`): int64 (B, T); a negative one is a row of zeros.
+        size (`int`): of the identity.
+        dtype (`torch.dtype`): of the numbers that they stand for.
+    """
+
+    ids: Tensor
+    size: int
+    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.ids.device
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.ids.shape[0], self.ids.shape[1], self.size
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Vectors that are zero but for one of several blocks of equal width: what comes back to one of many experts.
+
+    Args:
+        values (`Tensor`): (B, T, w), what stands in the block.
+        blocks (`Tensor`): int64 (B, T), in which.
+        count (`int`): how many blocks there are.
+    """
+
+    values: Tensor
+    blocks: Tensor
+    count: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.values.shape[0], self.values.shape[1], self.values.shape[2] * self.count
+
+
+Side = Tensor | OneHot | Blocks
+"""Of a batch's tokens, (B, T, features): as a tensor, or as what it is made of."""
+
+
+def project_side(side: Side, signs: Tensor | None) -> Tensor:
+    """[`~lorif_hf.algebra.projection.project`] of whatever stands for vectors (B, T, features); of none more is made
+    than what comes out, (B, T, d)."""
+    if isinstance(side, Tensor):
+        return project(side, signs)
+    if signs is None:
+        return project(as_vectors(side), None)
+    wide = torch.float64 if side.dtype == torch.float64 else torch.float32
+    scale = signs.shape[1] ** 0.5
+    if isinstance(side, OneHot):
+        known = (side.ids >= 0).unsqueeze(-1)
+        return signs[side.ids.clamp_min(0)].to(wide) * known / scale
+    width = side.values.shape[2]
+    projected = side.values.new_zeros(*side.blocks.shape, signs.shape[1], dtype=wide)
+    for block in side.blocks.unique().tolist():
+        here = side.blocks == block
+        projected[here] = (side.values[here] @ signs[block * width : (block + 1) * width]).to(wide) / scale
+    return projected
+
+
+def as_vectors(side: Side) -> Tensor:
+    """What a side stands for, (B, T, features)."""
+    if isinstance(side, Tensor):
+        return side
+    if isinstance(side, OneHot):
+        vectors = torch.zeros(*side.shape, dtype=side.dtype, device=side.device)
+        return vectors.scatter_(2, side.ids.clamp_min(0).unsqueeze(2), (side.ids >= 0).unsqueeze(2).to(side.dtype))
+    batch, tokens, width = side.values.shape
+    vectors = side.values.new_zeros(batch, tokens, side.count, width)
+    places = side.blocks.view(batch, tokens, 1, 1).expand(-1, -1, 1, width)
+    return vectors.scatter_(2, places, side.values.unsqueeze(2)).flatten(2)
+
+
+def cast_side(side: Side, dtype: torch.dtype) -> Side:
+    """The same in another dtype."""
+    if isinstance(side, Tensor):
+        return side.to(dtype)
+    if isinstance(side, OneHot):
+        return OneHot(side.ids, side.size, dtype)
+    return Blocks(side.values.to(dtype), side.blocks, side.count)
+
+
+def cat_tokens(sides: Sequence[Side]) -> Side:
+    """The tokens of several calls of one layer, side by side: (B, T1 + T2 + ..., features)."""
+    first = sides[0]
+    if len(sides) == 1:
+        return first
+    if all(isinstance(side, OneHot) for side in sides):
+        return OneHot(torch.cat([side.ids for side in sides], dim=1), first.shape[2], first.dtype)  # type: ignore[union-attr]
+    if all(isinstance(side, Blocks) for side in sides):
+        values, blocks = ([getattr(side, name) for side in sides] for name in ("values", "blocks"))
+        return Blocks(torch.cat(values, dim=1), torch.cat(blocks, dim=1), first.count)  # type: ignore[union-attr]
+    return torch.cat([as_vectors(side) for side in sides], dim=1)

@@ -1,0 +1,57 @@
+"""Sides that are mostly zeros: whatever is done with them equals the same with the vectors that they stand for."""
+
+import pytest
+import torch
+
+from lorif_hf.algebra.projection import draw_signs, project
+from lorif_hf.algebra.sides import Blocks, OneHot, as_vectors, cast_side, cat_tokens, project_side
+
+
+@pytest.fixture(params=["vectors", "one-hot", "blocks"])
+def side(request):
+    """(3, 4, 12) of float64."""
+    generator = torch.Generator().manual_seed(0)
+    if request.param == "vectors":
+        return torch.randn(3, 4, 12, generator=generator, dtype=torch.float64)
+    if request.param == "one-hot":
+        return OneHot(torch.randint(-1, 12, (3, 4), generator=generator), 12, torch.float64)
+    values = torch.randn(3, 4, 3, generator=generator, dtype=torch.float64)
+    return Blocks(values, torch.randint(0, 4, (3, 4), generator=generator), 4)
+
+
+def test_what_they_stand_for():
+    assert as_vectors(OneHot(torch.tensor([[2, -1]]), 3, torch.float32)).tolist() == [[[0, 0, 1], [0, 0, 0]]]
+    blocks = Blocks(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.tensor([[1, 0]]), 2)
+    assert as_vectors(blocks).tolist() == [[[0, 0, 1, 2], [3, 4, 0, 0]]]
+
+
+@pytest.mark.parametrize("target", [1, 5, 12])
+def test_projected(side, target):
+    vectors = as_vectors(side)
+    assert tuple(side.shape) == vectors.shape == (3, 4, 12) and side.dtype == vectors.dtype
+    signs = draw_signs((12, target), seed=0, name="layer/in").double()
+    torch.testing.assert_close(project_side(side, signs), project(vectors, signs))
+    torch.testing.assert_close(project_side(side, None), vectors)
+
+
+def test_without_a_token(side):
+    none = OneHot(torch.zeros(3, 0, dtype=torch.int64), 12, torch.float32)
+    signs = draw_signs((12, 5), seed=0, name="layer/in").float()
+    assert project_side(none, signs).shape == (3, 0, 5) and as_vectors(none).shape == (3, 0, 12)
+    empty = Blocks(torch.zeros(3, 0, 3), torch.zeros(3, 0, dtype=torch.int64), 4)
+    assert project_side(empty, signs).shape == (3, 0, 5)
+
+
+def test_in_another_dtype(side):
+    cast = cast_side(side, torch.float32)
+    assert cast.dtype == torch.float32
+    torch.testing.assert_close(as_vectors(cast), as_vectors(side).float())
+
+
+def test_tokens_of_several_calls(side):
+    both = cat_tokens([side, side])
+    assert type(both) is type(side)
+    torch.testing.assert_close(as_vectors(both), torch.cat([as_vectors(side)] * 2, dim=1))
+    mixed = cat_tokens([side, as_vectors(side)])
+    torch.testing.assert_close(mixed, as_vectors(both))
+    assert cat_tokens([side]) is side
