@@ -1,7 +1,6 @@
 """Which modules of a model are tracked: by default those that were trained; and of every other one, why it is not."""
 
-import sys
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,15 +8,21 @@ from torch import Tensor, nn
 from ..coverage import Coverage, Untracked
 from ..errors import UnsupportedModuleError
 from ..registry import LAYER_KINDS
+from .adapters import (
+    ON_PARAMETER,
+    adapted_layer,
+    adapter_parameters,
+    check_adapter,
+    is_on_parameter,
+    is_part,
+    lora_layers,
+    refuse_other_adapters,
+)
 from .base import LayerKind, kind_of, kinds_of
-from .modules import PEFT_PREFIX, Holders, TrackedModule, base_model, has_adapter, matches, tracked_name
+from .modules import PEFT_PREFIX, Holders, TrackedModule, base_model, matches, tracked_name
 
 
 _HEAD_NAMES = ("score", "classifier", "classification_head", "qa_outputs")
-_ON_PARAMETER = (
-    "its LoRA adapter is on a bare parameter (target_parameters), whose matrices are multiplied with each other and "
-    "not with tokens, so their gradients cannot be told apart by example; adapt modules (target_modules) instead"
-)
 _HEAD = "the output head, which 'all-linear' leaves out: name it in target_modules, or pass exclude_modules=[]"
 
 
@@ -28,8 +33,8 @@ def tracked_modules(
 
     `"all-linear"` takes the layers that are trained (`requires_grad`; all, where nothing is) and leaves out the output
     head, unless the head is all that is trained. `"all"` takes parameters of every kind, the head's too. A model that
-    carries LoRA adapters is tracked on the A and B matrices of its active ones and nowhere else; the patterns then
-    select the adapted layers.
+    PEFT adapted is tracked on what PEFT trains: the matrices of its active LoRA adapters, copies (`modules_to_save`);
+    the patterns then select the adapted layers.
 
     Args:
         model (`nn.Module`): the unwrapped model.
@@ -62,11 +67,14 @@ class Selection:
         self.trained = _trained(model, trained)
         self._trained = {id(parameter) for parameter in self.trained.values()}
         self._holders = Holders(model)
-        self._lora = _lora_layers(model)
+        self._lora = {name.removeprefix(PEFT_PREFIX): layer for name, layer in lora_layers(model).items()}
+        self._active = {id(p) for p in adapter_parameters(model)}
+        self._inactive = {id(p) for p in adapter_parameters(model, active=False)} - self._active
         self._heads = _heads(model)
         self._linear, self._all = target_modules == "all-linear", target_modules in ("all-linear", "all")
-        _refuse_other_adapters(model, self._lora)
-        modules = list(self._adapters() if self._lora else self._layers(self._left_out()))
+        refuse_other_adapters(model, self._lora, self.trained.values())
+        self._check_adapters()
+        modules = list(self._layers(self._left_out()))
         if not modules and self._linear and not self._lora:
             modules = list(self._layers(set()))  # a probe: the head is all that is trained
         if not modules:
@@ -84,19 +92,13 @@ class Selection:
         (owner, module), *_ = self._holders.of(parameter) or [(name.rpartition(".")[0], self.model)]
         own_name = next((n for n, held in module._parameters.items() if held is parameter), "")
         kind = kind_of(module, own_name)
-        if self._lora:
-            layer = next(
-                (layer for n, layer in self._lora.items() if name.startswith(n.removeprefix(PEFT_PREFIX))), None
-            )
-            if layer is not None and _is_on_parameter(layer):
-                return _ON_PARAMETER
-            if ".lora_embedding_" in name:
-                return "LoRA matrices of an Embedding, which is of no kind that is tracked"
-            return "beside the LoRA matrices, which alone are tracked"
+        if self._is_on_parameter(name):
+            return ON_PARAMETER
         if type(module).__name__ == "ParametrizationList":
             return "a weight is computed from it (torch.nn.utils.parametrizations)"
         if kind is None:
-            return f"the {own_name} of a {type(module).__name__}, which is of no kind that is tracked"
+            what = owner.rpartition(".")[2] if isinstance(module, nn.ParameterDict) else own_name
+            return f"the {what} of a {type(module).__name__}, which is of no kind that is tracked"
         if self._linear and not kind.linear:
             return f"of the kind '{kind.name}', which 'all-linear' leaves out: target_modules='all' takes it"
         others = self._strangers(module, own_name)
@@ -125,11 +127,21 @@ class Selection:
                 untracked.append(Untracked(name, parameter.numel(), reason))
         return Coverage(tracked, sum(parameter.numel() for parameter in self.trained.values()), untracked)
 
+    def _check_adapters(self) -> None:
+        """Refuse LoRA layers that are asked for and cannot be recorded."""
+        for name, layer in self._lora.items():
+            if self._excluded(name, "weight") or not (self._all or matches(name, self.target)):
+                continue
+            if not is_on_parameter(layer):
+                check_adapter(name, layer)
+            elif not self._all:
+                raise UnsupportedModuleError(f"'{name}' cannot be tracked: {ON_PARAMETER}.")
+
     def _layers(self, left_out: set[int]) -> Iterator[TrackedModule]:
         taken: set[int] = set()
         for full_name, module in self.model.named_modules():
             owner = full_name.removeprefix(PEFT_PREFIX)
-            if not owner or id(module) in left_out:
+            if not owner or (id(module) in left_out and ".lora_" not in owner):
                 continue
             for parameter, kind in self._chosen(owner, module):
                 tracked = self._tracked(owner, module, parameter, kind)
@@ -141,52 +153,32 @@ class Selection:
         """The parameters of a module that are asked for, and their kinds."""
         kinds = kinds_of(module)
         for parameter, kind in kinds.items():
-            if self._excluded(owner, parameter):
+            held = module._parameters[parameter]
+            if self._excluded(owner, parameter) or id(held) in self._inactive or self._is_on_parameter(owner):
                 continue
-            if not self._all:
-                if _asked_for(owner, parameter, self.target):
-                    yield parameter, kind
-            elif (kind.linear or not self._linear) and id(module._parameters[parameter]) in self._trained:
-                if not self._strangers(module, parameter):
-                    yield parameter, kind
+            if self._all:
+                chosen = (kind.linear or not self._linear) and id(held) in self._trained
+                chosen = chosen and not self._strangers(module, parameter)
+            else:
+                # Of what PEFT adapted, its own parts are meant, not what is frozen below them.
+                chosen = _asked_for(owner, parameter, self.target) and (not self._active or id(held) in self._trained)
+            if chosen:
+                yield parameter, kind
         held = next(module.parameters(recurse=False), None)
-        named = not self._all and matches(owner, self.target) and not self._excluded(owner, "weight")
-        if named and held is not None and not kinds:
-            raise _unsupported(owner, module)
+        asked = matches(owner, self.target) if not self._active else is_part(owner) and id(held) in self._active
+        if held is not None and not kinds and not self._all and asked and _asked_for(owner, "weight", self.target):
+            if not self._excluded(owner, "weight"):
+                raise _unsupported(owner, module)
 
     def _excluded(self, owner: str, parameter: str) -> bool:
-        patterns = self.exclude
-        return patterns is not None and (matches(owner, patterns) or matches(tracked_name(owner, parameter), patterns))
+        return self.exclude is not None and (
+            matches(adapted_layer(owner), self.exclude) or matches(tracked_name(owner, parameter), self.exclude)
+        )
 
-    def _adapters(self) -> Iterator[TrackedModule]:
-        for full_name, layer in self._lora.items():
-            name = full_name.removeprefix(PEFT_PREFIX)
-            if self.exclude is not None and matches(name, self.exclude):
-                continue
-            if not self._all and not matches(name, self.target):
-                continue
-            if _is_on_parameter(layer):
-                if self._all:
-                    continue
-                raise UnsupportedModuleError(f"'{name}' cannot be tracked: {_ON_PARAMETER}.")
-            _check_adapter(name, layer)
-            for adapter in layer.active_adapters:
-                for side in ("lora_A", "lora_B"):
-                    matrices = getattr(layer, side)
-                    if adapter in matrices and not isinstance(matrices[adapter], nn.Module):
-                        raise UnsupportedModuleError(
-                            f"The adapter '{adapter}' of '{name}' is a {type(layer).__name__}, which keeps its "
-                            "matrices as bare parameters (AdaLoRA). Train a LoRA adapter instead."
-                        )
-                    if adapter in matrices:
-                        yield self._matrix(f"{name}.{side}.{adapter}", matrices[adapter])
-
-    def _matrix(self, name: str, module: nn.Module) -> TrackedModule:
-        """A matrix of a LoRA adapter, which is a module."""
-        kind = kind_of(module)
-        if kind is None:
-            raise _unsupported(name, module)
-        return self._tracked(name, module, "weight", kind)
+    def _is_on_parameter(self, name: str) -> bool:
+        """Whether something of this name is a part of a LoRA adapter on a bare parameter."""
+        layer = self._lora.get(adapted_layer(name))
+        return layer is not None and is_on_parameter(layer)
 
     def _tracked(self, owner: str, module: nn.Module, parameter: str, kind: LayerKind) -> TrackedModule:
         others = self._strangers(module, parameter)
@@ -220,9 +212,10 @@ class Selection:
         return self._heads if self._linear and self.exclude != [] else set()
 
     def _nothing(self) -> UnsupportedModuleError:
-        if self._lora and self._all and self.exclude is None:
-            return UnsupportedModuleError(f"No layer of the PEFT model can be tracked: {_ON_PARAMETER}.")
-        candidates = self._lora or {name: module for name, module in self.model.named_modules() if name}
+        on_parameters = [is_on_parameter(layer) for layer in self._lora.values()]
+        if self._lora and self._all and all(on_parameters):
+            return UnsupportedModuleError(f"No layer of the PEFT model can be tracked: {ON_PARAMETER}.")
+        candidates: Any = self._lora or {name: module for name, module in self.model.named_modules() if name}
         supported = [name.removeprefix(PEFT_PREFIX) for name, m in candidates.items() if self._lora or kinds_of(m)]
         others = f"{len(supported)} could be, for example {', '.join(supported[:3])}" if supported else "it has none"
         frozen = ""
@@ -236,28 +229,6 @@ class Selection:
         )
 
 
-def inactive_adapters(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
-    """Adapters that take no part in a model's forward pass, though their matrices are asked for.
-
-    Args:
-        model (`nn.Module`): the unwrapped model.
-        names (`Iterable[str]`): of modules, LoRA matrices among them.
-
-    Returns:
-        `dict[str, list[str]]`: such an adapter -> those that are active where it should be.
-    """
-    layers = {name.removeprefix(PEFT_PREFIX): layer for name, layer in _lora_layers(model).items()}
-    inactive = {}
-    for name in names:
-        owner, _, rest = name.rpartition(".lora_")
-        adapter = rest.partition(".")[2]
-        if owner in layers:
-            active = [] if layers[owner].disable_adapters else list(layers[owner].active_adapters)
-            if adapter not in active:
-                inactive[adapter] = active
-    return inactive
-
-
 def _trained(model: nn.Module, known: Container[str]) -> dict[str, nn.Parameter]:
     """What training changes: what has `requires_grad`. Of a model that was loaded with everything frozen, what must
     have been trained: its adapters, or else all of it."""
@@ -265,19 +236,8 @@ def _trained(model: nn.Module, known: Container[str]) -> dict[str, nn.Parameter]
     trained = {name: p for name, p in parameters.items() if p.requires_grad or name in known}
     if trained:
         return trained
-    adapters = {
-        id(parameter)
-        for layer in _lora_layers(model).values()
-        for side in layer.adapter_layer_names
-        for parameter in _parameters(getattr(layer, side, None))
-    }
+    adapters = {id(parameter) for parameter in adapter_parameters(model)}
     return {n: p for n, p in parameters.items() if p.is_floating_point() and (not adapters or id(p) in adapters)}
-
-
-def _parameters(part: Any) -> Iterator[nn.Parameter]:
-    """The parameters of a part of an adapter, which is a dict of modules or of parameters."""
-    if isinstance(part, nn.Module):
-        yield from part.parameters()
 
 
 def _heads(model: nn.Module) -> set[int]:
@@ -290,8 +250,10 @@ def _heads(model: nn.Module) -> set[int]:
 
 
 def _asked_for(owner: str, parameter: str, pattern: str | list[str]) -> bool:
-    """Whether a pattern means a parameter: by its own name, or by its module's, but for a bias."""
-    return matches(tracked_name(owner, parameter), pattern) or (parameter != "bias" and matches(owner, pattern))
+    """Whether a pattern means a parameter: by its own name, or by its module's or adapted layer's, but for a bias."""
+    if matches(tracked_name(owner, parameter), pattern):
+        return True
+    return parameter != "bias" and (matches(owner, pattern) or matches(adapted_layer(owner), pattern))
 
 
 def _unsupported(name: str, module: nn.Module) -> UnsupportedModuleError:
@@ -303,38 +265,3 @@ def _unsupported(name: str, module: nn.Module) -> UnsupportedModuleError:
 
 def _supported() -> str:
     return f"modules of the kinds {', '.join(sorted(kind.name for kind in LAYER_KINDS))}, and PEFT's LoRA matrices"
-
-
-def _lora_layers(model: nn.Module) -> dict[str, Any]:
-    """The LoRA layers of a model by name; none where PEFT was never imported."""
-    if "peft" not in sys.modules:
-        return {}
-    from peft.tuners.lora.layer import LoraLayer
-
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-
-
-def _refuse_other_adapters(model: nn.Module, lora_layers: dict[str, Any]) -> None:
-    configs: Any = getattr(model, "peft_config", None)
-    if not configs or not has_adapter(model) or lora_layers:
-        return
-    methods = sorted({str(getattr(c.peft_type, "value", c.peft_type)) for c in configs.values()})
-    raise UnsupportedModuleError(
-        f"The PEFT model has no LoRA layer to track (its method is {', '.join(methods)}): only LoRA adapters are "
-        "supported. Train a LoRA adapter instead. (Of a merged model every layer would be tracked, and none of them "
-        "was trained.)"
-    )
-
-
-def _check_adapter(name: str, layer: Any) -> None:
-    if layer.merged:
-        raise UnsupportedModuleError(
-            f"The LoRA adapter of '{name}' is merged into its base layer, so no gradient reaches its matrices. Call "
-            "model.unmerge_adapter(), or model.merge_and_unload() to index the merged model as a whole."
-        )
-    if layer.disable_adapters:
-        raise UnsupportedModuleError(f"The LoRA adapters of '{name}' are disabled: enable them to index them.")
-
-
-def _is_on_parameter(layer: Any) -> bool:
-    return type(layer).__name__ == "ParamWrapper"

@@ -22,8 +22,8 @@ from ..config import InfluenceConfig
 from ..curvature import Curvature, curvature_of
 from ..curvature.encoding import Encoder, checked_projection, stored_entries
 from ..errors import DatasetError, LorifError, ModelMismatchError, ObjectiveError, QueryError
+from ..layers.adapters import inactive_adapters
 from ..layers.modules import TrackedModule, matches, modules_by_name, unwrap
-from ..layers.selection import inactive_adapters
 from ..progress import progress
 from ..recording.identity import identify
 from ..recording.recorder import GradientRecorder, Recording
