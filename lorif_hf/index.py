@@ -25,7 +25,9 @@ from .hub.destination import Destination
 from .hub.index_mixin import StoredIndex
 from .hub.publish import EarlyUploader
 from .querying.index_tokenizer import confined_tokenizer, load_tokenizer
-from .querying.measure import MeasuredQueries, QueriedIndex, QueryOptions, load_model, measure
+from .querying.loading import load_model
+from .querying.measure import MeasuredQueries, QueriedIndex, measure
+from .querying.options import QueryOptions
 from .querying.scan import Scan, best_scores, every_score
 from .querying.verify import verify_index
 from .reports.attribution import Attribution

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import EvaluationError
 from ..layers.modules import unwrap
-from ..querying.measure import load_model
+from ..querying.loading import load_model
 from ..storage.measured_lds import LDSRecord
 from ..tasks import Custom, Task, UserObjective, task_of
 from .lds import LDSResult, lds

@@ -16,7 +16,6 @@ from ..algebra.matrices import Matrices, dense
 from ..algebra.projection import TwoSidedProjection
 from ..algebra.scoring import QueryGroup
 from ..algebra.thin_queries import compress, joined, widest_rank
-from ..checks import whole_number
 from ..codecs import Codec, codec_of
 from ..config import InfluenceConfig
 from ..curvature import Curvature, curvature_of
@@ -38,6 +37,7 @@ from ..tasks.collation import PaddingCollator, padding_collator
 from ..tasks.objectives import OUTPUTS
 from ..tasks.own_loss import ModelLoss, TrainerLoss, model_loss
 from ..tasks.query_forms import query_features, query_text
+from .options import QueryOptions
 
 
 _WHOLE_QUERIES = 1 << 26  # bytes of a layer's queries up to which time alone decides how they are held
@@ -47,31 +47,6 @@ _DIFFERENCES = {
     "other_weights": "parameters outside of the recorded layers",
     "adapter": "the adapters' settings",
 }
-
-
-@dataclass(frozen=True)
-class QueryOptions:
-    """How queries are measured.
-
-    Args:
-        modules (`str` or `Sequence[str]`, *optional*): score only the layers whose names match.
-        processing_class (*optional*): tokenizer for text queries.
-        objective (*optional*): what is measured; by default that of the index.
-        batch_size (`int`): queries per forward pass.
-        strict (`bool`): refuse a model with other weights; `False` warns.
-
-    Raises:
-        [`~lorif_hf.errors.QueryError`]: the batch size is none.
-    """
-
-    modules: str | Sequence[str] | None = None
-    processing_class: Any = None
-    objective: UserObjective | Task | str | None = None
-    batch_size: int = 8
-    strict: bool = True
-
-    def __post_init__(self) -> None:
-        whole_number(self.batch_size, "batch_size", 1, QueryError)
 
 
 @dataclass(frozen=True)
@@ -149,28 +124,6 @@ class MeasuredQueries:
     preconditioned: dict[str, list[QueryGroup]]
     texts: list[str]
     losses: list[float]
-
-
-def load_model(name: str, identity: dict[str, Any], token: str | bool | None) -> nn.Module:
-    """Load the model to query with from a Hub id or folder, with the Auto class that the manifest names.
-
-    Raises:
-        [`~lorif_hf.errors.ModelMismatchError`]: the manifest names none that is known.
-    """
-    import transformers
-
-    auto_class = identity.get("auto_class")
-    # Only what a registered task names: the manifest may come from anybody.
-    if not isinstance(auto_class, str) or auto_class not in {task.auto_class for task in TASKS}:
-        raise ModelMismatchError(
-            f"The index was made with a {identity.get('model_class')}, which no known Auto class loads: load the "
-            "model yourself and pass it instead of its name."
-        )
-    if identity.get("adapter"):
-        import peft
-
-        return getattr(peft, auto_class.replace("AutoModel", "AutoPeftModel")).from_pretrained(name, token=token)
-    return getattr(transformers, auto_class).from_pretrained(name, token=token)
 
 
 def measure(

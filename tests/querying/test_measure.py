@@ -19,7 +19,6 @@ from transformers import (
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.errors import IndexCorruptedError, ModelMismatchError, NonFiniteGradientError, QueryError
 from lorif_hf.querying import measure
-from lorif_hf.querying.measure import QueryOptions
 
 
 def test_parameters_outside_of_the_recorded_layers_and_the_order_of_rows_count_too(gpt2, rows, tmp_path):
@@ -124,13 +123,6 @@ def test_the_best_are_the_first_of_all_scores(tmp_path, choices, largest):
         scores, columns = asked.scores(model, queries).sort(dim=1, descending=largest, stable=True)
         assert torch.equal(best.indices, numbers[columns[:, :3]])
         torch.testing.assert_close(best.scores, scores[:, :3], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("batch_size", [0, -1, 2.0, "8", True, None])
-def test_a_batch_size_that_is_none_is_refused(batch_size):
-    with pytest.raises(QueryError) as caught:
-        QueryOptions(batch_size=batch_size)
-    assert str(caught.value) == f"batch_size must be an integer of at least 1, got {batch_size!r}."
 
 
 def test_a_module_that_the_files_do_not_hold_is_found_before_anything_is_measured(gpt2, rows, tmp_path, monkeypatch):
