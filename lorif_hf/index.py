@@ -352,7 +352,9 @@ class InfluenceIndex(StoredIndex):
         self, model: Any, query: Any, scored: Sequence[ModuleEntry], options: QueryOptions
     ) -> MeasuredQueries:
         if isinstance(model, (str, os.PathLike)):
-            model = load_model(os.fspath(model), self.manifest.model, self._token)
+            model = load_model(
+                os.fspath(model), self.manifest.model, self._token, [entry.name for entry in self.manifest.modules]
+            )
         if options.processing_class is None:
             options = replace(options, processing_class=self._asked_tokenizer)
         return measure(model, query, self._queried, scored, options)

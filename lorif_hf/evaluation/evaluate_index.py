@@ -62,7 +62,9 @@ def evaluate_lds(
         )
     if queries is not None:
         if isinstance(model, (str, os.PathLike)):
-            model = load_model(os.fspath(model), index.manifest.model, index._token)
+            model = load_model(
+                os.fspath(model), index.manifest.model, index._token, [entry.name for entry in index.manifest.modules]
+            )
         base = unwrap(model)
         tokenizer = index._asked_tokenizer if processing_class is None else processing_class
         _check_queries(complete_features(queries, base, task_of(base, objective), tokenizer), bank)

@@ -27,6 +27,8 @@ class ModelIdentity:
     other_weights (`str`): hash over the bit sums of all other parameters and saved buffers, which shape the
         gradients too.
     adapter (`dict` or `None`): the PEFT adapters' configs and scalings by name, where there are any.
+    dtype (`str` or `None`): of most of the weights that are no adapter's, for whoever loads the model.
+    quantization (`dict` or `None`): the settings that it was quantised by, where it was when it was loaded.
     """
 
     name: str | None
@@ -36,6 +38,8 @@ class ModelIdentity:
     weights_sha256: str
     other_weights: str
     adapter: dict[str, Any] | None
+    dtype: str | None = None
+    quantization: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,6 +60,8 @@ def identify(model: nn.Module, modules: Sequence[TrackedModule]) -> ModelIdentit
         weights_sha256=weights_sha256(modules),
         other_weights=_other_weights(model, modules),
         adapter=_adapter_configs(model),
+        dtype=str(base.dtype)[6:] if isinstance(getattr(base, "dtype", None), torch.dtype) else None,
+        quantization=_quantization(config),
     )
 
 
@@ -105,7 +111,7 @@ def _other_weights(model: nn.Module, modules: Sequence[TrackedModule]) -> str:
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
-_known: "weakref.WeakKeyDictionary[nn.Module, tuple[Any, str]]" = weakref.WeakKeyDictionary()
+_known: "weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[Any, str]]]" = weakref.WeakKeyDictionary()
 
 
 def _parameter_sha256(tracked: TrackedModule) -> str:
@@ -113,7 +119,8 @@ def _parameter_sha256(tracked: TrackedModule) -> str:
     path = f"{tracked.name.removesuffix(f'.{name}')}.{name}"
     parts = stored_parts(Weight(path, tracked.module, name, tracked.weight))
     state = [(label, tuple(part.shape), *_bit_sums(part)) for label, part in parts]
-    cached = _known.get(tracked.module)
+    hashes = _known.setdefault(tracked.module, {})
+    cached = hashes.get(name)
     if cached and cached[0] == state:
         return cached[1]
     digest = hashlib.sha256()
@@ -122,7 +129,7 @@ def _parameter_sha256(tracked: TrackedModule) -> str:
         digest.update(f"{label}{tuple(part.shape)}".encode())
         if data.numel():
             digest.update(memoryview(data.view(torch.uint8).numpy()))
-    _known[tracked.module] = (state, digest.hexdigest())
+    hashes[name] = (state, digest.hexdigest())
     return digest.hexdigest()
 
 
@@ -139,6 +146,17 @@ def _adapter_configs(model: nn.Module) -> dict[str, Any] | None:
     for name, values in kept_values.items():
         values["scaling"] = sorted({float(s[name]) for s in scalings if isinstance(s, dict) and name in s})
     return kept_values
+
+
+def _quantization(config: Any) -> dict[str, Any] | None:
+    """The settings of a quantiser as plain values; those that are none are left out."""
+    settings: Any = getattr(config, "quantization_config", None)
+    if hasattr(settings, "to_dict"):
+        settings = settings.to_dict()
+    if not isinstance(settings, dict):
+        return None
+    plain = {key: getattr(value, "value", value) for key, value in settings.items()}
+    return {key: value for key, value in plain.items() if isinstance(value, (str, int, float, bool))}
 
 
 def _json_value(value: Any) -> Any:

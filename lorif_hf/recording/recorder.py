@@ -106,6 +106,9 @@ class GradientRecorder:
             self._versions = [(t.name, t.weight, _version(t.weight)) for t in self.modules]
             held.enter_context(whole_attention())
             self.model.eval()
+            for module in self.model.modules():
+                if type(module).__module__.startswith("bitsandbytes."):
+                    module.training = True  # in eval mode on a CPU it packs its weight anew, without a gradient
             for parameter in self.model.parameters():
                 parameter.requires_grad_(False)
             if hasattr(config, "use_cache"):

@@ -234,6 +234,8 @@ def test_what_is_known_of_a_model(build):
         "weights_sha256": _hash(model),
         "other_weights": found.other_weights,
         "adapter": None,
+        "dtype": "float32",
+        "quantization": None,
     }
     plain = nn.ModuleDict({"a": nn.Linear(2, 2)})
     found = identify(plain, tracked_modules(plain))
