@@ -32,6 +32,7 @@ from torch import Tensor
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.errors import LorifError
 
+from .autograd import row_gradients
 from .machine import machine
 from .models_page import write_page
 from .small_models import CLASSIFIER, END, LABELS, MISSING, PLAIN_TOKENS, classes, small_model
@@ -101,35 +102,34 @@ def summed_loss(model: Any, row: dict[str, Any], task: str) -> Tensor:
 
 
 def autograd_scores(
-    model: Any, rows: list[dict[str, Any]], task: str, modules: list[str]
+    model: Any, rows: list[dict[str, Any]], task: str, index: InfluenceIndex | None
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Inner products of the rows' gradients by module, float64 (N, N), and the rows' losses, nats."""
     try:
-        return _autograd_scores(model, rows, task, modules)
+        return _autograd_scores(model, rows, task, index)
     except (AssertionError, RuntimeError):  # RWKV's state and Reformer's layers have a backward pass in training alone
         model.train()  # where nothing is random: there is no dropout
         try:
-            return _autograd_scores(model, rows, task, modules)
+            return _autograd_scores(model, rows, task, index)
         finally:
             model.eval()
 
 
 def _autograd_scores(
-    model: Any, rows: list[dict[str, Any]], task: str, modules: list[str]
+    model: Any, rows: list[dict[str, Any]], task: str, index: InfluenceIndex | None
 ) -> tuple[dict[str, Tensor], list[float]]:
-    weights = {name: model.get_parameter(f"{name}.weight") for name in modules}
-    gradients: dict[str, list[Tensor]] = {name: [] for name in modules}
+    gradients: list[dict[str, Tensor]] = []
     losses = []
     for row in rows:
-        model.zero_grad()
         loss = summed_loss(model, row, task)
-        loss.backward()
         losses.append(loss.item())
-        for name, weight in weights.items():
-            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            gradients[name].append(gradient.double().flatten())
+        if index is None:
+            loss.backward()  # whether it has one at all
+        else:
+            gradients.append(row_gradients(index, model, loss))
     model.zero_grad()
-    stacked = {name: torch.stack(of_rows) for name, of_rows in gradients.items()}
+    names = gradients[0] if gradients else {}
+    stacked = {name: torch.stack([of_row[name] for of_row in gradients]) for name in names}
     return {name: matrix @ matrix.T for name, matrix in stacked.items()}, losses
 
 
@@ -151,9 +151,8 @@ def compare(model: Any, task: str, chosen: Rows, **options: Any) -> dict[str, An
             verdict = LATE if isinstance(error, LorifError) else RAW
             return {"verdict": verdict, "message": f"scores(): {described(error)}", "trace": trace(error)}
         losses = [example["loss"] for example in index.examples(list(range(len(rows))))]
-    truth, own_losses = autograd_scores(model, rows, task, modules)
-    # Modules that share a weight have its gradient together, once.
-    total = sum(truth[name] for name in {id(model.get_parameter(f"{name}.weight")): name for name in modules}.values())
+    truth, own_losses = autograd_scores(model, rows, task, index)
+    total: Any = sum(truth.values())
     largest = float(total.abs().max())
     if not largest:
         return {"verdict": NOT_BUILT, "message": "no gradient reaches any tracked weight"}
@@ -196,7 +195,7 @@ def sweep_class(task: str, name: str, **options: Any) -> dict[str, Any]:
     entry: dict[str, Any] = {"task": task, "class": name}
     try:
         model = small_model(name)
-        autograd_scores(model, make_rows(task, ROWS["padded"].lengths), task, [])
+        autograd_scores(model, make_rows(task, ROWS["padded"].lengths), task, None)
     except Exception as error:
         message = f"it {MISSING[name]}" if name in MISSING else described(error)
         return {**entry, "verdict": NOT_BUILT, "message": message, "trace": trace(error)}

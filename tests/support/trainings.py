@@ -9,7 +9,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from truth import GRADIENTS
+from truth import GRADIENTS, row_gradients
 
 from lorif_hf.callbacks import InfluenceCallback
 
@@ -41,15 +41,13 @@ def errors_of(index, trainer, dataset=None):
     """Relative error of each row's squared gradient, by autograd of `compute_loss` on a batch of that row."""
     loader = trainer.get_train_dataloader()
     dataset = loader.dataset if dataset is None else dataset
-    modules = {name.removeprefix("base_model.model."): m for name, m in trainer.model.named_modules()}
-    weights = [modules[entry.name].weight for entry in index.manifest.modules]
     trainer.model.eval()
     squares = []
     for row in range(len(dataset)):
         batch = loader.collate_fn([dataset[row]])
         loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(1))
-        parts = torch.autograd.grad(loss, weights, allow_unused=True)
-        squares.append(sum(float(part.double().square().sum()) for part in parts if part is not None))
+        parts = row_gradients(index, trainer.model, loss).values()
+        squares.append(sum(float(part.square().sum()) for part in parts))
     expected = torch.tensor(squares, dtype=torch.float64)
     return (index.self_influence() - expected).abs() / expected.max()
 

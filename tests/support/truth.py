@@ -1,12 +1,19 @@
 """What an index of plain gradients must say: autograd, one row at a time."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
+
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.autograd import row_gradients, tracked_weights
 
 
 GRADIENTS = InfluenceConfig.grad_dot(projection_factor=1, dtype="float32")
@@ -28,8 +35,7 @@ def gram(
     index: InfluenceIndex, model: nn.Module, rows: Sequence[Any], loss: Callable[[nn.Module, Any], Tensor] = own_sum
 ) -> Tensor:
     """Inner products of the rows' gradients in the layers that the index says it tracks, float64 (N, N)."""
-    modules = {name.removeprefix("base_model.model."): module for name, module in model.named_modules()}
-    weights = [modules[entry.name].weight for entry in index.manifest.modules]
+    weights = list(tracked_weights(index, model).values())
     flags = [weight.requires_grad for weight in weights]
     training = model.training
     model.eval()
@@ -37,9 +43,7 @@ def gram(
         weight.requires_grad_(True)
     gradients = []
     for row in rows:
-        parts = torch.autograd.grad(loss(model, row), weights, allow_unused=True)
-        whole = [torch.zeros_like(w) if part is None else part for part, w in zip(parts, weights, strict=True)]
-        gradients.append(torch.cat([part.flatten().double() for part in whole]))
+        gradients.append(torch.cat(list(row_gradients(index, model, loss(model, row)).values())))
     for weight, flag in zip(weights, flags, strict=True):
         weight.requires_grad_(flag)
     model.train(training)
