@@ -1,7 +1,8 @@
 """A batch of gradient matrices: dense, or known as a product of two thin ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -57,6 +58,17 @@ Matrices = Tensor | LowRankMatrices
 
 Reduction = Callable[[Tensor, Tensor], Matrices]
 """Makes a layer's gradients of its tokens: float32 (n, T, d1) and (n, T, d2), projected, to n matrices d1 x d2."""
+
+
+def in_order(batches: Sequence[Matrices], order: Tensor) -> Matrices:
+    """Matrices of several batches of one shape, all of them: the k-th is number `order[k]` of all as they come."""
+    if isinstance(batches[0], LowRankMatrices):
+        whole = LowRankMatrices.cat(cast(list[LowRankMatrices], list(batches)))
+        order = order.to(whole.left.device)
+        left, right = (side.mT[order].mT for side in (whole.left, whole.right))
+        return LowRankMatrices(left, right, whole.squares[order.to(whole.squares.device)])
+    formed = torch.cat(cast(list[Tensor], list(batches)))
+    return formed[order.to(formed.device)]
 
 
 def dense(matrices: Matrices) -> Tensor:

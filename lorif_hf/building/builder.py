@@ -216,7 +216,7 @@ class IndexBuilder:
         statistics = {entry.name: first_pass.statistic(entry) for entry in self.entries}
         reductions = dict.fromkeys(statistics, without_gradient)
         recorder = self._recorder(statistics, reductions)
-        sample = self.rows.spaced(first_pass.samples)
+        sample = self.rows.sample(first_pass.samples)
         with recorder, progress(len(sample), "First pass", "examples") as bar:
             for rows, _, _ in self.passing.run(recorder, sample):
                 bar.update(len(rows))
@@ -288,8 +288,8 @@ class IndexBuilder:
     def _record_shard(self, recorder: GradientRecorder, encoder: Encoder, shard: int, bar: Any) -> ShardContents:
         start, stop = self.ranges[shard]
         contents = ShardContents(start, stop, self.codec, self.stored)
-        for rows, batch, recording in self.passing.run(recorder, range(start, stop)):
-            contents.put(rows, batch, recording, encoder.encode(recording.gradients))
+        for rows, num_tokens, recording in self.passing.run(recorder, range(start, stop)):
+            contents.put(rows, num_tokens, recording, encoder.encode(recording.gradients))
             self._count_targets(recording.targets, len(rows))
             bar.update(len(rows))
         return contents

@@ -41,6 +41,7 @@ def write_example_tables(
             "num_tokens": recorded["num_tokens"].tolist(),
             "loss": recorded["losses"].tolist(),
             "self_influence": self_influence[start:stop].tolist(),
+            **({} if rows.documents is None else rows.documents.table(start, stop)),
         }
         write_examples(folder / file, columns)
         entry = file_entry(folder, file)

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..config import InfluenceConfig
 from ..layers.modules import unwrap
+from ..recording.document_search import packing_of
 from ..recording.rows import TrainingRows
 from ..storage.claim import INDEX_FOLDER
 from ..tasks import Task, UserObjective
@@ -37,5 +38,6 @@ def plan_build(
     INDEX_FOLDER.check(folder)
     model, config = unwrap(model), config or InfluenceConfig()
     choice = choice_of(model, objective, trainer)
-    rows = TrainingRows(dataset, model, choice.tasks[0], processing_class, data_collator, examples, store_text)
+    kind, packing = choice.tasks[0], packing_of(trainer)
+    rows = TrainingRows(dataset, model, kind, processing_class, data_collator, examples, store_text, packing)
     return IndexBuilder(model, rows, folder, config, processing_class, options, choice, trained)

@@ -11,7 +11,7 @@ from ..algebra.matrices import LowRankMatrices, Matrices, squared_norms
 from ..codecs import Codec
 from ..errors import DatasetError, LorifError, RecordingError, out_of_memory
 from ..recording.recorder import GradientRecorder, Recording
-from ..recording.rows import TrainingRows, tokens_per_example
+from ..recording.rows import TrainingRows
 from ..storage.layout import ModuleEntry
 from .options import BuildOptions
 
@@ -19,6 +19,10 @@ from .options import BuildOptions
 logger = logging.getLogger(__name__)
 
 _TOGETHER = 1 << 20  # numbers of several layers' gradients that are encoded at once: 4 MiB of float32
+
+
+_Rows = list[list[int]]
+"""Row numbers, those of one packed row together."""
 
 
 class RecordingPass:
@@ -34,39 +38,48 @@ class RecordingPass:
         self.rows, self.options, self.alone = rows, options, alone
         self._pieces = 1  # into which each group is cut, since larger ones did not fit into memory
 
-    def run(
-        self, recorder: GradientRecorder, row_ids: Sequence[int]
-    ) -> Iterator[tuple[list[int], dict[str, Any], Recording]]:
-        """Record rows. Yields (row numbers, batch, recording), in an order of its own.
+    def run(self, recorder: GradientRecorder, row_ids: Sequence[int]) -> Iterator[tuple[list[int], Tensor, Recording]]:
+        """Record rows. Yields (row numbers, int64 (n,) tokens of each, recording), in an order of its own.
 
         Raises:
             [`~lorif_hf.errors.DatasetError`], [`~lorif_hf.errors.RecordingError`]: name the rows.
         """
-        for group in self.options.groups(row_ids, self.rows.lengths):
-            waiting: list[tuple[list[int], frozenset[str]]] = [(part, frozenset()) for part in self._cut(group)]
+        for group in self._groups(row_ids):
+            waiting: list[tuple[_Rows, frozenset[str]]] = [(part, frozenset()) for part in self._cut(group)]
             while waiting:
                 part, before = waiting.pop(0)
                 counted = set(before)  # modules whose statistics have these rows already
-                recorded = self._record(recorder, part, counted)
+                numbers = [row for together in part for row in together]
+                recorded = self._record(recorder, numbers, counted)
                 if recorded is not None:
-                    yield part, *recorded
+                    yield numbers, *recorded
                     del recorded
                     continue
                 self._pieces *= 2
-                logger.warning("Out of memory with %d rows at once: going on with half as many.", len(part))
+                logger.warning("Out of memory with %d rows at once: going on with half as many.", len(numbers))
                 waiting.insert(0, (part, frozenset(counted)))
-                waiting = [(half, done) for rows, done in waiting for half in _halves(rows)]
+                waiting = [(half, done) for rows, done in waiting for half in _parts(rows, 2)]
 
-    def _cut(self, group: list[int]) -> list[list[int]]:
-        size = 1 if self.alone else max(1, -(-len(group) // self._pieces))
-        return [group[start : start + size] for start in range(0, len(group), size)]
+    def _groups(self, row_ids: Sequence[int]) -> Iterator[_Rows]:
+        """The rows that go through the model together. Of a packed dataset, those of one packed row do."""
+        documents = self.rows.documents
+        if documents is None or self.alone:
+            for group in self.options.groups(row_ids, self.rows.lengths):
+                yield [[row] for row in group]
+            return
+        packed = documents.by_source(row_ids)
+        for group in self.options.groups(list(packed), self.rows.held_lengths):
+            yield [packed[source] for source in group]
+
+    def _cut(self, group: _Rows) -> list[_Rows]:
+        return [[together] for together in group] if self.alone else _parts(group, self._pieces)
 
     def _record(
         self, recorder: GradientRecorder, part: list[int], counted: set[str]
-    ) -> tuple[dict[str, Any], Recording] | None:
-        """A batch and its recording; `None` where it did not fit into memory and a smaller one may."""
+    ) -> tuple[Tensor, Recording] | None:
+        """Tokens of the rows, and their recording; `None` where it did not fit into memory and a smaller one may."""
         try:
-            batch = self.rows.batch(part)
+            batch = self.rows.single(part[0]) if self.alone else self.rows.batch(part)
             recording = recorder.record(batch, part, counted)
         except (IndexError, MemoryError, RuntimeError) as error:
             if not (out_of_memory(error) and self.options.auto and len(part) > 1):
@@ -77,7 +90,7 @@ class RecordingPass:
         else:
             if len(recording.losses) != len(part):  # never where rows go alone
                 raise packed(len(recording.losses), _named(part))
-            return batch, recording
+            return self.rows.num_tokens(part, batch), recording
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
@@ -136,7 +149,7 @@ class ShardContents:
 
     @torch.inference_mode()
     def put(
-        self, rows: Sequence[int], batch: Mapping[str, Any], recording: Recording, encoded: Mapping[str, Matrices]
+        self, rows: Sequence[int], num_tokens: Tensor, recording: Recording, encoded: Mapping[str, Matrices]
     ) -> None:
         """Take in one batch.
 
@@ -161,7 +174,7 @@ class ShardContents:
             self.active[name] |= active
         self.table["self_influence"][places] = squares.sum(dim=0)
         self.table["losses"][places] = recording.losses
-        self.table["num_tokens"][places] = _tokens(batch, len(rows))
+        self.table["num_tokens"][places] = num_tokens
         if recording.weights is not None:
             self.table["weights"][places] = recording.weights
 
@@ -171,12 +184,6 @@ class ShardContents:
         if list(rows) == list(range(rows[0], rows[0] + len(rows))):
             return slice(first, first + len(rows))
         return torch.tensor(rows) - self.start
-
-
-def _tokens(batch: Mapping[str, Any], rows: int) -> Tensor:
-    """(rows,) tokens of each row. A row alone may be several sequences, of which each has its own."""
-    tokens = tokens_per_example(dict(batch), rows)
-    return tokens if len(tokens) == rows else tokens.sum().expand(rows)
 
 
 def _alike(encoded: Mapping[str, Matrices]) -> list[list[str]]:
@@ -200,9 +207,15 @@ def _cat(batches: list[Any]) -> Matrices:
     return LowRankMatrices.cat(batches) if isinstance(batches[0], LowRankMatrices) else torch.cat(batches)
 
 
-def _halves(rows: list[int]) -> list[list[int]]:
-    middle = -(-len(rows) // 2)
-    return [half for half in (rows[:middle], rows[middle:]) if half]
+def _parts(group: _Rows, count: int) -> list[_Rows]:
+    """A group in about so many parts. What goes together is only cut where nothing else is left to cut."""
+    if len(group) > 1:
+        size = -(-len(group) // count)
+        parts = [group[start : start + size] for start in range(0, len(group), size)]
+        rest = -(-count // len(group))
+        return [piece for part in parts for piece in _parts(part, rest)] if size == 1 and rest > 1 else parts
+    size = -(-len(group[0]) // count)
+    return [[group[0][start : start + size]] for start in range(0, len(group[0]), size)]
 
 
 def _named(rows: Sequence[int]) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..errors import DatasetError
 from ..recording.rows import TrainingRows
+from ..tasks.segments import SEGMENTS, Segments, without_segments
 
 
 _LOOKED_AT = 1000  # rows, evenly spaced, of which these are chosen
@@ -19,13 +20,14 @@ def telling_rows(rows: TrainingRows, count: int) -> list[int]:
     shows there. One in between comes first, then the longest, then the shortest, which is no order that a model could
     sort a batch into.
 
-    They have a target, where a few dozen tries find some. They are compared together whatever the batch size of the
-    build is, since queries have another one.
+    Of packed rows they are documents that follow another one there: attention that goes beyond a document shows in
+    these alone. They have a target, where a few dozen tries find some. They are compared together whatever the batch
+    size of the build is, since queries have another one.
 
     Raises:
         [`~lorif_hf.errors.DatasetError`]: no row of the dataset has a target.
     """
-    sample = rows.spaced(_LOOKED_AT)
+    sample = _sample(rows)
     order = sample
     try:
         lengths = dict(zip(sample, rows.lengths(sample), strict=True))
@@ -45,6 +47,12 @@ def telling_rows(rows: TrainingRows, count: int) -> list[int]:
     return chosen or order[:count]
 
 
+def _sample(rows: TrainingRows) -> list[int]:
+    following = [] if rows.documents is None else rows.documents.following().tolist()
+    count = min(_LOOKED_AT, len(following))
+    return [following[number * len(following) // count] for number in range(count)] or rows.spaced(_LOOKED_AT)
+
+
 def no_target(count: int) -> DatasetError:
     """The error of so many rows, the first, of which none has a target."""
     return DatasetError(
@@ -57,7 +65,7 @@ def rows_of_each_label(rows: TrainingRows) -> list[int]:
     """A row of each label, where rows have one each: what weighs labels otherwise shows in them. Else none."""
     by_label: dict[Any, int] = {}
     for row in rows.spaced(_LABELS_LOOKED_AT):
-        labels = rows.batch([row]).get("labels")
+        labels = rows.single(row).get("labels")
         if not isinstance(labels, Tensor) or labels.numel() != 1:
             return []
         by_label.setdefault(labels.item(), row)
@@ -65,7 +73,12 @@ def rows_of_each_label(rows: TrainingRows) -> list[int]:
 
 
 def alone_of(batch: Mapping[str, Any], place: int, size: int) -> dict[str, Any]:
-    """A row of a batch as a batch of its own, without the padding at its ends."""
+    """A row of a batch as a batch of its own, without the padding at its ends. One that shares its sequence stays
+    there, and the others have no labels."""
+    segments = batch.get(SEGMENTS)
+    if segments is not None:
+        own = Segments(segments.shape, [segments.places[place]])
+        return without_segments({**batch, "labels": own.masked(batch["labels"])})
     alone = {k: v[place : place + 1] if isinstance(v, Tensor) and len(v) == size else v for k, v in batch.items()}
     mask = alone.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2 or not bool(mask.any()):
@@ -79,7 +92,7 @@ def alone_of(batch: Mapping[str, Any], place: int, size: int) -> dict[str, Any]:
 def _has_target(rows: TrainingRows, row: int) -> bool:
     """Whether a row has anything to be measured on, as far as its task tells."""
     try:
-        targets = rows.task.targets(rows.batch([row]))
+        targets = rows.task.targets(rows.single(row))
     except Exception:  # is told when the row is recorded
         return True
     return targets is None or bool(targets.any())

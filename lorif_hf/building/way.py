@@ -21,6 +21,7 @@ from ..tasks import Task, UserObjective, task_of
 from ..tasks.base import batch_size, known_task
 from ..tasks.objectives import OUTPUTS, LossObjective, Objective
 from ..tasks.own_loss import RowLoss, TrainerLoss, has_users_loss, model_loss, trainer_loss
+from ..tasks.segments import without_segments
 from .recording_pass import packed, typed_error
 from .telling_rows import alone_of, rows_of_each_label, telling_rows
 
@@ -247,14 +248,14 @@ class WayFinder:
     def _tell_of_batches(self, task: RowLoss, tolerance: float) -> None:
         """Warn where the loss of several rows is not made of those of each, as their sum or their mean."""
         rows, objective = rows_of_each_label(self.rows) or self.row_ids, LossObjective(task)
-        singles = [self.rows.batch([row]) for row in rows]
+        singles = [self.rows.single(row) for row in rows]
         losses = torch.cat([self.check.losses(objective, single) for single in singles])
         counts = [task.targets(single) for single in singles]
         sizes = torch.tensor([1.0 if count is None else float(count.sum()) for count in counts], dtype=torch.float64)
         # Over rows, over their tokens, and over their tokens but the first.
         means = [(losses * weights).sum() / weights.sum() for weights in (torch.ones_like(sizes), sizes, sizes - 1)]
         try:
-            together = float(self.check.losses(objective, self.rows.batch(rows)))
+            together = float(self.check.losses(objective, without_segments(self.rows.batch(rows))))
         except Exception as error:  # rows that do not go together have no loss together
             logger.debug("The loss of rows %s together cannot be had: %s", rows, error)
             return
@@ -277,7 +278,7 @@ class WayFinder:
     def _batches(self, alone: bool) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
         """The rows as they are recorded, and each alone."""
         if alone:
-            singles = [self.rows.batch([row]) for row in self.row_ids]
+            singles = [self.rows.single(row) for row in self.row_ids]
             return singles, singles
         together = self.rows.batch(self.row_ids)
         size = batch_size(together)
@@ -285,7 +286,7 @@ class WayFinder:
             raise packed(size, f"{len(self.row_ids)} rows")
         if self.rows.draws_random(self.row_ids):  # another draw is another example
             return [together], [alone_of(together, i, size) for i in range(size)]
-        return [together], [self.rows.batch([row]) for row in self.row_ids]
+        return [together], [self.rows.single(row) for row in self.row_ids]
 
     def _tell(self, failure: tuple[Task, Exception | Comparison], chosen: Task, slower: float | None) -> None:
         task, problem = failure

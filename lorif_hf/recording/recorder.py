@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..algebra.matrices import LowRankMatrices, Matrices, Reduction
+from ..algebra.matrices import LowRankMatrices, Matrices, Reduction, in_order
 from ..algebra.projection import TwoSidedProjection
 from ..algebra.statistic import Statistic
 from ..errors import NonFiniteGradientError, RecordingError, UnsupportedModuleError
@@ -21,6 +21,7 @@ from ..layers import BatchShape
 from ..layers.modules import TrackedModule, base_model
 from ..tasks.base import batch_size
 from ..tasks.objectives import Objective, Values
+from ..tasks.segments import SEGMENTS, Segments, cut, in_place
 from .attention import whole_attention
 from .following import ParameterFollower
 from .layer_hook import InputChangedError, LayerHook
@@ -90,6 +91,8 @@ class GradientRecorder:
         self._layers = {t.name: LayerHook(t, projections[t.name], self._reduce) for t in modules}
         self._gradients: dict[str, Matrices] = {}
         self._counted: set[str] = set()
+        self._segments: Segments | None = None  # of the batch, where its examples share sequences
+        self._cuts: list[tuple[list[int], Tensor]] = []  # where their tokens are
 
     def __enter__(self) -> "GradientRecorder":
         with ExitStack() as held:
@@ -180,8 +183,12 @@ class GradientRecorder:
     ) -> Recording:
         size = 1 if self.alone else batch_size(moved)
         rows = range(size) if rows is None else rows
-        ids = moved.get("input_ids")
-        shape = BatchShape(size, ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else None)
+        self._segments = None if self.alone else moved.get(SEGMENTS)
+        if self._segments is None:
+            ids = moved.get("input_ids")
+            shape = BatchShape(size, ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else None)
+        else:
+            shape, self._cuts = BatchShape(*self._segments.shape), self._segments.cuts(device)
         self._counted = set() if counted is None else counted
         values = self._passed(moved, shape)
         self._check_undisturbed()
@@ -228,15 +235,32 @@ class GradientRecorder:
 
     def _reduce(self, layer: LayerHook) -> None:
         """Make a layer's gradients of the tokens of all its calls, and let go of them."""
-        name, tokens = layer.tracked.name, layer.tokens
+        name, calls = layer.tracked.name, layer.tokens
         layer.tokens = []
-        inputs, returned = (
-            tokens[0] if len(tokens) == 1 else (torch.cat(side, dim=1) for side in zip(*tokens, strict=True))
-        )
+        parts = [_joined(calls)] if self._segments is None else self._apart(name, calls, self._segments)
         if name in self.statistics and name not in self._counted:
-            self.statistics[name].add(self.statistics[name].of(inputs, returned))
+            for inputs, returned in parts:
+                self.statistics[name].add(self.statistics[name].of(inputs, returned))
             self._counted.add(name)
-        self._gradients[name] = self.reductions.get(name, _formed)(inputs, returned)
+        gradients = [self.reductions.get(name, _formed)(inputs, returned) for inputs, returned in parts]
+        # Documents of like length throughout are in order.
+        self._gradients[name] = gradients[0] if len(gradients) == 1 else in_order(gradients, in_place(self._cuts))
+
+    def _apart(
+        self, name: str, calls: Sequence[tuple[Tensor, Tensor]], segments: Segments
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The tokens of a layer, example by example, those of like length together.
+
+        Only now: cut as they pass, and padded to the longest, the inputs of all layers would take a multiple.
+        """
+        for inputs, returned in calls:
+            if inputs.shape[:2] != segments.shape or returned.shape[:2] != segments.shape:
+                raise UnsupportedModuleError(
+                    f"Module '{name}' saw {inputs.shape[0]} x {inputs.shape[1]} tokens of a batch of "
+                    f"{segments.shape[0]} x {segments.shape[1]}, so the documents in it cannot be told apart. Record "
+                    "them one at a time (objective='model'), or leave it out with exclude_modules."
+                )
+        return [_joined([(cut(x, index), cut(dy, index)) for x, dy in calls]) for _, index in self._cuts]
 
     def _gradient_of(self, tracked: TrackedModule, size: int, device: torch.device) -> Matrices:
         gradient = self._gradients.get(tracked.name)
@@ -293,6 +317,14 @@ def _restore(buffer: Tensor, value: Tensor, version: int) -> None:
 def _version(tensor: Tensor) -> int | None:
     """How often a tensor was written in place; `None` of one that was made in inference mode, which cannot be."""
     return None if tensor.is_inference() else tensor._version
+
+
+def _joined(calls: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The tokens of all calls of a layer, as those of a single one."""
+    if len(calls) == 1:
+        return calls[0]
+    inputs, returned = (torch.cat(side, dim=1) for side in zip(*calls, strict=True))
+    return inputs, returned
 
 
 def _moved(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

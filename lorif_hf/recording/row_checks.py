@@ -11,13 +11,15 @@ from ..layers.modules import base_model
 from ..tasks.base import Task
 from ..tasks.collation import LABELS, PaddingCollator
 from ..tasks.cross_entropy import IGNORED
+from .documents import DocumentCollator
 from .row_access import must_pass, named_rows
 
 
 def is_known_collator(collate: Any) -> bool:
     """Whether a collator takes every row's columns as they are: ours, and those of transformers. Others may fill in
     what is missing."""
-    return isinstance(collate, PaddingCollator) or type(collate).__module__.startswith("transformers.")
+    ours = isinstance(collate, (PaddingCollator, DocumentCollator))
+    return ours or type(collate).__module__.startswith("transformers.")
 
 
 def filled_columns(feature: Mapping[str, Any], names: Collection[str]) -> set[str]:

@@ -16,8 +16,11 @@ from ..errors import DatasetError
 from ..layers.modules import base_model
 from ..tasks.base import Task, forward_inputs
 from ..tasks.collation import LABELS, PaddingCollator, computable, padding_collator, with_a_token
+from ..tasks.segments import SEGMENTS, without_segments
 from . import row_checks
 from .code_identity import code_identity, task_code
+from .document_search import Packing, document_collator, find_documents
+from .documents import DocumentRows, flattened
 from .fingerprint import by_value, row_bytes
 from .random_state import random_state_kept
 from .row_access import columns_of, read_rows, readable
@@ -34,6 +37,8 @@ _DRAWS = 3  # until rows count as collated without random numbers
 class TrainingRows:
     """A map-style dataset in its own order, whatever a sampler did with it.
 
+    Where the dataset's rows hold several documents each (packing), the documents are the rows here.
+
     Args:
         dataset: a `datasets.Dataset` or anything with `len` and integer indexing.
         model (`nn.Module`): decides which columns are model inputs.
@@ -42,9 +47,15 @@ class TrainingRows:
         data_collator (`Callable`, *optional*): features to a batch; by default pads on the right.
         examples (*optional*): the same rows with what people see of them: see [`ShownRows`].
         store_text (`bool` or `int`): whole text, at most so many characters of it, or none.
+        packing (`Packing`, *optional*): how the Trainer packed the rows, where it says that it did.
+
+    Attributes:
+        count (`int`): N.
+        documents (`Documents` or `None`): where the rows are in those of the dataset; `None`: they are these.
 
     Raises:
-        [`~lorif_hf.errors.DatasetError`]: the rows have no number, there is none, or `examples` are not the same rows.
+        [`~lorif_hf.errors.DatasetError`]: the rows have no number, there is none, they are packed and nothing tells
+            their documents apart, or `examples` are not the same rows.
     """
 
     def __init__(
@@ -56,22 +67,61 @@ class TrainingRows:
         data_collator: Callable[[list[Any]], Any] | None = None,
         examples: Any = None,
         store_text: bool | int = True,
+        packing: Packing | None = None,
     ):
-        self.dataset, self.count = readable(dataset)
-        if self.count == 0:
+        self.dataset, self._held = readable(dataset)  # rows of the dataset itself
+        if self._held == 0:
             raise DatasetError("The dataset is empty: there is no row to index.")
         self.model, self.task = model, task
-        self.shown = ShownRows(self.dataset, self.count, examples, processing_class, store_text)
+        tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        with random_state_kept(data_collator, self.dataset):
+            self.documents = find_documents(self.dataset, self._held, data_collator, tokenizer, packing)
         self._padding = padding_collator(model, processing_class, task.makes_labels)
         self.collator = data_collator or self._padding
+        self.count, shown = self._held, self.dataset
+        if self.documents is not None:
+            self.count, shown = len(self.documents), DocumentRows(self.dataset, self.documents)
+            if data_collator is None:
+                self.collator = document_collator(self.dataset, tokenizer) or self._padding
+            examples = self._of_documents(examples)
+        self.shown = ShownRows(shown, self.count, examples, processing_class, store_text)
+
+    def _of_documents(self, examples: Any) -> Any:
+        """What was given for people to read, if it is given of each document; what a packed row says is none's."""
+        given = 0 if examples is None else readable(examples, "examples")[1]
+        if examples is None or (given == self._held and given != self.count):
+            return None
+        if given == self.count:
+            return examples
+        raise DatasetError(
+            f"examples has {given} rows, and the {self._held} packed rows of the dataset hold {self.count} documents: "
+            "they must be the documents, in the order in which they were packed. Or leave examples out: then the "
+            "tokens of each document are decoded."
+        )
 
     def batch(self, row_ids: Sequence[int]) -> dict[str, Any]:
-        """The rows of these numbers, collated.
+        """The rows of these numbers, collated; where they share sequences, with [`Segments`] that say how.
+
+        Documents come in the packed rows that hold them, in which the others' labels are -100.
 
         Raises:
             [`~lorif_hf.errors.DatasetError`]: names the row, and where it can the column, that cannot be measured.
         """
-        return self._collated(read_rows(self.dataset, row_ids), row_ids)
+        documents = self.documents
+        if documents is None:
+            features = read_rows(self.dataset, row_ids)
+            batch = self._collated(features, row_ids)
+            segments = flattened(features, batch)
+            return batch if segments is None else {**batch, SEGMENTS: segments}
+        sources = list(documents.by_source(row_ids))
+        features = read_rows(self.dataset, sources)
+        batch = self._collated(features, sources)
+        segments = documents.segments(row_ids, features, batch)
+        return {**batch, "labels": segments.masked(batch["labels"]), SEGMENTS: segments}
+
+    def single(self, row: int) -> dict[str, Any]:
+        """A row as a batch of its own: all that has a gradient in it is that row's."""
+        return without_segments(self.batch([row]))
 
     def check(self) -> None:
         """Look at a sample of rows, evenly spaced, as batches and as examples, without a trace on random numbers.
@@ -99,6 +149,12 @@ class TrainingRows:
         Raises:
             [`~lorif_hf.errors.DatasetError`]: they are not made of tokens.
         """
+        if self.documents is not None:
+            return self.documents.lengths[list(row_ids)].tolist()
+        return self.held_lengths(row_ids)
+
+    def held_lengths(self, row_ids: Sequence[int]) -> list[int]:
+        """Tokens of rows of the dataset, packed or not."""
         columns = columns_of(self.dataset)
         if "input_ids" not in columns:
             raise DatasetError(
@@ -117,6 +173,17 @@ class TrainingRows:
         """Numbers of at most `count` rows, evenly spaced over the dataset."""
         count = min(count, self.count)
         return [number * self.count // count for number in range(count)]
+
+    def sample(self, count: int) -> list[int]:
+        """Numbers of about `count` rows, evenly spaced, of which a pass takes no longer than of any other so many."""
+        return self.spaced(count) if self.documents is None else self.documents.sample(count)
+
+    def num_tokens(self, row_ids: Sequence[int], batch: dict[str, Any]) -> Tensor:
+        """int64 (n,) tokens of each row in a batch of these. A row may be several sequences, each with its own."""
+        if self.documents is not None:
+            return torch.tensor(self.lengths(row_ids))
+        tokens = tokens_per_example(batch, len(row_ids))
+        return tokens if len(tokens) == len(row_ids) else tokens.sum().expand(len(row_ids))
 
     def _collated(self, features: list[Any], row_ids: Sequence[int]) -> dict[str, Any]:
         known = row_checks.is_known_collator(self.collator)
@@ -180,7 +247,7 @@ class TrainingRows:
         that the model takes: the same for everybody who trains on these rows, however they are collated or shown.
         """
         rows = {"fingerprint": self._hashes[1]}
-        examples = self.shown.examples
+        examples = self.dataset if isinstance(self.shown.examples, DocumentRows) else self.shown.examples
         info = getattr(examples, "info", None)
         if info is None:
             return rows
@@ -204,16 +271,18 @@ class TrainingRows:
     def _hashes(self) -> tuple[str, str]:
         """The fingerprint of a build, and that of the rows as the model takes them, in one pass."""
         shown = self.shown
-        how = [self.count, columns_of(self.dataset), code_identity(self.collator), shown.text_columns]
+        packed = [] if self.documents is None else [self.documents.digest()]
+        how = [*packed, self._held, columns_of(self.dataset), code_identity(self.collator), shown.text_columns]
         build, taken = hashlib.sha256(by_value([*how, shown.id_column, shown.store_text])), hashlib.sha256()
+        taken.update("".join(packed).encode())
         known = {*self._signature(), *LABELS}
         with random_state_kept(self.dataset):
             # A transform that draws draws the same each time.
             random.seed(0)
             np.random.seed(0)
             torch.manual_seed(0)
-            for start in range(0, self.count, _TOGETHER):
-                for row in read_rows(self.dataset, range(start, min(start + _TOGETHER, self.count))):
+            for start in range(0, self._held, _TOGETHER):
+                for row in read_rows(self.dataset, range(start, min(start + _TOGETHER, self._held))):
                     whole, inputs = row_bytes(row, known)
                     build.update(whole)
                     taken.update(inputs)
@@ -223,6 +292,9 @@ class TrainingRows:
 def tokens_per_example(batch: dict[str, Any], size: int) -> Tensor:
     """(B,) tokens of each example in a batch, padding not counted; zero where the input is not made of tokens."""
     mask, ids = batch.get("attention_mask"), batch.get("input_ids")
+    if SEGMENTS in batch:
+        lengths: Tensor = batch[SEGMENTS].lengths
+        return lengths
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return mask.sum(dim=1).to("cpu", torch.int64)
     return torch.full((size,), ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else 0)

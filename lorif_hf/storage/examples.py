@@ -32,10 +32,16 @@ SCHEMA = pa.schema(
     ]
 )
 
+_PLACES = ("source_row", "start", "stop")  # of a document in the dataset that packs it
+_DOCUMENT = "document"
+PACKED_SCHEMA = pa.schema([*SCHEMA, *((name, pa.int64()) for name in (*_PLACES, _DOCUMENT))])
+"""Of the documents of a packed dataset."""
+
 
 def write_examples(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
     """Write the examples of one shard; equal columns give equal bytes."""
-    table = pa.table({name: list(columns[name]) for name in SCHEMA.names}, schema=SCHEMA)
+    schema = PACKED_SCHEMA if _DOCUMENT in columns else SCHEMA
+    table = pa.table({name: list(columns[name]) for name in schema.names}, schema=schema)
     write_atomically(
         path,
         lambda temporary: pq.write_table(table, temporary, row_group_size=ROW_GROUP, write_page_checksum=True),
@@ -56,7 +62,9 @@ def read_examples(store: Store, manifest: Manifest, rows: Sequence[int]) -> list
                 stop = start + file.metadata.row_group(group).num_rows
                 inside = here[(here >= start) & (here < stop)] - start
                 if len(inside):
-                    records = _read_group(file, shard, group, SCHEMA.names).take(pa.array(inside)).to_pylist()
+                    records = (
+                        _read_group(file, shard, group, file.schema_arrow.names).take(pa.array(inside)).to_pylist()
+                    )
                     examples.update(
                         (int(row) + start, _checked(record, int(row) + start, shard))
                         for row, record in zip(inside, records, strict=True)
@@ -84,12 +92,15 @@ def check_examples(store: Store, shard: Shard) -> None:
     row = shard.start
     with _table(store, shard) as file:
         for group in range(file.num_row_groups):
-            table = _read_group(file, shard, group, SCHEMA.names)
+            table = _read_group(file, shard, group, file.schema_arrow.names)
             table.validate(full=True)  # also that texts are UTF-8
             columns = {name: table.column(name).to_numpy() for name in ("row", *_NUMBERS)}
             good = columns["row"] == np.arange(row, row + table.num_rows)
             for name in _NUMBERS:
                 good &= np.isfinite(columns[name])  # what is absent is NaN
+            if _DOCUMENT in table.column_names:
+                source, start, stop, document = (table.column(c).to_numpy() for c in (*_PLACES, _DOCUMENT))
+                good &= (source >= 0) & (start >= 0) & (stop > start) & ~(document < 0)  # null is NaN
             if not good.all():
                 place = int(np.flatnonzero(~good)[0])
                 _checked(table.slice(place, 1).to_pylist()[0], row + place, shard)
@@ -108,7 +119,7 @@ def _table(store: Store, shard: Shard) -> Iterator[pq.ParquetFile]:
         source = store.parquet(shard)
         with pq.ParquetFile(source) as file:
             metadata, schema = file.metadata, file.schema_arrow
-        if not schema.equals(SCHEMA) or metadata.num_rows != shard.rows:
+        if not (schema.equals(SCHEMA) or schema.equals(PACKED_SCHEMA)) or metadata.num_rows != shard.rows:
             raise IndexCorruptedError(
                 shard.file,
                 f"it has {metadata.num_rows} rows of {', '.join(schema.names)}; expected {shard.rows} of "
@@ -138,4 +149,12 @@ def _checked(example: dict[str, Any], row: int, shard: Shard) -> dict[str, Any]:
     values = [example[name] for name in _NUMBERS]
     if example["row"] != row or not all(value is not None and math.isfinite(value) for value in values):
         raise IndexCorruptedError(shard.file, f"row {row} calls itself {example['row']} or holds no finite numbers")
+    if _DOCUMENT in example:
+        source, start, stop = (example[name] for name in _PLACES)
+        known = None not in (source, start, stop) and source >= 0 and 0 <= start < stop
+        if not known or not (example[_DOCUMENT] is None or example[_DOCUMENT] >= 0):
+            raise IndexCorruptedError(
+                shard.file,
+                f"row {row} is tokens {start} to {stop} of row {source} of its dataset, document {example[_DOCUMENT]}",
+            )
     return example

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import ObjectiveError
 from ..layers.modules import base_model
 from ..registry import TASKS
+from .segments import SEGMENTS
 from .text import TextReader
 
 
@@ -119,14 +120,22 @@ def no_margin(name: str) -> ObjectiveError:
     )
 
 
+_PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+"""What collators tell kernels of the documents in a sequence: models take it among their `**kwargs`."""
+
+
 def forward_inputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a batch that the model's forward takes, without the labels (the loss is ours)."""
     parameters = inspect.signature(base_model(model).forward).parameters
-    return {key: value for key, value in batch.items() if key in parameters and key not in ("labels", "use_cache")}
+    packed = _PACKED if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()) else ()
+    taken = (parameters.keys() | packed) - {"labels", "use_cache"}
+    return {key: value for key, value in batch.items() if key in taken}
 
 
 def batch_size(batch: Mapping[str, Any]) -> int:
-    """B: the length of the first tensor in the batch."""
+    """B: the number of its [`Segments`], else the length of the first tensor in the batch."""
+    if SEGMENTS in batch:
+        return len(batch[SEGMENTS])
     for value in batch.values():
         if isinstance(value, Tensor) and value.dim():
             return len(cast(Tensor, value))

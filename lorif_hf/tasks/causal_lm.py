@@ -10,6 +10,7 @@ from transformers.models.auto import modeling_auto
 from ..errors import QueryError
 from .base import Feature, Task, forward_inputs
 from .cross_entropy import IGNORED, cross_entropy
+from .segments import sums_by_example
 from .text import TextReader
 
 
@@ -28,10 +29,11 @@ class CausalLM(Task):
 
     def losses(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         logits, labels = self.predictions(model, batch)
-        return cross_entropy(logits.flatten(0, 1), labels.flatten()).view(labels.shape).sum(dim=1)
+        losses = cross_entropy(logits.flatten(0, 1), labels.flatten()).view(labels.shape)
+        return sums_by_example(losses, batch)
 
     def targets(self, batch: dict[str, Any]) -> Tensor:
-        return (_next_tokens(batch) != IGNORED).sum(dim=1)
+        return sums_by_example((_next_tokens(batch) != IGNORED).long(), batch)
 
     def predictions(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         return model(**forward_inputs(model, batch)).logits.float(), _next_tokens(batch)

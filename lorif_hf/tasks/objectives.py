@@ -15,6 +15,7 @@ from .base import Task, UserObjective, known_task, losses_of
 from .cross_entropy import IGNORED
 from .custom import Custom
 from .own_loss import ModelLoss, TrainerLoss, model_loss, trainer_loss
+from .segments import sums_by_example
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,9 @@ class MarginObjective(Objective):
         right = F.one_hot(labels.clamp_min(0), logits.shape[-1]).bool()
         chosen = logits.gather(-1, labels.clamp_min(0).unsqueeze(-1)).squeeze(-1)
         margins = (chosen - logits.masked_fill(right, -torch.inf).logsumexp(dim=-1)) * counts
-        doubt = (torch.sigmoid(-margins.detach()) * counts).sum(dim=1) / counts.sum(dim=1).clamp_min(1)
-        return Values(-margins.sum(dim=1), doubt.to("cpu", torch.float32))
+        targets = sums_by_example(counts.long(), batch).clamp_min(1)
+        doubt = sums_by_example(torch.sigmoid(-margins.detach()) * counts, batch) / targets
+        return Values(-sums_by_example(margins, batch), doubt.to("cpu", torch.float32))
 
 
 OUTPUTS: dict[str, type[Objective]] = {"loss": LossObjective, "margin": MarginObjective}
