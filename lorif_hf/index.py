@@ -28,11 +28,12 @@ from .querying.index_tokenizer import confined_tokenizer, load_tokenizer
 from .querying.loading import load_model
 from .querying.measure import MeasuredQueries, QueriedIndex, measure
 from .querying.options import QueryOptions
+from .querying.pieces import BestDocuments, best_documents
 from .querying.scan import Scan, best_scores, every_score
 from .querying.verify import verify_index
 from .reports.attribution import Attribution
 from .storage.claim import remove_left_over
-from .storage.examples import read_column, read_examples
+from .storage.examples import read_column, read_documents, read_examples
 from .storage.files import write_text
 from .storage.layout import CARD, ModuleEntry
 from .storage.shards import ShardReader
@@ -228,6 +229,7 @@ class InfluenceIndex(StoredIndex):
         objective: UserObjective | Task | str | None = None,
         batch_size: int = 8,
         strict: bool = True,
+        by_document: bool = False,
     ) -> Attribution:
         """The training examples that made the model say this, ranked.
 
@@ -248,6 +250,8 @@ class InfluenceIndex(StoredIndex):
                 [`~InfluenceIndex.build`]; by default what the index was built with.
             batch_size (`int`, *optional*, defaults to 8): queries per forward pass.
             strict (`bool`, *optional*, defaults to `True`): refuse a model with other weights; `False` warns.
+            by_document (`bool`, *optional*, defaults to `False`): rank documents that packing cut into several rows
+                whole: by the sum of the scores of all their pieces. Shown is the best piece; `pieces` has the rows.
 
         Returns:
             [`Attribution`]: scores and rows of shape (Q, k), joined to the examples. Scores are in nats per unit of
@@ -261,9 +265,12 @@ class InfluenceIndex(StoredIndex):
         options = QueryOptions(modules, processing_class, objective, batch_size, strict)
         scored = self._queried.scored(modules)
         prepared = self._measure(model, query, scored, options)
-        best = best_scores(self._scan(prepared, scored), top_k, largest)
+        scan = self._scan(prepared, scored)
+        best = self._best_documents(scan, top_k, largest) if by_document else best_scores(scan, top_k, largest)
         rows = best.indices.unique().tolist()
         examples = dict(zip(rows, read_examples(self._store, self.manifest, rows), strict=True))
+        if isinstance(best, BestDocuments):
+            examples = {row: {**example, "pieces": best.pieces[row]} for row, example in examples.items()}
         return Attribution(
             best.scores, best.indices, examples, prepared.texts, prepared.losses, self.repo_id, self.commit
         )
@@ -321,7 +328,11 @@ class InfluenceIndex(StoredIndex):
         return influence if self._rows is None else influence[self._rows]
 
     def examples(self, rows: list[int]) -> list[dict[str, Any]]:
-        """The examples of the given rows: row, example_id, text, num_tokens, loss (nats), self_influence."""
+        """The examples of the given rows: row, example_id, text, num_tokens, loss (nats), self_influence.
+
+        Documents of packed rows have source_row (their row of the dataset), start and stop (their tokens there) and
+        document (the same of all pieces of one that packing cut; None: unknown) beside it.
+        """
         self._check_rows(rows)
         return read_examples(self._store, self.manifest, rows)
 
@@ -336,6 +347,13 @@ class InfluenceIndex(StoredIndex):
                 is not what it should be.
         """
         verify_index(self._queried, self._store)
+
+    def _best_documents(self, scan: Scan, top_k: int, largest: bool) -> BestDocuments:
+        dense = _allocate((scan.queries, len(self)))
+        every_score(scan, dense)
+        documents = read_documents(self._store, self.manifest)
+        rows = torch.arange(len(documents)) if self._rows is None else self._rows
+        return best_documents(dense, rows, documents[rows.numpy()], top_k, largest)
 
     def _check_rows(self, rows: Sequence[int]) -> None:
         count = self.manifest.num_examples

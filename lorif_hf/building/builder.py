@@ -55,7 +55,7 @@ from .fitting import check_memory, fit_curvature
 from .options import BuildOptions
 from .recording_pass import RecordingPass, ShardContents
 from .telling_rows import no_target
-from .way import Choice, Way, WayFinder
+from .way import Choice, Way, WayFinder, unchecked_way
 
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class IndexBuilder:
         self.selection = Selection(model, config.target_modules, config.exclude_modules, trained)
         self.projections: dict[str, TwoSidedProjection] = {}
         self._every_entry = [self._module_entry(tracked) for tracked in self.selection.modules]
-        self._set_way(Way(choice.tasks[0]))
+        self._set_way(unchecked_way(choice, rows))
         starts = range(0, rows.count, config.shard_size)
         self.ranges = [(start, min(start + config.shard_size, rows.count)) for start in starts]
         self._prepared = False
@@ -158,7 +158,7 @@ class IndexBuilder:
             if right is not None:
                 self._set_way(right)
             if way is None:
-                self.rows.check()
+                self.rows.check(self.way.alone)
                 check_processing_class(self.processing_class)
                 check_disk(self.folder, self.config, self.entries, self.rows.count)
                 tell_coverage(self.selection.coverage())

@@ -17,7 +17,7 @@ from ..recording.check import Comparison, Probe, RecordingCheck
 from ..recording.random_state import random_state_kept
 from ..recording.rows import TrainingRows
 from ..registry import outside_module
-from ..tasks import Task, UserObjective, task_of
+from ..tasks import CausalLM, Task, UserObjective, task_of
 from ..tasks.base import batch_size, known_task
 from ..tasks.objectives import OUTPUTS, LossObjective, Objective
 from ..tasks.own_loss import RowLoss, TrainerLoss, has_users_loss, model_loss, trainer_loss
@@ -108,6 +108,12 @@ def choice_of(model: nn.Module, objective: UserObjective | Task | str | None, tr
     if fast is not None and (own or (outside_module(fast) is None and has_users_loss(model))):
         fast = None  # a few rows prove nothing of a loss that may weigh others otherwise
     return Choice([truth] if fast is None else [fast, truth], truth)
+
+
+def unchecked_way(choice: Choice, rows: TrainingRows) -> Way:
+    """The way where nothing is compared: of packed rows together only the documents that the model is told of."""
+    documents, task = rows.documents, choice.tasks[0]
+    return Way(task, single=documents is not None and not (documents.told and task.name == CausalLM.name))
 
 
 class WayFinder:

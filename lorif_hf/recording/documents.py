@@ -25,12 +25,14 @@ class Documents:
         source_rows (`np.ndarray`): int64 (D,), ascending: the row of the dataset that holds each.
         starts, stops (`np.ndarray`): int64 (D,): its tokens there are `input_ids[start:stop]`.
         numbers (`np.ndarray`): int64 (D,): which document it is a piece of, where packing cut some; -1: unknown.
+        told (`bool`, *optional*, defaults to `True`): whether the model is told where they begin.
     """
 
     source_rows: np.ndarray
     starts: np.ndarray
     stops: np.ndarray
     numbers: np.ndarray
+    told: bool = True
 
     @classmethod
     def of(
@@ -40,12 +42,13 @@ class Documents:
 
         Args:
             pieces (`Iterable`): row of the dataset, and what it holds.
-            numbers (`Sequence[int]`, *optional*): of all documents; by default none is known.
+            numbers (`Sequence[int]`, *optional*): of all documents, told apart by their tokens alone. By default none
+                is known.
         """
         flat = [(row, start, stop) for row, inside in pieces for start, stop in inside]
         table = np.array(flat, dtype=np.int64).reshape(-1, 3)
         known = np.full(len(table), UNKNOWN) if numbers is None else np.array(numbers)
-        return cls(table[:, 0], table[:, 1], table[:, 2], known.astype(np.int64))
+        return cls(table[:, 0], table[:, 1], table[:, 2], known.astype(np.int64), numbers is None)
 
     def __len__(self) -> int:
         return len(self.source_rows)

@@ -123,16 +123,20 @@ class TrainingRows:
         """A row as a batch of its own: all that has a gradient in it is that row's."""
         return without_segments(self.batch([row]))
 
-    def check(self) -> None:
+    def check(self, alone: bool = False) -> None:
         """Look at a sample of rows, evenly spaced, as batches and as examples, without a trace on random numbers.
+
+        Args:
+            alone (`bool`, *optional*, defaults to `False`): whether rows go one at a time.
 
         Raises:
             [`~lorif_hf.errors.DatasetError`]: as for a batch.
         """
         sample = sorted({*self.spaced(_CHECKED), self.count - 1})
         with random_state_kept(self.collator, self.dataset, self.shown.examples):
-            for start in range(0, len(sample), 8):
-                self.batch(sample[start : start + 8])
+            together = 1 if alone else 8
+            for start in range(0, len(sample), together):
+                self.batch(sample[start : start + together])
             for row in sample:
                 self.texts(row, row + 1)
                 self.example_ids(row, row + 1)

@@ -73,13 +73,21 @@ def read_examples(store: Store, manifest: Manifest, rows: Sequence[int]) -> list
     return [examples[int(row)] for row in rows]
 
 
+def read_documents(store: Store, manifest: Manifest) -> np.ndarray:
+    """Which document each row is a piece of, float64 (N,); NaN where it is not known, or the row is a whole one."""
+    return read_column(store, manifest, _DOCUMENT).astype(np.float64)
+
+
 def read_column(store: Store, manifest: Manifest, name: str) -> np.ndarray:
-    """One column of the whole table, in row order."""
+    """One column of the whole table, in row order; NaN where a table is one of plain rows and has none."""
     parts = []
     for shard in manifest.examples:
         with _table(store, shard) as file:
+            if name not in file.schema_arrow.names:
+                parts.append(np.full(shard.rows, np.nan))
+                continue
             groups = [_read_group(file, shard, group, [name]).column(name) for group in range(file.num_row_groups)]
-        parts.append(np.concatenate([group.cast(SCHEMA.field(name).type).to_numpy() for group in groups]))
+        parts.append(np.concatenate([group.cast(PACKED_SCHEMA.field(name).type).to_numpy() for group in groups]))
     return np.concatenate(parts)
 
 
