@@ -236,7 +236,8 @@ def _of_blocks(
         starts = sorted({0, *(int(place) for place in inside)}) if len(block) else []
         before = blocks[number - 1] if number else block[:0]
         # TRL cuts a thousand documents at a time: after the last, shorter block the next document begins.
-        fresh = 0 in inside or len(before) < longest or (end is not None and before[-1] == end)
+        ended = len(before) < longest or (end is not None and before[-1] == end)
+        fresh = 0 in inside or (ended and not packing.shuffled)
         for place in starts:
             if place or fresh:
                 last += 1

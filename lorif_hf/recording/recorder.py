@@ -253,14 +253,21 @@ class GradientRecorder:
 
         Only now: cut as they pass, and padded to the longest, the inputs of all layers would take a multiple.
         """
+        size, length = segments.shape
+        copies = []
         for inputs, returned in calls:
-            if inputs.shape[:2] != segments.shape or returned.shape[:2] != segments.shape:
+            times, rest = divmod(inputs.shape[1], length)
+            if len(inputs) != size or rest or not times or returned.shape[:2] != inputs.shape[:2]:
                 raise UnsupportedModuleError(
-                    f"Module '{name}' saw {inputs.shape[0]} x {inputs.shape[1]} tokens of a batch of "
-                    f"{segments.shape[0]} x {segments.shape[1]}, so the documents in it cannot be told apart. Record "
-                    "them one at a time (objective='model'), or leave it out with exclude_modules."
+                    f"Module '{name}' saw {inputs.shape[0]} x {inputs.shape[1]} tokens of a batch of {size} x "
+                    f"{length}, so the documents in it cannot be told apart. Record them one at a time "
+                    "(objective='model'), or leave it out with exclude_modules."
                 )
-        return [_joined([(cut(x, index), cut(dy, index)) for x, dy in calls]) for _, index in self._cuts]
+            copies.append(times)
+        return [
+            _joined([(cut(x, index, k), cut(dy, index, k)) for (x, dy), k in zip(calls, copies, strict=True)])
+            for _, index in self._cuts
+        ]
 
     def _gradient_of(self, tracked: TrackedModule, size: int, device: torch.device) -> Matrices:
         gradient = self._gradients.get(tracked.name)

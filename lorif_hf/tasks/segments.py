@@ -90,10 +90,17 @@ def in_place(cuts: Sequence[tuple[list[int], Tensor]]) -> Tensor:
     return torch.tensor([number for numbers, _ in cuts for number in numbers]).argsort()
 
 
-def cut(tensor: Tensor, index: Tensor) -> Tensor:
-    """The tokens of some examples, (n, L, features), of (S, T, features): zeros beyond the end of each."""
-    flat = F.pad(tensor.reshape(-1, tensor.shape[-1]), (0, 0, 0, 1))
-    return flat[index.to(flat.device)]
+def cut(tensor: Tensor, index: Tensor, copies: int = 1) -> Tensor:
+    """The tokens of some examples, (n, L, features), of (S, T, features): zeros beyond the end of each.
+
+    Args:
+        tensor (`Tensor`): of all tokens, or of `copies` of each, one after another: (S, T copies, features).
+        index (`Tensor`): of [`~Segments.cuts`].
+        copies (`int`, *optional*, defaults to 1): as of a token that goes to several experts.
+    """
+    size = tensor.shape[-1]
+    flat = F.pad(tensor.reshape(-1, copies * size), (0, 0, 0, 1))
+    return flat[index.to(flat.device)].reshape(len(index), -1, size)
 
 
 def sums_by_example(values: Tensor, batch: Mapping[str, Any]) -> Tensor:

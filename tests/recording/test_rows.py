@@ -62,8 +62,8 @@ def test_a_collator_of_transformers_is_spared_the_texts(tokenizer):
 
 
 def test_a_collator_that_packs_rows_is_told_and_has_them_alone(gpt2, tmp_path, caplog):
-    def flatten(features):
-        ids = torch.tensor([[token for feature in features for token in feature["input_ids"]]])
+    def flatten(features):  # with a token between them, so that nobody finds them
+        ids = torch.tensor([[token for feature in features for token in [7, *feature["input_ids"]]]])
         return {"input_ids": ids, "labels": ids}
 
     dataset = Dataset.from_dict({"input_ids": [[1, 2]] * 5})
@@ -72,6 +72,17 @@ def test_a_collator_that_packs_rows_is_told_and_has_them_alone(gpt2, tmp_path, c
     assert index.manifest.alone and len(index) == 5
     with pytest.raises(DatasetError, match="made 1 examples of rows 0 to 1: it packs or flattens them"):
         InfluenceIndex.build(gpt2, dataset, tmp_path / "other", data_collator=flatten, batch_size=2, check=False)
+
+
+def test_rows_that_see_each_other_in_a_flattened_batch_go_alone(gpt2, tmp_path, caplog):
+    def flatten(features):
+        ids = torch.tensor([[token for feature in features for token in feature["input_ids"]]])
+        return {"input_ids": ids, "labels": ids}
+
+    dataset = Dataset.from_dict({"input_ids": [[1, 2]] * 5})
+    index = InfluenceIndex.build(gpt2, dataset, tmp_path / "index", data_collator=flatten, batch_size=2)
+    assert "Objective 'causal-lm' is not what was trained: the loss of row 4" in caplog.text
+    assert index.manifest.alone and len(index) == 5
 
 
 def one(model, batch):

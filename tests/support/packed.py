@@ -24,7 +24,9 @@ def texts_of(count, seed=0, most=8):
     generator = torch.Generator().manual_seed(seed)
     texts = []
     for number in range(count):
-        chosen = torch.randint(len(_WORDS), (int(torch.randint(2, most, (1,), generator=generator)),), generator=generator)
+        chosen = torch.randint(
+            len(_WORDS), (int(torch.randint(2, most, (1,), generator=generator)),), generator=generator
+        )
         texts.append(f"{number} " + " ".join(_WORDS[i] for i in chosen))
     return texts
 
@@ -36,10 +38,8 @@ def rows_of(kind, count):
         return Dataset.from_dict({"text": texts})
     if kind == "completion":
         return Dataset.from_dict({"prompt": texts, "completion": [f" {text[::-1]}" for text in texts]})
-    chats = [
-        [{"role": "user", "content": text}, {"role": "assistant", "content": text[::-1]}, {"role": "user", "content": "?"}]
-        for text in texts
-    ]
+    chats = [[("user", text), ("assistant", text[::-1]), ("user", "?")] for text in texts]
+    chats = [[{"role": role, "content": content} for role, content in chat] for chat in chats]
     return Dataset.from_dict({"messages": chats})
 
 
@@ -107,7 +107,7 @@ def document_errors(index, model, collate, dataset, loss):
         size = sum(float(part.square().sum()) for part in true) ** 0.5
         wrong = sum(float((part - found[name][number]).square().sum()) for part, name in zip(true, names, strict=True))
         errors.append(wrong**0.5 / max(size, 1e-9) if size else wrong**0.5)
-        losses.append(abs(float(value) - example["loss"]) / max(1e-3, abs(float(value))))
+        losses.append(abs(value.item() - example["loss"]) / max(1e-3, abs(value.item())))
     for weight, flag in zip(weights, flags, strict=True):
         weight.requires_grad_(flag)
     return max(errors), max(losses)
