@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lorif_hf.algebra.matrices import LowRankMatrices, dense, matrix_sizes, squared_norms, unit
+from lorif_hf.algebra.matrices import LowRankMatrices, dense, in_order, matrix_sizes, squared_norms, unit
 
 
 @pytest.fixture
@@ -78,3 +78,12 @@ def test_unit_vectors_have_length_one_and_zero_stays_zero(whole, dim, scale):
     expected = torch.ones_like(norms)
     expected[2] = 0
     torch.testing.assert_close(norms, expected, rtol=1e-5, atol=0)
+
+
+def test_batches_are_put_in_order(low_rank, whole):
+    order = torch.tensor([2, 0, 3, 1])
+    parts = [LowRankMatrices(low_rank.left[p], low_rank.right[p], low_rank.squares[p]) for p in ([0], [1, 2, 3])]
+    found = in_order(parts, order)
+    torch.testing.assert_close(dense(found), whole[order])
+    torch.testing.assert_close(squared_norms(found), low_rank.squares[order])
+    torch.testing.assert_close(in_order([whole[:3], whole[3:]], order), whole[order])

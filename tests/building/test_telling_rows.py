@@ -61,3 +61,19 @@ def test_a_row_of_a_batch_alone_has_no_padding():
     assert first["label"].tolist() == [5] and second["attention_mask"].tolist() == [[1, 1]] and first["name"] == "x"
     del batch["attention_mask"]
     assert alone_of(batch, 1, 2)["input_ids"].tolist() == [[3, 4, 0]]
+
+
+def test_of_packed_rows_documents_that_follow_another_are_taken():
+    dataset = [{"input_ids": list(range(1, sum(sizes) + 1)), "seq_lengths": sizes} for sizes in ([9], [3, 4], [8, 2])]
+    rows = TrainingRows(dataset, make_gpt2(), CausalLM())
+    assert rows.count == 5 and set(telling_rows(rows, 3)) == {2, 4}
+    single = TrainingRows(dataset[:1], make_gpt2(), CausalLM())
+    assert telling_rows(single, 3) == [0]
+
+
+def test_a_document_alone_is_one_in_its_row_whose_neighbours_have_no_labels():
+    dataset = [{"input_ids": [1, 2, 3, 4, 5], "seq_lengths": [2, 3]}]
+    rows = TrainingRows(dataset, make_gpt2(), CausalLM())
+    alone = alone_of(rows.batch([0, 1]), 1, 2)
+    assert alone["labels"].tolist() == [[-100, -100, -100, 4, 5]] and alone.keys() == rows.single(1).keys()
+    assert rows.single(1)["labels"].tolist() == alone["labels"].tolist()

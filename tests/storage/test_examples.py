@@ -7,7 +7,14 @@ import pytest
 
 from lorif_hf.errors import IndexCorruptedError
 from lorif_hf.storage import examples, files
-from lorif_hf.storage.examples import SCHEMA, check_examples, read_column, read_examples, write_examples
+from lorif_hf.storage.examples import (
+    SCHEMA,
+    check_examples,
+    read_column,
+    read_documents,
+    read_examples,
+    write_examples,
+)
 from lorif_hf.storage.files import file_entry
 from lorif_hf.storage.layout import FileEntry, Manifest, Shard, example_file
 from lorif_hf.storage.store import LocalStore
@@ -121,6 +128,42 @@ def test_numbers_that_no_build_writes_are_refused(tmp_path, column, value):
     with pytest.raises(IndexCorruptedError, match="row 0 calls itself .* or holds no finite numbers"):
         read_examples(LocalStore(tmp_path), manifest, [0])
     assert read_examples(LocalStore(tmp_path), manifest, [1]) == [expected_row(1)]
+
+
+def packed(start, rows):
+    """Documents of four tokens, two in each row of the dataset; some of them are pieces of a known one."""
+    row_ids = range(start, start + rows)
+    places = {"source_row": [i // 2 for i in row_ids], "start": [i % 2 * 4 for i in row_ids]}
+    numbers = [None if i % 3 == 0 else i // 3 for i in row_ids]
+    return {**columns_of(start, rows), **places, "stop": [i % 2 * 4 + 4 for i in row_ids], "document": numbers}
+
+
+def test_documents_of_packed_rows_stand_beside_plain_rows(tmp_path):
+    write_examples(tmp_path / example_file(0), columns_of(0, 4))
+    write_examples(tmp_path / example_file(1), packed(4, 4))
+    manifest, store = manifest_of(tmp_path, [4, 4]), LocalStore(tmp_path)
+    expected = {name: column[1] for name, column in packed(4, 4).items()}
+    assert read_examples(store, manifest, [1, 5]) == [expected_row(1), expected]
+    np.testing.assert_array_equal(read_documents(store, manifest), [np.nan] * 4 + [1, 1, np.nan, 2])
+    assert read_column(store, manifest, "row").tolist() == list(range(8))
+    for shard in manifest.examples:
+        check_examples(store, shard)
+
+
+@pytest.mark.parametrize(
+    "column, value",
+    [("source_row", -1), ("source_row", None), ("start", -1), ("start", 8), ("stop", None), ("document", -1)],
+)
+def test_a_document_that_is_nowhere_is_refused(tmp_path, column, value):
+    columns = packed(0, 4)
+    columns[column][1] = value
+    write_examples(tmp_path / example_file(0), columns)
+    manifest = manifest_of(tmp_path, [4])
+    with pytest.raises(IndexCorruptedError, match=r"row 1 is tokens .* to .* of row .* of its dataset, document"):
+        read_examples(LocalStore(tmp_path), manifest, [1])
+    with pytest.raises(IndexCorruptedError, match=r"row 1 is tokens .* to .* of row .* of its dataset, document"):
+        check_examples(LocalStore(tmp_path), manifest.examples[0])
+    assert read_examples(LocalStore(tmp_path), manifest, [2])[0]["start"] == 0
 
 
 def test_equal_columns_give_equal_bytes(tmp_path):

@@ -8,6 +8,7 @@ from transformers import BertConfig, BertForTokenClassification, BertModel
 from lorif_hf.errors import ObjectiveError
 from lorif_hf.tasks import CausalLM, SequenceClassification, task_of
 from lorif_hf.tasks.base import auto_class, batch_size, forward_inputs
+from lorif_hf.tasks.segments import SEGMENTS, Segments
 
 
 @pytest.mark.parametrize(
@@ -57,8 +58,12 @@ def test_forward_inputs(build, token_batch):
     model = build("llama", lora={})
     batch = {**token_batch([3]), "use_cache": True, "text": "x", "example_id": torch.tensor([1])}
     assert list(forward_inputs(model, batch)) == ["input_ids", "attention_mask"]
+    packed = {"input_ids": batch["input_ids"], "cu_seq_lens_q": torch.tensor([0, 3]), "seq_lengths": [3]}
+    assert list(forward_inputs(model, packed)) == ["input_ids", "cu_seq_lens_q"]
+    assert list(forward_inputs(torch.nn.Linear(1, 1), packed)) == []
 
 
 def test_batch_size():
     assert batch_size({"n": 3, "scalar": torch.tensor(1.0), "x": torch.zeros(4, 2)}) == 4
     assert batch_size({"x": torch.zeros(0, 2)}) == 0
+    assert batch_size({"x": torch.zeros(1, 5), SEGMENTS: Segments((1, 5), [(0, 0, 2), (0, 2, 4), (0, 4, 5)])}) == 3
