@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 class InfluenceCallback(TrainerCallback):
     """Records an influence index in a final pass when `trainer.train()` ends, at the final (or best) weights.
 
-    Row i of the index is row i of the Trainer's `train_dataset`, whatever the sampler did. The index is then at
-    `callback.index`. What can be wrong is found before the first step, and raised; what goes wrong after the training
+    Row i of the index is row i of the Trainer's `train_dataset`, whatever the sampler did; where that is packed, each
+    document in it is a row, in the order in which they stand there. The index is then at `callback.index`. What can be wrong is found before the first step, and raised; what goes wrong after the training
     is logged, and kept as `callback.error`: `train()` returns all the same, and [`~InfluenceCallback.record`] goes on.
 
     Args:
@@ -39,7 +39,8 @@ class InfluenceCallback(TrainerCallback):
         trainer (`transformers.Trainer`, *optional*): the Trainer, whose `compute_loss` is what is trained. By default
             the one that calls this callback.
         config (`InfluenceConfig`, *optional*): by default `InfluenceConfig()`.
-        batch_size (`int`, *optional*): examples per forward pass; by default `per_device_train_batch_size`.
+        batch_size (`int`, *optional*): examples per forward pass, or packed rows; by default
+            `per_device_train_batch_size`.
         max_tokens_per_batch, max_memory, check (*optional*): as in [`InfluenceIndex.build`].
         auto_find_batch_size (`bool`, *optional*): by default that of the `TrainingArguments`.
         objective (`Callable`, [`~lorif_hf.tasks.Task`] or `str`, *optional*): `(model, batch) -> (B,)` per-example
@@ -48,8 +49,8 @@ class InfluenceCallback(TrainerCallback):
             is what is trained, else `"trainer"`.
         data_collator (`Callable`, *optional*): by default the Trainer's own.
         examples (*optional*): the training rows with the columns that the Trainer removes (texts, ids), in the same
-            order, for people to read; which columns are shown, [`InfluenceIndex.build`] says. By default the Trainer's
-            `train_dataset`.
+            order, for people to read; which columns are shown, [`InfluenceIndex.build`] says. Of packed rows, their
+            documents. By default the Trainer's `train_dataset`.
         store_text (*optional*): as in [`InfluenceIndex.build`].
         push_to_hub (`bool`, *optional*, defaults to `False`): push the index when it is whole; its shards are uploaded
             while it is recorded.

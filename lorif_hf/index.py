@@ -84,8 +84,9 @@ class InfluenceIndex(StoredIndex):
     ) -> "InfluenceIndex":
         """Record every row of `dataset` with `model` as it is now and write the index to `path`.
 
-        Row i of the index is row i of `dataset`. A build that was interrupted goes on when called again with the same
-        arguments and ends with the same bytes.
+        Row i of the index is row i of `dataset`; of packed rows (`seq_lengths`, `position_ids` that begin anew, ...)
+        the i-th document. A build that was interrupted goes on when called again with the same arguments and ends
+        with the same bytes.
 
         Args:
             model (`nn.Module`): a transformers model or a `PeftModel` with LoRA adapters.
@@ -94,7 +95,8 @@ class InfluenceIndex(StoredIndex):
             config (`InfluenceConfig`, *optional*): by default `InfluenceConfig()`.
             processing_class (*optional*): the tokenizer; goes into the index, so that it answers text queries.
             data_collator (`Callable`, *optional*): by default pads on the right, labels with -100.
-            batch_size (`int`, *optional*, defaults to 8): examples per forward pass; changes the result by rounding.
+            batch_size (`int`, *optional*, defaults to 8): examples (or packed rows) per forward pass; changes the
+                result by rounding.
             max_tokens_per_batch (`int`, *optional*): instead of `batch_size`, as many examples of like length as have
                 so many tokens together, padding included; a longer one goes alone.
             auto_find_batch_size (`bool`, *optional*, defaults to `False`): halve a batch that does not fit into

@@ -12,7 +12,8 @@ class BuildOptions:
     """How a build runs. Changes the index by rounding at most.
 
     Args:
-        batch_size (`int`): rows that go through the model at once, where `max_tokens` is not given.
+        batch_size (`int`): rows that go through the model at once, where `max_tokens` is not given. Packed rows count
+            as one, however many documents they hold.
         max_tokens (`int`, *optional*): tokens, padding included: rows of like length go together, as many as fit. A
             row that is longer goes alone.
         auto (`bool`): halve what did not fit into memory and go on.
