@@ -31,8 +31,9 @@ class InfluenceCallback(TrainerCallback):
     """Records an influence index in a final pass when `trainer.train()` ends, at the final (or best) weights.
 
     Row i of the index is row i of the Trainer's `train_dataset`, whatever the sampler did; where that is packed, each
-    document in it is a row, in the order in which they stand there. The index is then at `callback.index`. What can be wrong is found before the first step, and raised; what goes wrong after the training
-    is logged, and kept as `callback.error`: `train()` returns all the same, and [`~InfluenceCallback.record`] goes on.
+    document in it is a row, in the order in which they stand there. The index is then at `callback.index`. What can be
+    wrong is found before the first step, and raised; what goes wrong after the training is logged, and kept as
+    `callback.error`: `train()` returns all the same, and [`~InfluenceCallback.record`] goes on.
 
     Args:
         path (`str` or `os.PathLike`): folder of the index. It is checked before the training starts.

@@ -134,7 +134,8 @@ def tokens_of(feature: Any) -> np.ndarray | None:
         tokens = np.asarray(ids)
     except (TypeError, ValueError, RuntimeError):
         return None
-    return tokens.astype(np.int64) if tokens.ndim == 1 and tokens.dtype.kind in "iu" else None
+    whole = tokens.dtype.kind in "iu" or not tokens.size  # an empty list has no type
+    return tokens.astype(np.int64) if tokens.ndim == 1 and whole else None
 
 
 def places_of(rows: Sequence[np.ndarray | None], batch: Mapping[str, Any]) -> list[tuple[int, int]] | None:

@@ -44,6 +44,9 @@ def test_a_column_tells(name, values, kind):
 
 def test_packed_rows_of_one_document_each_are_documents_only_where_lengths_say_so():
     assert found([{"input_ids": [3, 4], "seq_lengths": [2]}]) == [(0, 0, 2)]
+    assert found([{"input_ids": [3, 4], "seq_lengths": [1, 1]}, {"input_ids": [], "seq_lengths": []}])[1:] == [
+        (0, 1, 2)
+    ]
     assert found([{"input_ids": [3, 4], "position_ids": [0, 1]}]) is None
     assert found([{"input_ids": [3, 4], "seq_lengths": 2}]) is None  # a number of the user's
     assert found([{"pixel_values": [3, 4]}]) is None and found([[1, 2]]) is None
