@@ -114,6 +114,8 @@ class PiecesReader:
             raise ValueError("it has no value there")
         if self.name == _POSITIONS:
             return _of_positions(values, _numbers(row.get(_MASK)), tokens, self.padding)
+        if not len(values) and not len(tokens):
+            return []
         ends = np.cumsum(values) if self.name == _LENGTHS else values[1:] if values[:1] == 0 else values
         starts = np.r_[0, ends[:-1]] if len(ends) else ends
         if len(ends) == 0 or (ends < starts).any() or ends[-1] > len(tokens) or starts[0] < 0:
