@@ -95,7 +95,7 @@ class InfluenceIndex(StoredIndex):
             config (`InfluenceConfig`, *optional*): by default `InfluenceConfig()`.
             processing_class (*optional*): the tokenizer; goes into the index, so that it answers text queries.
             data_collator (`Callable`, *optional*): by default pads on the right, labels with -100.
-            batch_size (`int`, *optional*, defaults to 8): examples or packed rows per forward pass: a matter of rounding.
+            batch_size (`int`, *optional*, defaults to 8): rows per forward pass; changes the result by rounding.
             max_tokens_per_batch (`int`, *optional*): instead of `batch_size`, as many examples of like length as have
                 so many tokens together, padding included; a longer one goes alone.
             auto_find_batch_size (`bool`, *optional*, defaults to `False`): halve a batch that does not fit into
