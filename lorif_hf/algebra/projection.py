@@ -27,27 +27,83 @@ def draw_signs(shape: tuple[int, ...], *, seed: int, name: str) -> Tensor:
 
 
 @dataclass(frozen=True)
+class BlockSigns:
+    """A random projection of E blocks of w coordinates each (the outputs of E experts) onto the same d columns.
+
+    Each coordinate goes to one column, with a sign. The w of a block are spread evenly, so that at d = w inner
+    products within a block stay as they are; those between blocks keep their expected value, zero. It takes E w
+    numbers, where a Rademacher matrix has E w d.
+
+    Args:
+        columns (`Tensor`): int64 (E, w).
+        signs (`Tensor`): +1 or -1, (E, w).
+        width (`int`): d.
+
+    Source: sparse embeddings with one entry in each row, Charikar et al. 2002; Clarkson and Woodruff 2013
+    (arXiv:1207.6365).
+    """
+
+    columns: Tensor
+    signs: Tensor
+    width: int
+
+    @classmethod
+    def draw(cls, blocks: int, block_width: int, width: int, *, seed: int, name: str) -> "BlockSigns":
+        """Signs are those of `name`, as in [`draw_signs`]. A block's coordinates are ordered by the little-endian
+        32-bit words that it has in the stream of "<name>/order" (ties as they come): the k-th goes to column k mod
+        `width`."""
+        words = stream(seed, f"{name}/order", 4 * blocks * block_width).view("<u4").reshape(blocks, block_width)
+        places = np.argsort(np.argsort(words, axis=1, kind="stable"), axis=1, kind="stable") % width
+        columns = torch.from_numpy(places.astype(np.int64))
+        return cls(columns, draw_signs((blocks, block_width), seed=seed, name=name), width)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(E w, d)."""
+        return self.signs.numel(), self.width
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "BlockSigns":
+        """The same on a device, with signs of a dtype."""
+        return BlockSigns(self.columns.to(device), self.signs.to(device, dtype), self.width)
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """(..., E w) -> (..., d)."""
+        signed = vectors * self.signs.flatten()
+        return vectors.new_zeros(*vectors.shape[:-1], self.width).index_add_(-1, self.columns.flatten(), signed)
+
+    def of_block(self, block: int) -> "BlockSigns":
+        """What is done with one block: (..., w) -> (..., d)."""
+        return BlockSigns(self.columns[block : block + 1], self.signs[block : block + 1], self.width)
+
+
+@dataclass(frozen=True)
 class TwoSidedProjection:
     """The signs of P_in (I x d1) and P_out (O x d2) of one layer, int8; `None` stands for the identity (f = 1).
 
-    A sign over the root of the projected size is an entry of a Rademacher projection: E[P P^T] is the identity.
+    A sign over the root of the projected size is an entry of a Rademacher projection: E[P P^T] is the identity. The
+    outputs of a layer of experts are projected expert by expert instead ([`BlockSigns`]).
 
     Source: LoGRA's two-sided projection (arXiv:2405.13954, section 3) as used by LoRIF (arXiv:2601.21929, section 3).
     """
 
     in_signs: Tensor | None
-    out_signs: Tensor | None
+    out_signs: Tensor | BlockSigns | None
 
     @classmethod
     def draw(
-        cls, shape: tuple[int, int], projected_shape: tuple[int, int], *, seed: int, name: str
+        cls, shape: tuple[int, int], projected_shape: tuple[int, int], *, seed: int, name: str, blocks: int = 1
     ) -> "TwoSidedProjection":
-        """The projection of layer `name` from (I, O) to (d1, d2); a side that keeps its size is not projected."""
-        in_signs, out_signs = (
-            None if source == target else draw_signs((source, target), seed=seed, name=f"{name}/{side}")
-            for source, target, side in zip(shape, projected_shape, ("in", "out"), strict=True)
-        )
-        return cls(in_signs, out_signs)
+        """The projection of layer `name` from (I, O) to (d1, d2); a side that keeps its size is not projected.
+        `blocks`: how many blocks the outputs come in."""
+
+        def side(source: int, target: int, name: str) -> Tensor | None:
+            return None if source == target else draw_signs((source, target), seed=seed, name=name)
+
+        (size_in, size_out), (d1, d2) = shape, projected_shape
+        in_signs = side(size_in, d1, f"{name}/in")
+        if blocks > 1:
+            return cls(in_signs, BlockSigns.draw(blocks, size_out // blocks, d2, seed=seed, name=f"{name}/out"))
+        return cls(in_signs, side(size_out, d2, f"{name}/out"))
 
     def projected_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         """(d1, d2) of a layer of shape (I, O)."""
@@ -60,15 +116,17 @@ class TwoSidedProjection:
         digest = hashlib.sha256()
         for signs in (self.in_signs, self.out_signs):
             digest.update(b"identity" if signs is None else str(tuple(signs.shape)).encode())
+            if isinstance(signs, BlockSigns):
+                digest.update(signs.columns.numpy().tobytes())
             if signs is not None:
-                digest.update((signs > 0).to(torch.uint8).numpy().tobytes())
+                values = signs.signs if isinstance(signs, BlockSigns) else signs
+                digest.update((values > 0).to(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "TwoSidedProjection":
         """The same signs on a device, in a dtype (every dtype holds +-1 exactly)."""
-        return TwoSidedProjection(
-            *(None if signs is None else signs.to(device, dtype) for signs in (self.in_signs, self.out_signs))
-        )
+        in_signs = None if self.in_signs is None else self.in_signs.to(device, dtype)
+        return TwoSidedProjection(in_signs, None if self.out_signs is None else self.out_signs.to(device, dtype))
 
 
 @dataclass(frozen=True)
@@ -110,12 +168,16 @@ class SparseProjection:
         return digest.hexdigest()
 
 
-def project(vectors: Tensor, signs: Tensor | None) -> Tensor:
-    """Project vectors (..., I) with the signs (I, d) of a Rademacher matrix, or not at all where `signs` is `None`.
+def project(vectors: Tensor, signs: Tensor | BlockSigns | None) -> Tensor:
+    """Project vectors (..., I) with the signs (I, d) of a Rademacher matrix or of blocks, or not at all where `signs`
+    is `None`.
 
     The product with the bare signs is taken in the dtype of `vectors`, widened to float32 (float64 stays) and scaled.
+    (What blocks add up is few numbers, which are widened before.)
     """
     wide = torch.float64 if vectors.dtype == torch.float64 else torch.float32
     if signs is None:
         return vectors.to(wide)
+    if isinstance(signs, BlockSigns):
+        return signs.project(vectors.to(wide))
     return (vectors @ signs).to(wide) / signs.shape[1] ** 0.5

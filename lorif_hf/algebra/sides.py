@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .projection import project
+from .projection import BlockSigns, project
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ Side = Tensor | OneHot | Blocks
 """Of a batch's tokens, (B, T, features): as a tensor, or as what it is made of."""
 
 
-def project_side(side: Side, signs: Tensor | None) -> Tensor:
+def project_side(side: Side, signs: Tensor | BlockSigns | None) -> Tensor:
     """[`~lorif_hf.algebra.projection.project`] of whatever stands for vectors (B, T, features); of none more is made
     than what comes out, (B, T, d)."""
     if isinstance(side, Tensor):
@@ -72,15 +72,19 @@ def project_side(side: Side, signs: Tensor | None) -> Tensor:
     if signs is None:
         return project(as_vectors(side), None)
     wide = torch.float64 if side.dtype == torch.float64 else torch.float32
-    scale = signs.shape[1] ** 0.5
     if isinstance(side, OneHot):
+        assert isinstance(signs, Tensor)  # only what comes back is projected in blocks
         known = (side.ids >= 0).unsqueeze(-1)
-        return signs[side.ids.clamp_min(0)].to(wide) * known / scale
+        return signs[side.ids.clamp_min(0)].to(wide) * known / signs.shape[1] ** 0.5
     width = side.values.shape[2]
     projected = side.values.new_zeros(*side.blocks.shape, signs.shape[1], dtype=wide)
     for block in side.blocks.unique().tolist():
         here = side.blocks == block
-        projected[here] = (side.values[here] @ signs[block * width : (block + 1) * width]).to(wide) / scale
+        if isinstance(signs, BlockSigns):
+            part: Tensor | BlockSigns = signs.of_block(block)
+        else:
+            part = signs[block * width : (block + 1) * width]
+        projected[here] = project(side.values[here], part)
     return projected
 
 

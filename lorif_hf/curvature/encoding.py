@@ -67,8 +67,7 @@ class Encoder:
         self._sketches: dict[str, SparseProjection] = {}
         if config.projection_dim is not None:
             for module in modules:
-                size = module.in_features * module.out_features
-                self._sketches[module.name] = draw_global(module.name, size, config)
+                self._sketches[module.name] = draw_global(module.name, module.d1 * module.d2, config)
         self._shapes = {module.name: (module.d1, module.d2) for module in modules}
 
     def reductions(self) -> dict[str, Reduction]:
@@ -107,7 +106,7 @@ class Encoder:
 
 
 def draw_global(name: str, size: int, config: InfluenceConfig) -> SparseProjection:
-    """The part of the global projection that takes in layer `name`, of I O = `size` weights."""
+    """The part of the global projection that takes in layer `name`, of d1 d2 = `size` numbers."""
     assert config.projection_dim is not None
     return SparseProjection.draw(size, config.projection_dim, seed=config.seed, name=f"{name}/global")
 
@@ -149,9 +148,10 @@ def _above_rank(config: InfluenceConfig, shape: tuple[int, int], projected: tupl
 def draw_projection(entry: ModuleEntry, config: InfluenceConfig) -> tuple[TwoSidedProjection, str]:
     """A layer's two-sided projection, and the hash of all that is drawn for it."""
     shapes = (entry.in_features, entry.out_features), (entry.d1, entry.d2)
-    drawn = TwoSidedProjection.draw(*shapes, seed=config.seed, name=entry.name)
+    blocks = entry.out_features // entry.widths[1]
+    drawn = TwoSidedProjection.draw(*shapes, seed=config.seed, name=entry.name, blocks=blocks)
     if config.projection_dim is not None:
-        return drawn, draw_global(entry.name, entry.in_features * entry.out_features, config).sha256()
+        return drawn, draw_global(entry.name, entry.d1 * entry.d2, config).sha256()
     return drawn, drawn.sha256()
 
 

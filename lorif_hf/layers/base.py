@@ -46,7 +46,8 @@ class MatrixShape:
         in_features (`int`): I.
         out_features (`int`): O.
         in_width, out_width (`int`, *optional*): how much of a side is kept at most, where that is less than all of it:
-            an embedding's I is the vocabulary, but of no gradient more than a few rows are not zero.
+            an embedding's I is the vocabulary, but of no gradient more than a few rows are not zero. Outputs then come
+            in blocks of that width, which are projected onto one another: those of a layer of experts.
     """
 
     in_features: int

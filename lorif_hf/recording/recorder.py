@@ -18,11 +18,13 @@ from ..algebra.projection import TwoSidedProjection
 from ..algebra.statistic import Statistic
 from ..errors import NonFiniteGradientError, RecordingError, UnsupportedModuleError
 from ..layers import BatchShape
+from ..layers.experts import EXPERTS
 from ..layers.modules import TrackedModule, base_model
 from ..tasks.base import batch_size
 from ..tasks.objectives import Objective, Values
 from ..tasks.segments import SEGMENTS, Segments, cut, in_place
 from .attention import whole_attention
+from .experts import recorded_experts
 from .following import ParameterFollower
 from .layer_hook import InputChangedError, LayerHook
 from .model_lock import model_lock
@@ -117,8 +119,11 @@ class GradientRecorder:
             if hasattr(config, "use_cache"):
                 held.callback(setattr, config, "use_cache", config.use_cache)
                 config.use_cache = False
-            for layer in self._layers.values():
-                for module in () if layer.tracked.followed else (layer.tracked.module, *layer.tracked.shared):
+            called = [layer for layer in self._layers.values() if not layer.tracked.followed]
+            experts = [layer for layer in called if isinstance(layer.tracked.kind, EXPERTS)]
+            held.enter_context(recorded_experts(experts))
+            for layer in called:
+                for module in () if layer in experts else (layer.tracked.module, *layer.tracked.shared):
                     held.callback(module.register_forward_hook(layer, with_kwargs=True).remove)
             self._held = held.pop_all()
         return self

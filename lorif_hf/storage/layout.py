@@ -77,6 +77,7 @@ class ModuleEntry:
         followed (`bool`): whether its weight is followed through functions, since its calls do not tell all.
         parameter (`str`): what the module calls the parameter.
         in_width, out_width (`int`, *optional*): how much of a side is kept at most, where that is less than all of it.
+            Outputs then come in blocks of that width (experts).
     """
 
     name: str
@@ -184,7 +185,7 @@ class Manifest:
         for module in self.modules:
             widths = module.widths
             sides = (module.in_features, widths[0], module.d1), (module.out_features, widths[1], module.d2)
-            good = all(1 <= d <= width <= full for full, width, d in sides)
+            good = all(1 <= d <= width <= full for full, width, d in sides) and module.out_features % widths[1] == 0
             _require(good, f"module '{module.name}' has an impossible shape")
 
 

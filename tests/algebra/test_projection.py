@@ -4,7 +4,7 @@ import pytest
 import torch
 from projections import rademacher
 
-from lorif_hf.algebra.projection import SparseProjection, TwoSidedProjection, draw_signs, project
+from lorif_hf.algebra.projection import BlockSigns, SparseProjection, TwoSidedProjection, draw_signs, project
 
 
 SIGNS = [[1, 1, -1, 1, 1], [-1, 1, 1, -1, -1], [-1, 1, 1, 1, -1], [1, 1, -1, 1, -1]]
@@ -121,6 +121,53 @@ def test_the_two_sides_of_a_square_layer_differ():
     projection = TwoSidedProjection.draw((16, 16), (4, 4), seed=0, name="layer")
     assert not torch.equal(projection.in_signs, projection.out_signs)
     assert not torch.equal(projection.in_signs, -projection.out_signs)
+
+
+def as_matrix(blocks):
+    """P of `BlockSigns`, (E w, d), of float64."""
+    matrix = torch.zeros(blocks.shape, dtype=torch.float64)
+    matrix[torch.arange(len(matrix)), blocks.columns.flatten()] = blocks.signs.flatten().double()
+    return matrix
+
+
+@pytest.mark.parametrize("width", [1, 4, 6])
+def test_blocks_are_projected_as_their_matrix_says(generator, width):
+    blocks = BlockSigns.draw(3, 6, width, seed=1, name="layer/out")
+    matrix = as_matrix(blocks)
+    assert blocks.shape == matrix.shape == (18, width) and set(matrix.flatten().tolist()) <= {0.0, 1.0, -1.0}
+    for vectors in (torch.randn(2, 5, 18, generator=generator), torch.zeros(0, 18), torch.ones(18)):
+        projected = project(vectors.double(), blocks.to(torch.device("cpu"), torch.float64))
+        torch.testing.assert_close(projected, vectors.double() @ matrix)
+    assert project(torch.ones(18).bfloat16(), blocks.to(torch.device("cpu"), torch.bfloat16)).dtype == torch.float32
+    evenly = matrix.abs().unflatten(0, (3, 6)).sum(dim=1)
+    assert float(evenly.max() - evenly.min()) <= 1
+    torch.testing.assert_close(as_matrix(blocks.of_block(1)), matrix[6:12])
+
+
+def test_within_a_block_of_full_width_nothing_is_lost_and_between_blocks_nothing_is_added_in_the_mean():
+    blocks = [BlockSigns.draw(3, 6, 6, seed=seed, name="layer/out") for seed in range(400)]
+    products = torch.stack([as_matrix(block) @ as_matrix(block).T for block in blocks])
+    for block in range(3):
+        part = slice(6 * block, 6 * block + 6)
+        assert torch.equal(products[:, part, part], torch.eye(6).double().expand(400, 6, 6))
+    assert float((products.mean(dim=0) - torch.eye(18).double()).abs().max()) < 0.12  # six standard deviations
+
+
+def test_blocks_are_drawn_from_the_stream():
+    drawn = TwoSidedProjection.draw((5, 12), (5, 4), seed=7, name="layer", blocks=3)
+    assert drawn.in_signs is None and drawn.projected_shape((5, 12)) == (5, 4)
+    assert torch.equal(drawn.out_signs.signs, draw_signs((3, 4), seed=7, name="layer/out"))
+    words = [int.from_bytes(bytes_of(7, "layer/out/order", 48)[4 * i : 4 * i + 4], "little") for i in range(12)]
+    for block in range(3):
+        order = sorted(range(4), key=lambda i: words[4 * block + i])
+        assert [int(drawn.out_signs.columns[block, i]) for i in order] == [0, 1, 2, 3]
+    hashes = {drawn.sha256()}
+    for other in ({"seed": 8}, {"name": "other"}, {"blocks": 2}, {"blocks": 1}):
+        hashes.add(
+            TwoSidedProjection.draw((5, 12), (5, 4), **{"seed": 7, "name": "layer", "blocks": 3, **other}).sha256()
+        )
+    flipped = BlockSigns(drawn.out_signs.columns.roll(1, 1), drawn.out_signs.signs, 4)
+    assert len(hashes | {TwoSidedProjection(None, flipped).sha256()}) == 6
 
 
 def test_the_hash_notices_one_other_sign():

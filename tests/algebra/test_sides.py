@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lorif_hf.algebra.projection import draw_signs, project
+from lorif_hf.algebra.projection import BlockSigns, draw_signs, project
 from lorif_hf.algebra.sides import Blocks, OneHot, as_vectors, cast_side, cat_tokens, project_side
 
 
@@ -32,6 +32,16 @@ def test_projected(side, target):
     signs = draw_signs((12, target), seed=0, name="layer/in").double()
     torch.testing.assert_close(project_side(side, signs), project(vectors, signs))
     torch.testing.assert_close(project_side(side, None), vectors)
+
+
+@pytest.mark.parametrize("target", [1, 2, 3])
+def test_blocks_projected_block_by_block(target):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(3, 4, 3, generator=generator, dtype=torch.float64)
+    side = Blocks(values, torch.randint(0, 4, (3, 4), generator=generator), 4)
+    signs = BlockSigns.draw(4, 3, target, seed=0, name="layer/out").to(torch.device("cpu"), torch.float64)
+    torch.testing.assert_close(project_side(side, signs), project(as_vectors(side), signs))
+    torch.testing.assert_close(project_side(as_vectors(side), signs), project(as_vectors(side), signs))
 
 
 def test_without_a_token(side):
