@@ -77,6 +77,7 @@ class InfluenceIndex(StoredIndex):
         examples: Any = None,
         store_text: bool | int = True,
         check: bool = True,
+        examples_seen: int | None = None,
         push_to_hub: bool = False,
         repo_id: str | None = None,
         private: bool | None = None,
@@ -90,7 +91,8 @@ class InfluenceIndex(StoredIndex):
 
         Args:
             model (`nn.Module`): a transformers model or a `PeftModel` with LoRA adapters.
-            dataset: a tokenized map-style dataset (`datasets.Dataset`, or anything with `len` and indexing).
+            dataset: a tokenized map-style dataset (`datasets.Dataset`, or anything with `len` and indexing), or a
+                stream (`IterableDataset`), whose rows are numbered as they come.
             path (`str` or `os.PathLike`): folder of the index; absent, empty, or holding this unfinished build.
             config (`InfluenceConfig`, *optional*): by default `InfluenceConfig()`.
             processing_class (*optional*): the tokenizer; goes into the index, so that it answers text queries.
@@ -113,6 +115,8 @@ class InfluenceIndex(StoredIndex):
             store_text (`bool` or `int`, *optional*, defaults to `True`): whole text, so many characters, or none.
             check (`bool`, *optional*, defaults to `True`): before the pass, see on a few of the first rows that losses
                 and gradients are those of autograd, row by row.
+            examples_seen (`int`, *optional*): of a stream, how many of its first rows were trained on; by default its
+                length, where it has one ([`~lorif_hf.recording.streamed_rows.StreamedRows`] says how it is read).
             push_to_hub (`bool`, *optional*, defaults to `False`): push the index when it is whole; its shards are
                 uploaded while the build goes on.
             repo_id, private, token (*optional*): as in [`~InfluenceIndex.push_to_hub`].
@@ -137,6 +141,7 @@ class InfluenceIndex(StoredIndex):
             data_collator=data_collator,
             examples=examples,
             store_text=store_text,
+            examples_seen=examples_seen,
         )
         destination = Destination(repo_id or folder.name, private, token) if push_to_hub else None
         return cls.from_builder(builder, destination)
