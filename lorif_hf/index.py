@@ -172,6 +172,14 @@ class InfluenceIndex(StoredIndex):
             index._push(destination)
         return index
 
+    @classmethod
+    def build_over(cls, model: Any, checkpoints: Any, dataset: Any, path: Any, **options: Any) -> Any:
+        """An index of each checkpoint of a training, scored as their sum with its learning rates: see
+        [`~lorif_hf.InfluenceEnsemble.build`], whose arguments and result these are."""
+        from .ensemble import InfluenceEnsemble
+
+        return InfluenceEnsemble.build(model, checkpoints, dataset, path, **options)
+
     def select(self, rows: Sequence[int]) -> "InfluenceIndex":
         """The same index over some of its rows: queries read and score these alone.
 
@@ -282,7 +290,6 @@ class InfluenceIndex(StoredIndex):
             best.scores, best.indices, examples, prepared.texts, prepared.losses, self.repo_id, self.commit
         )
 
-    @torch.inference_mode(False)
     def scores(
         self,
         model: nn.Module | str,
@@ -308,13 +315,7 @@ class InfluenceIndex(StoredIndex):
             of the free memory is a memory map of a temporary file.
         """
         options = QueryOptions(modules, processing_class, objective, batch_size, strict)
-        scored = self._queried.scored(modules)
-        prepared = self._measure(model, queries, scored, options)
-        shape = (len(prepared.texts), len(self))
-        names = [module.name for module in scored]
-        dense = _allocate((len(names), *shape) if per_module else shape)
-        every_score(self._scan(prepared, scored, weighted), dense)
-        return dict(zip(names, dense, strict=True)) if per_module else dense
+        return self._dense(model, queries, options, per_module, weighted)[0]
 
     def example_weights(self) -> Tensor:
         """What each example counts for, float32 (N,): 1 - p where margins are recorded (TRAK), else 1."""
@@ -361,6 +362,19 @@ class InfluenceIndex(StoredIndex):
         documents = read_documents(self._store, self.manifest)
         rows = torch.arange(len(documents)) if self._rows is None else self._rows
         return best_documents(dense, rows, documents[rows.numpy()], top_k, largest)
+
+    @torch.inference_mode(False)
+    def _dense(
+        self, model: Any, queries: Any, options: QueryOptions, per_module: bool, weighted: bool
+    ) -> tuple[Any, MeasuredQueries]:
+        """Every score, and the queries as they were measured."""
+        scored = self._queried.scored(options.modules)
+        prepared = self._measure(model, queries, scored, options)
+        shape = (len(prepared.texts), len(self))
+        names = [module.name for module in scored]
+        dense = _allocate((len(names), *shape) if per_module else shape)
+        every_score(self._scan(prepared, scored, weighted), dense)
+        return (dict(zip(names, dense, strict=True)) if per_module else dense), prepared
 
     def _check_rows(self, rows: Sequence[int]) -> None:
         count = self.manifest.num_examples
