@@ -1,8 +1,6 @@
 """`InfluenceIndex`: build, load, query, push. A facade: the work is in build, query, storage and algebra."""
 
-import math
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +27,7 @@ from .querying.loading import load_model
 from .querying.measure import MeasuredQueries, QueriedIndex, measure
 from .querying.options import QueryOptions
 from .querying.pieces import BestDocuments, best_documents
-from .querying.scan import Scan, best_scores, every_score
+from .querying.scan import Scan, allocate, best_scores, every_score
 from .querying.verify import verify_index
 from .reports.attribution import Attribution
 from .storage.claim import remove_left_over
@@ -357,7 +355,7 @@ class InfluenceIndex(StoredIndex):
         verify_index(self._queried, self._store)
 
     def _best_documents(self, scan: Scan, top_k: int, largest: bool) -> BestDocuments:
-        dense = _allocate((scan.queries, len(self)))
+        dense = allocate((scan.queries, len(self)))
         every_score(scan, dense)
         documents = read_documents(self._store, self.manifest)
         rows = torch.arange(len(documents)) if self._rows is None else self._rows
@@ -372,7 +370,7 @@ class InfluenceIndex(StoredIndex):
         prepared = self._measure(model, queries, scored, options)
         shape = (len(prepared.texts), len(self))
         names = [module.name for module in scored]
-        dense = _allocate((len(names), *shape) if per_module else shape)
+        dense = allocate((len(names), *shape) if per_module else shape)
         every_score(self._scan(prepared, scored, weighted), dense)
         return (dict(zip(names, dense, strict=True)) if per_module else dense), prepared
 
@@ -397,23 +395,3 @@ class InfluenceIndex(StoredIndex):
         if options.processing_class is None:
             options = replace(options, processing_class=self._asked_tokenizer)
         return measure(model, query, self._queried, scored, options)
-
-
-def _allocate(shape: tuple[int, ...]) -> Tensor:
-    """A float32 tensor, in a temporary file where it would take over half of the free memory."""
-    size = math.prod(shape)
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        free = 1 << 32  # a system that does not tell: take 4 GiB
-    if size * 4 <= free // 2:
-        return torch.empty(shape)
-    try:
-        with tempfile.TemporaryFile() as file:  # the map keeps the file alive until the tensor is gone
-            if hasattr(os, "posix_fallocate"):  # writing to a map that the disk has no room for ends the process
-                os.posix_fallocate(file.fileno(), 0, size * 4)
-            return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))
-    except (OSError, ValueError, OverflowError, RuntimeError) as error:
-        raise QueryError(
-            f"No room for scores of shape {shape} ({error}): ask for fewer queries, or attribute()."
-        ) from None
