@@ -19,6 +19,7 @@ from lorif_hf.errors import BuildFolderError, DatasetError, RecordingError
 from lorif_hf.hub.destination import Destination
 from lorif_hf.hub.publish import prepare_repo
 from lorif_hf.recording.random_state import random_state_kept
+from lorif_hf.recording.streamed_rows import StreamedRows, is_stream, numbered, trained_rows
 from lorif_hf.storage.claim import INDEX_FOLDER
 from lorif_hf.storage.layout import MANIFEST
 from lorif_hf.tasks import Task, UserObjective
@@ -53,6 +54,8 @@ class InfluenceCallback(TrainerCallback):
             order, for people to read; which columns are shown, [`InfluenceIndex.build`] says. Of packed rows, their
             documents. By default the Trainer's `train_dataset`.
         store_text (*optional*): as in [`InfluenceIndex.build`].
+        examples_seen (`int`, *optional*): of a stream, how many of its first rows are recorded. By default those that
+            the training has seen: its steps times rows a step, or the whole stream where it was read to its end.
         push_to_hub (`bool`, *optional*, defaults to `False`): push the index when it is whole; its shards are uploaded
             while it is recorded.
         repo_id, private, token (*optional*): as in [`InfluenceIndex.push_to_hub`]; `repo_id` is by default the
@@ -86,6 +89,7 @@ class InfluenceCallback(TrainerCallback):
         data_collator: Callable[[list[Any]], Any] | None = None,
         examples: Any = None,
         store_text: bool | int = True,
+        examples_seen: int | None = None,
         push_to_hub: bool = False,
         repo_id: str | None = None,
         private: bool | None = None,
@@ -103,6 +107,7 @@ class InfluenceCallback(TrainerCallback):
         self.destination = Destination(repo_id or self.path.name, private, token) if push_to_hub else None
         self.objective = objective
         self.examples, self.store_text = examples, store_text
+        self.examples_seen = examples_seen
         self.raise_errors = raise_errors
         self.index: InfluenceIndex | None = None
         self.error: BaseException | None = None
@@ -117,21 +122,16 @@ class InfluenceCallback(TrainerCallback):
         INDEX_FOLDER.check(self.path)
         if (self.path / MANIFEST).exists():
             raise BuildFolderError(f"{self.path} already holds an index. Choose another folder or delete this one.")
-        dataset = getattr(kwargs.get("train_dataloader"), "dataset", None)
-        if not hasattr(dataset, "__len__"):
-            raise DatasetError(
-                f"The train_dataset is a {type(dataset).__name__} without a length, so its rows have no number: an "
-                "influence index needs a map-style dataset."
-            )
         if args.world_size > 1:
             raise RecordingError(
                 f"The final pass runs on one process, this training has {args.world_size}. Train without the callback "
                 "and call InfluenceIndex.build(model, dataset, path) on one process afterwards."
             )
         self.trainer = self._given_trainer or _calling_trainer(self)
-        with random_state_kept(kwargs["train_dataloader"].collate_fn, dataset, self.data_collator):
+        loader = kwargs["train_dataloader"]
+        with random_state_kept(loader.collate_fn, loader.dataset, self.data_collator):
             self._trained = frozenset()
-            builder = self._planned(self.path, args, kwargs)
+            builder = self._planned(self.path, args, kwargs, state.max_steps)
             self._way, self._trained = builder.prepare(), frozenset(builder.selection.trained)
         if self.destination is not None:
             prepare_repo(self.destination)
@@ -170,45 +170,65 @@ class InfluenceCallback(TrainerCallback):
         loader = kwargs["train_dataloader"]
         with random_state_kept(loader.collate_fn, loader.dataset, self.data_collator):
             try:
-                self.index = self._recorded(self.path, args, kwargs)
+                self.index = self._recorded(self.path, args, kwargs, state.global_step)
             except BuildFolderError as error:
                 # An unfinished build of an earlier training is in the way: this one's index must not be lost for it.
                 beside = self.path.with_name(f"{self.path.name}-{state.global_step}-{uuid.uuid4().hex[:8]}")
                 logger.warning("%s The index goes to %s.", error, beside)
                 self.path = beside
-                self.index = self._recorded(beside, args, kwargs)
+                self.index = self._recorded(beside, args, kwargs, state.global_step)
         self.error = self._ended = None
         return self.index
 
-    def _recorded(self, folder: Path, args: TrainingArguments, kwargs: dict[str, Any]) -> InfluenceIndex:
-        builder = self._planned(folder, args, kwargs)
+    def _recorded(self, folder: Path, args: TrainingArguments, kwargs: dict[str, Any], steps: int) -> InfluenceIndex:
+        builder = self._planned(folder, args, kwargs, steps, ended=True)
         builder.prepare(self._way)
         return InfluenceIndex.from_builder(builder, self.destination)
 
-    def _planned(self, folder: Path, args: TrainingArguments, kwargs: dict[str, Any]) -> IndexBuilder:
-        """The build, with what the Trainer knows and it needs."""
+    def _planned(
+        self, folder: Path, args: TrainingArguments, kwargs: dict[str, Any], steps: int, ended: bool = False
+    ) -> IndexBuilder:
+        """The build after so many steps, with what the Trainer knows and it needs."""
         loader = kwargs["train_dataloader"]
+        dataset = self._rows(loader, args, steps)
         auto = args.auto_find_batch_size if self.auto_find_batch_size is None else self.auto_find_batch_size
         batch_size = self.batch_size or args.per_device_train_batch_size
         return plan_build(
             kwargs["model"],
-            loader.dataset,
+            dataset,
             folder,
             self.config,
             BuildOptions(batch_size, self.max_tokens_per_batch, auto, self.max_memory, self.check),
             objective=self.objective,
             processing_class=kwargs.get("processing_class"),
             data_collator=self.data_collator or loader.collate_fn,
-            examples=self._examples(loader.dataset),
+            examples=self._examples(dataset),
             store_text=self.store_text,
             trainer=self.trainer,
             trained=self._trained,
+            settle=ended,
         )
+
+    def _rows(self, loader: Any, args: TrainingArguments, steps: int) -> Any:
+        """The rows that so many steps see: all, or those of a stream that the loader has read by then."""
+        if not is_stream(loader.dataset):
+            return numbered(loader.dataset, self.examples_seen)
+        if loader.batch_size is None:
+            raise DatasetError("The loader has no batch_size: what its stream yields are batches, not rows.")
+        if loader.num_workers > 1 and not args.dataloader_in_order:
+            raise DatasetError(
+                "With dataloader_in_order=False the rows of a stream come in an order that cannot be had twice: leave "
+                "it at True."
+            )
+        batches = steps * args.gradient_accumulation_steps
+        return trained_rows(loader.dataset, loader.batch_size, batches, loader.num_workers, self.examples_seen)
 
     def _examples(self, rows: Any) -> Any:
         """What people are shown: what the user gave, else the Trainer's rows before it took columns away."""
         if self.examples is not None:
             return self.examples
+        if isinstance(rows, StreamedRows):  # from whose items nothing was taken
+            return rows
         whole = getattr(self.trainer, "train_dataset", None)
         try:
             return whole if whole is not None and len(whole) == len(rows) else None

@@ -8,11 +8,12 @@ are registered with `lorif_hf.layers`, `lorif_hf.tasks`, `lorif_hf.curvature` an
 from importlib.metadata import version
 
 from .config import InfluenceConfig
-from .ensemble import ensemble_scores
+from .ensemble import InfluenceEnsemble, ensemble_scores
 from .evaluation import metric
 from .index import InfluenceIndex
 from .reports.attribution import Attribution
 
 
 __version__ = version("lorif-hf")
-__all__ = ["Attribution", "InfluenceConfig", "InfluenceIndex", "__version__", "ensemble_scores", "metric"]
+__all__ = ["Attribution", "InfluenceConfig", "InfluenceEnsemble", "InfluenceIndex", "__version__"]
+__all__ += ["ensemble_scores", "metric"]

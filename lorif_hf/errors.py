@@ -94,6 +94,11 @@ class IndexCorruptedError(LorifError):
         )
 
 
+class CheckpointError(LorifError, ValueError):
+    """A checkpoint of a training cannot be used as it is: no weights, others than the model has, or nothing known of
+    its learning rates."""
+
+
 class ModelMismatchError(LorifError, ValueError):
     """The query's model is not the one that was indexed. `strict=False` goes on with a warning."""
 

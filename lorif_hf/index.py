@@ -1,8 +1,6 @@
 """`InfluenceIndex`: build, load, query, push. A facade: the work is in build, query, storage and algebra."""
 
-import math
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +27,7 @@ from .querying.loading import load_model
 from .querying.measure import MeasuredQueries, QueriedIndex, measure
 from .querying.options import QueryOptions
 from .querying.pieces import BestDocuments, best_documents
-from .querying.scan import Scan, best_scores, every_score
+from .querying.scan import Scan, allocate, best_scores, every_score
 from .querying.verify import verify_index
 from .reports.attribution import Attribution
 from .storage.claim import remove_left_over
@@ -77,6 +75,7 @@ class InfluenceIndex(StoredIndex):
         examples: Any = None,
         store_text: bool | int = True,
         check: bool = True,
+        examples_seen: int | None = None,
         push_to_hub: bool = False,
         repo_id: str | None = None,
         private: bool | None = None,
@@ -90,7 +89,8 @@ class InfluenceIndex(StoredIndex):
 
         Args:
             model (`nn.Module`): a transformers model or a `PeftModel` with LoRA adapters.
-            dataset: a tokenized map-style dataset (`datasets.Dataset`, or anything with `len` and indexing).
+            dataset: a tokenized map-style dataset (`datasets.Dataset`, or anything with `len` and indexing), or a
+                stream (`IterableDataset`), whose rows are numbered as they come.
             path (`str` or `os.PathLike`): folder of the index; absent, empty, or holding this unfinished build.
             config (`InfluenceConfig`, *optional*): by default `InfluenceConfig()`.
             processing_class (*optional*): the tokenizer; goes into the index, so that it answers text queries.
@@ -112,6 +112,8 @@ class InfluenceIndex(StoredIndex):
             store_text (`bool` or `int`, *optional*, defaults to `True`): whole text, so many characters, or none.
             check (`bool`, *optional*, defaults to `True`): before the pass, see on a few of the first rows that losses
                 and gradients are those of autograd, row by row.
+            examples_seen (`int`, *optional*): of a stream, how many of its first rows were trained on; by default its
+                length, where it has one ([`~lorif_hf.recording.streamed_rows.StreamedRows`] says how it is read).
             push_to_hub (`bool`, *optional*, defaults to `False`): push the index when it is whole; its shards are
                 uploaded while the build goes on.
             repo_id, private, token (*optional*): as in [`~InfluenceIndex.push_to_hub`].
@@ -136,6 +138,7 @@ class InfluenceIndex(StoredIndex):
             data_collator=data_collator,
             examples=examples,
             store_text=store_text,
+            examples_seen=examples_seen,
         )
         destination = Destination(repo_id or folder.name, private, token) if push_to_hub else None
         return cls.from_builder(builder, destination)
@@ -165,6 +168,14 @@ class InfluenceIndex(StoredIndex):
         if destination is not None:
             index._push(destination)
         return index
+
+    @classmethod
+    def build_over(cls, model: Any, checkpoints: Any, dataset: Any, path: Any, **options: Any) -> Any:
+        """An index of each checkpoint of a training, scored as their sum with its learning rates: see
+        [`~lorif_hf.InfluenceEnsemble.build`], whose arguments and result these are."""
+        from .ensemble import InfluenceEnsemble
+
+        return InfluenceEnsemble.build(model, checkpoints, dataset, path, **options)
 
     def select(self, rows: Sequence[int]) -> "InfluenceIndex":
         """The same index over some of its rows: queries read and score these alone.
@@ -276,7 +287,6 @@ class InfluenceIndex(StoredIndex):
             best.scores, best.indices, examples, prepared.texts, prepared.losses, self.repo_id, self.commit
         )
 
-    @torch.inference_mode(False)
     def scores(
         self,
         model: nn.Module | str,
@@ -302,13 +312,7 @@ class InfluenceIndex(StoredIndex):
             of the free memory is a memory map of a temporary file.
         """
         options = QueryOptions(modules, processing_class, objective, batch_size, strict)
-        scored = self._queried.scored(modules)
-        prepared = self._measure(model, queries, scored, options)
-        shape = (len(prepared.texts), len(self))
-        names = [module.name for module in scored]
-        dense = _allocate((len(names), *shape) if per_module else shape)
-        every_score(self._scan(prepared, scored, weighted), dense)
-        return dict(zip(names, dense, strict=True)) if per_module else dense
+        return self._dense(model, queries, options, per_module, weighted)[0]
 
     def example_weights(self) -> Tensor:
         """What each example counts for, float32 (N,): 1 - p where margins are recorded (TRAK), else 1."""
@@ -350,11 +354,24 @@ class InfluenceIndex(StoredIndex):
         verify_index(self._queried, self._store)
 
     def _best_documents(self, scan: Scan, top_k: int, largest: bool) -> BestDocuments:
-        dense = _allocate((scan.queries, len(self)))
+        dense = allocate((scan.queries, len(self)))
         every_score(scan, dense)
         documents = read_documents(self._store, self.manifest)
         rows = torch.arange(len(documents)) if self._rows is None else self._rows
         return best_documents(dense, rows, documents[rows.numpy()], top_k, largest)
+
+    @torch.inference_mode(False)
+    def _dense(
+        self, model: Any, queries: Any, options: QueryOptions, per_module: bool, weighted: bool
+    ) -> tuple[Any, MeasuredQueries]:
+        """Every score, and the queries as they were measured."""
+        scored = self._queried.scored(options.modules)
+        prepared = self._measure(model, queries, scored, options)
+        shape = (len(prepared.texts), len(self))
+        names = [module.name for module in scored]
+        dense = allocate((len(names), *shape) if per_module else shape)
+        every_score(self._scan(prepared, scored, weighted), dense)
+        return (dict(zip(names, dense, strict=True)) if per_module else dense), prepared
 
     def _check_rows(self, rows: Sequence[int]) -> None:
         count = self.manifest.num_examples
@@ -377,23 +394,3 @@ class InfluenceIndex(StoredIndex):
         if options.processing_class is None:
             options = replace(options, processing_class=self._asked_tokenizer)
         return measure(model, query, self._queried, scored, options)
-
-
-def _allocate(shape: tuple[int, ...]) -> Tensor:
-    """A float32 tensor, in a temporary file where it would take over half of the free memory."""
-    size = math.prod(shape)
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        free = 1 << 32  # a system that does not tell: take 4 GiB
-    if size * 4 <= free // 2:
-        return torch.empty(shape)
-    try:
-        with tempfile.TemporaryFile() as file:  # the map keeps the file alive until the tensor is gone
-            if hasattr(os, "posix_fallocate"):  # writing to a map that the disk has no room for ends the process
-                os.posix_fallocate(file.fileno(), 0, size * 4)
-            return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))
-    except (OSError, ValueError, OverflowError, RuntimeError) as error:
-        raise QueryError(
-            f"No room for scores of shape {shape} ({error}): ask for fewer queries, or attribute()."
-        ) from None

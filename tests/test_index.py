@@ -25,7 +25,7 @@ from lorif_hf.errors import (
     ObjectiveError,
     QueryError,
 )
-from lorif_hf.index import _allocate
+from lorif_hf.querying.scan import allocate
 from lorif_hf.storage.layout import signed
 
 
@@ -195,10 +195,10 @@ def test_scores_that_neither_memory_nor_disk_has_room_for_are_refused_before_the
         reserved.append(size)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lorif_hf.index.os.sysconf", lambda name: 1)
-    monkeypatch.setattr("lorif_hf.index.os.posix_fallocate", full, raising=False)
+    monkeypatch.setattr("lorif_hf.querying.scan.os.sysconf", lambda name: 1)
+    monkeypatch.setattr("lorif_hf.querying.scan.os.posix_fallocate", full, raising=False)
     with pytest.raises(QueryError, match=r"No room for scores of shape \(3, 50\) .*No space left.* ask for fewer"):
-        _allocate((3, 50))
+        allocate((3, 50))
     assert reserved == [600]
 
 

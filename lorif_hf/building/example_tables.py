@@ -12,6 +12,7 @@ from ..storage.files import file_entry
 from ..storage.layout import ModuleEntry, Shard, example_file
 
 
+_TOGETHER = 128  # rows whose texts are read at once
 ACTIVE = "active"  # in a shard's table: which stored gradients are not zero in all of its rows, uint8 (entries,)
 
 
@@ -34,10 +35,11 @@ def write_example_tables(
     shards = []
     for number, ((start, stop), recorded) in enumerate(zip(ranges, tables, strict=True)):
         file = example_file(number)
+        names, texts = _shown(rows, start, stop)
         columns = {
             "row": range(start, stop),
-            "example_id": rows.example_ids(start, stop),
-            "text": rows.texts(start, stop),
+            "example_id": names,
+            "text": texts,
             "num_tokens": recorded["num_tokens"].tolist(),
             "loss": recorded["losses"].tolist(),
             "self_influence": self_influence[start:stop].tolist(),
@@ -47,6 +49,17 @@ def write_example_tables(
         entry = file_entry(folder, file)
         shards.append(Shard(entry.file, entry.bytes, entry.sha256, start, stop - start))
     return shards
+
+
+def _shown(rows: TrainingRows, start: int, stop: int) -> tuple[list[str | None], list[str | None]]:
+    """The users' names and the texts of a range of rows: few at a time, so that a stream need not go back."""
+    names: list[str | None] = []
+    texts: list[str | None] = []
+    for first in range(start, stop, _TOGETHER):
+        last = min(first + _TOGETHER, stop)
+        names += rows.example_ids(first, last)
+        texts += rows.texts(first, last)
+    return names, texts
 
 
 def silent_layers(tables: Sequence[Mapping[str, Tensor]], entries: Sequence[ModuleEntry]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from ..config import InfluenceConfig
 from ..layers.modules import unwrap
 from ..recording.document_search import packing_of
 from ..recording.rows import TrainingRows
+from ..recording.streamed_rows import StreamedRows, numbered
 from ..storage.claim import INDEX_FOLDER
 from ..tasks import Task, UserObjective
 from .builder import IndexBuilder
@@ -29,15 +30,25 @@ def plan_build(
     store_text: bool | int = True,
     trainer: Any = None,
     trained: Container[str] = (),
+    examples_seen: int | None = None,
+    settle: bool = False,
 ) -> IndexBuilder:
     """A build that is ready to run: everything that can be checked without a forward pass is.
 
-    The arguments are those of `InfluenceIndex.build`, and `trainer`: the Trainer whose loss was trained, and
-    `trained`: the parameters that were, whatever `requires_grad` says by now.
+    The arguments are those of `InfluenceIndex.build`, and `trainer`: the Trainer whose loss was trained, `trained`:
+    the parameters that were, whatever `requires_grad` says by now, and `settle`: read a stream that may end earlier
+    than was thought to see how many rows it has.
     """
     INDEX_FOLDER.check(folder)
     model, config = unwrap(model), config or InfluenceConfig()
     choice = choice_of(model, objective, trainer)
-    kind, packing = choice.tasks[0], packing_of(trainer)
-    rows = TrainingRows(dataset, model, kind, processing_class, data_collator, examples, store_text, packing)
+    kind, packing, dataset = choice.tasks[0], packing_of(trainer), numbered(dataset, examples_seen)
+    how = model, kind, processing_class, data_collator, examples, store_text, packing
+    rows = TrainingRows(dataset, *how)
+    if settle and isinstance(dataset, StreamedRows) and dataset.at_most:
+        if rows.documents is None:
+            rows.settle()
+        else:
+            dataset.settle()
+            rows = TrainingRows(dataset, *how)
     return IndexBuilder(model, rows, folder, config, processing_class, options, choice, trained)

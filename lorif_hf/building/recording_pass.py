@@ -1,7 +1,7 @@
 """The pass over the training rows: which rows go through the model together, and what of it goes into a shard."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,12 +64,19 @@ class RecordingPass:
         """The rows that go through the model together. Of a packed dataset, those of one packed row do."""
         documents = self.rows.documents
         if documents is None or self.alone:
-            for group in self.options.groups(row_ids, self.rows.lengths):
+            for group in self._together(row_ids, self.rows.lengths):
                 yield [[row] for row in group]
             return
         packed = documents.by_source(row_ids)
-        for group in self.options.groups(list(packed), self.rows.held_lengths):
+        for group in self._together(list(packed), self.rows.held_lengths):
             yield [packed[source] for source in group]
+
+    def _together(self, row_ids: Sequence[int], lengths: Callable[[Sequence[int]], list[int]]) -> Iterator[list[int]]:
+        """Numbers of rows that go together: of a stream, sorted by length only as far as it can be read back."""
+        window = self.rows.window if self.options.max_tokens is not None else None
+        step = window or max(1, len(row_ids))
+        for start in range(0, len(row_ids), step):
+            yield from self.options.groups(row_ids[start : start + step], lengths)
 
     def _cut(self, group: _Rows) -> list[_Rows]:
         return [[together] for together in group] if self.alone else _parts(group, self._pieces)

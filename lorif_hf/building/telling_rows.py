@@ -49,8 +49,9 @@ def telling_rows(rows: TrainingRows, count: int) -> list[int]:
 
 def _sample(rows: TrainingRows) -> list[int]:
     following = [] if rows.documents is None else rows.documents.following().tolist()
+    following = [row for row in following if row < rows.reach]
     count = min(_LOOKED_AT, len(following))
-    return [following[number * len(following) // count] for number in range(count)] or rows.spaced(_LOOKED_AT)
+    return [following[number * len(following) // count] for number in range(count)] or rows.within_reach(_LOOKED_AT)
 
 
 def no_target(count: int) -> DatasetError:
@@ -64,7 +65,7 @@ def no_target(count: int) -> DatasetError:
 def rows_of_each_label(rows: TrainingRows) -> list[int]:
     """A row of each label, where rows have one each: what weighs labels otherwise shows in them. Else none."""
     by_label: dict[Any, int] = {}
-    for row in rows.spaced(_LABELS_LOOKED_AT):
+    for row in rows.within_reach(_LABELS_LOOKED_AT):
         labels = rows.single(row).get("labels")
         if not isinstance(labels, Tensor) or labels.numel() != 1:
             return []

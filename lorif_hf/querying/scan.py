@@ -7,18 +7,22 @@ Memory does not depend on the number of examples. With Q queries it is, in bytes
 - two shards of the scored layers: pages of mapped files, or memory where they are streamed or rows are selected.
 """
 
+import math
+import os
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..algebra.ranking import RunningTopK
 from ..algebra.scoring import BLOCK_NUMBERS, QueryGroup, Workspace
 from ..codecs import Codec, Parts
-from ..errors import IndexCorruptedError
+from ..errors import IndexCorruptedError, QueryError
 from ..progress import progress
 from ..storage.layout import FactorShard, ModuleEntry
 from ..storage.shards import ShardReader, ShardTask
@@ -156,3 +160,23 @@ def best_scores(scan: Scan, k: int, largest: bool = True) -> RunningTopK:
 
     scan.run(work)
     return best
+
+
+def allocate(shape: tuple[int, ...]) -> Tensor:
+    """A float32 tensor, in a temporary file where it would take over half of the free memory."""
+    size = math.prod(shape)
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        free = 1 << 32  # a system that does not tell: take 4 GiB
+    if size * 4 <= free // 2:
+        return torch.empty(shape)
+    try:
+        with tempfile.TemporaryFile() as file:  # the map keeps the file alive until the tensor is gone
+            if hasattr(os, "posix_fallocate"):  # writing to a map that the disk has no room for ends the process
+                os.posix_fallocate(file.fileno(), 0, size * 4)
+            return torch.from_numpy(np.memmap(file, dtype=np.float32, mode="w+", shape=shape))
+    except (OSError, ValueError, OverflowError, RuntimeError) as error:
+        raise QueryError(
+            f"No room for scores of shape {shape} ({error}): ask for fewer queries, or attribute()."
+        ) from None

@@ -9,7 +9,7 @@ from torch.utils.data import IterableDataset
 from ..errors import DatasetError, LorifError, out_of_memory
 
 
-_TABLES = {"pandas": "Dataset.from_pandas", "polars": "Dataset.from_polars", "pyarrow": "Dataset"}
+TABLES = {"pandas": "Dataset.from_pandas", "polars": "Dataset.from_polars", "pyarrow": "Dataset"}
 _TABLE_FORMATS = ("arrow", "pandas", "polars")
 
 
@@ -22,7 +22,7 @@ def readable(dataset: Any, called: str = "The dataset") -> tuple[Any, int]:
         [`~lorif_hf.errors.DatasetError`]: its rows have no number.
     """
     kind = type(dataset).__name__
-    maker = _TABLES.get(type(dataset).__module__.partition(".")[0])
+    maker = TABLES.get(type(dataset).__module__.partition(".")[0])
     if maker:
         raise DatasetError(f"{called} is a {kind}, whose items are not its rows. Pass datasets.{maker}(it).")
     if isinstance(dataset, Mapping):

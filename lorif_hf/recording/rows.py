@@ -20,11 +20,12 @@ from ..tasks.segments import SEGMENTS, without_segments
 from . import row_checks
 from .code_identity import code_identity, task_code
 from .document_search import Packing, document_collator, find_documents
-from .documents import DocumentRows, flattened
+from .documents import DocumentRows, Documents, flattened
 from .fingerprint import by_value, row_bytes
 from .random_state import random_state_kept
 from .row_access import columns_of, read_rows, readable
 from .shown_rows import ShownRows
+from .streamed_rows import RECENT, StreamedRows
 
 
 __all__ = ["TrainingRows", "task_code", "tokens_per_example"]
@@ -40,7 +41,8 @@ class TrainingRows:
     Where the dataset's rows hold several documents each (packing), the documents are the rows here.
 
     Args:
-        dataset: a `datasets.Dataset` or anything with `len` and integer indexing.
+        dataset: a `datasets.Dataset` or anything with `len` and integer indexing; of a stream, its
+            [`~lorif_hf.recording.streamed_rows.StreamedRows`].
         model (`nn.Module`): decides which columns are model inputs.
         task (`Task`): decides whether labels are needed.
         processing_class: the tokenizer, for padding and for texts.
@@ -75,7 +77,7 @@ class TrainingRows:
         self.model, self.task = model, task
         tokenizer = getattr(processing_class, "tokenizer", processing_class)
         with random_state_kept(data_collator, self.dataset):
-            self.documents = find_documents(self.dataset, self._held, data_collator, tokenizer, packing)
+            self.documents = self._find_documents(data_collator, tokenizer, packing)
         self._padding = padding_collator(model, processing_class, task.makes_labels)
         self.collator = data_collator or self._padding
         self.count, shown = self._held, self.dataset
@@ -84,12 +86,29 @@ class TrainingRows:
             if data_collator is None:
                 self.collator = document_collator(self.dataset, tokenizer) or self._padding
             examples = self._of_documents(examples)
+        # Rows that can be read in any order before the pass, and how many can be in it.
+        self.reach, self.window = self.count, None
+        if isinstance(self.dataset, StreamedRows):
+            reach, self.window = self.dataset.reach, RECENT
+            self.reach = reach if self.documents is None else int(np.searchsorted(self.documents.source_rows, reach))
         self.shown = ShownRows(shown, self.count, examples, processing_class, store_text)
+
+    def _find_documents(self, collate: Any, tokenizer: Any, packing: Packing | None) -> Documents | None:
+        """The documents of packed rows. Of a stream, the first rows tell whether they are packed; of one of which
+        nobody knows where it ends yet, the index is planned for these alone."""
+        if isinstance(self.dataset, StreamedRows):
+            reach = self.dataset.reach
+            documents = find_documents(self.dataset, reach, collate, tokenizer, packing)
+            if documents is None or self.dataset.at_most:
+                self._held = self._held if documents is None else reach
+                return documents
+        return find_documents(self.dataset, self._held, collate, tokenizer, packing)
 
     def _of_documents(self, examples: Any) -> Any:
         """What was given for people to read, if it is given of each document; what a packed row says is none's."""
         given = 0 if examples is None else readable(examples, "examples")[1]
-        if examples is None or (given == self._held and given != self.count):
+        trial = isinstance(self.dataset, StreamedRows) and self.dataset.at_most
+        if examples is None or trial or (given == self._held and given != self.count):
             return None
         if given == self.count:
             return examples
@@ -132,7 +151,7 @@ class TrainingRows:
         Raises:
             [`~lorif_hf.errors.DatasetError`]: as for a batch.
         """
-        sample = sorted({*self.spaced(_CHECKED), self.count - 1})
+        sample = sorted({*self.within_reach(_CHECKED), self.reach - 1})
         with random_state_kept(self.collator, self.dataset, self.shown.examples):
             together = 1 if alone else 8
             for start in range(0, len(sample), together):
@@ -175,8 +194,22 @@ class TrainingRows:
 
     def spaced(self, count: int) -> list[int]:
         """Numbers of at most `count` rows, evenly spaced over the dataset."""
-        count = min(count, self.count)
-        return [number * self.count // count for number in range(count)]
+        return _spaced(count, self.count)
+
+    def within_reach(self, count: int) -> list[int]:
+        """The same over the rows that can be looked at before the pass: of a stream, the first ones."""
+        return _spaced(count, self.reach)
+
+    def settle(self) -> None:
+        """Read all rows once. Of a stream that may have ended earlier than was thought, this shows how many there
+        are.
+
+        Raises:
+            [`~lorif_hf.errors.DatasetError`]: `examples` are fewer.
+        """
+        _ = self._hashes
+        self.count = self._held = self.dataset.settle()
+        self.shown.check_count(self.count)
 
     def sample(self, count: int) -> list[int]:
         """Numbers of about `count` rows, evenly spaced, of which a pass takes no longer than of any other so many."""
@@ -276,7 +309,7 @@ class TrainingRows:
         """The fingerprint of a build, and that of the rows as the model takes them, in one pass."""
         shown = self.shown
         packed = [] if self.documents is None else [self.documents.digest()]
-        how = [*packed, self._held, columns_of(self.dataset), code_identity(self.collator), shown.text_columns]
+        how = [*packed, columns_of(self.dataset), code_identity(self.collator), shown.text_columns]
         build, taken = hashlib.sha256(by_value([*how, shown.id_column, shown.store_text])), hashlib.sha256()
         taken.update("".join(packed).encode())
         known = {*self._signature(), *LABELS}
@@ -285,12 +318,23 @@ class TrainingRows:
             random.seed(0)
             np.random.seed(0)
             torch.manual_seed(0)
-            for start in range(0, self._held, _TOGETHER):
-                for row in read_rows(self.dataset, range(start, min(start + _TOGETHER, self._held))):
+            start, count = 0, self._held
+            while start < count:
+                stop = min(start + _TOGETHER, count)
+                if isinstance(self.dataset, StreamedRows):
+                    count = self.dataset.reads_to(start, stop)
+                for row in read_rows(self.dataset, range(start, min(stop, count))):
                     whole, inputs = row_bytes(row, known)
                     build.update(whole)
                     taken.update(inputs)
+                start = stop
+        build.update(by_value(count))
         return build.hexdigest(), taken.hexdigest()
+
+
+def _spaced(count: int, among: int) -> list[int]:
+    count = min(count, among)
+    return [number * among // count for number in range(count)]
 
 
 def tokens_per_example(batch: dict[str, Any], size: int) -> Tensor:

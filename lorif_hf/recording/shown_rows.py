@@ -7,6 +7,7 @@ from typing import Any
 from ..errors import DatasetError
 from .example_match import check_examples
 from .row_access import column, columns_of, read_rows, readable
+from .streamed_rows import StreamedRows
 
 
 logger = logging.getLogger(__name__)
@@ -31,9 +32,8 @@ class ShownRows:
     def __init__(self, dataset: Any, count: int, examples: Any, processing_class: Any, store_text: bool | int):
         self.dataset, self.store_text = dataset, store_text
         self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
-        self.examples, given = (dataset, count) if examples is None else readable(examples, "examples")
-        if given != count:
-            raise DatasetError(f"examples has {given} rows, the dataset {count}: they must be the same.")
+        self.examples, self._given = (dataset, count) if examples is None else readable(examples, "examples")
+        self.check_count(count)
         columns = columns_of(self.examples)
         self.id_column = next((name for name in ("example_id", "id") if name in columns), None)
         self.text_columns = ["text"] if "text" in columns else []
@@ -41,8 +41,22 @@ class ShownRows:
             (first,) = read_rows(self.examples, [0], "examples")
             self.text_columns = [c for c in columns if c != self.id_column and isinstance(first[c], str)]
         if examples is not None and examples is not dataset:
-            check_examples(dataset, self.examples, count, self.tokenizer)
+            reach = dataset.reach if isinstance(dataset, StreamedRows) else count
+            check_examples(dataset, self.examples, min(reach, self._given), self.tokenizer)
         self._undecoded = False
+
+    def check_count(self, count: int) -> None:
+        """See that there are as many examples as rows. A stream may be the beginning of them, and one that may end
+        earlier than was thought may be as long as they are.
+
+        Raises:
+            [`~lorif_hf.errors.DatasetError`]: there are more or fewer.
+        """
+        most = least = count
+        if isinstance(self.dataset, StreamedRows):
+            most, least = self._given, self.dataset.reach if self.dataset.at_most else count
+        if not least <= self._given <= most:
+            raise DatasetError(f"examples has {self._given} rows, the dataset {count}: they must be the same.")
 
     def texts(self, start: int, stop: int) -> list[str | None]:
         """What each row says: its text columns, else its decoded tokens; cut to `store_text` characters."""

@@ -160,7 +160,7 @@ class Manifest:
             raise IndexFormatError(f"{MANIFEST} is not JSON ({error}): this is not a lorif-hf index.") from error
         if not isinstance(values, dict) or not isinstance(values.get("format_version"), str):
             raise IndexFormatError(f"{MANIFEST} has no format_version: this is not a lorif-hf index.")
-        _check_version(values["format_version"])
+        check_version(values["format_version"])
         held = _checked(values.get(_OWN_HASH), _OWN_HASH, str)
         _require(signature(text, _OWN_HASH) == held, f"its {_OWN_HASH} is another")
         manifest = cls(**{known.name: _field(values, known) for known in fields(cls)})
@@ -262,7 +262,8 @@ def is_newer(version: str) -> bool:
     return int(version.partition(".")[2]) > int(FORMAT_VERSION.partition(".")[2])
 
 
-def _check_version(version: str) -> None:
+def check_version(version: str) -> None:
+    """Refuse a format version that is none, or of a later major one."""
     parts = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", version)
     if parts is None:
         raise IndexFormatError(f"format_version must look like {FORMAT_VERSION!r}, got {version!r}.")

@@ -4,7 +4,6 @@ import hashlib
 
 import pytest
 import torch
-from datasets import IterableDataset
 from tiny import make_gpt2, make_rows, plain_config
 from transformers import Trainer, TrainingArguments
 
@@ -127,12 +126,6 @@ def test_a_folder_in_use_is_refused_before_training(tmp_path):
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(BuildFolderError, match="is not empty and holds neither an index"):
         train(tmp_path, InfluenceCallback(tmp_path / "other"), make_rows(4))
-
-
-def test_a_stream_is_refused_before_training(tmp_path):
-    stream = IterableDataset.from_generator(lambda: iter([{"input_ids": [1, 2, 3]}] * 9))
-    with pytest.raises(DatasetError, match="without a length.* needs a map-style dataset"):
-        train(tmp_path, InfluenceCallback(tmp_path / "index"), stream, max_steps=1)
 
 
 def test_an_out_of_memory_error_does_not_restart_the_training(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from tiny import make_gpt2, make_rows
 
 from lorif_hf import InfluenceIndex
 from lorif_hf.errors import IndexCorruptedError, LorifError, QueryError
-from lorif_hf.index import _allocate
+from lorif_hf.querying.scan import allocate
 from lorif_hf.storage.examples import SCHEMA
 from lorif_hf.storage.layout import MANIFEST
 
@@ -150,7 +150,7 @@ def test_dense_scores_of_impossibly_many_rows_are_our_error(folder, count, queri
     with pytest.raises((IndexCorruptedError, QueryError)):
         InfluenceIndex.from_pretrained(folder).scores(make_gpt2(), make_rows(queries))
     with pytest.raises(QueryError, match="No room for scores of shape"):
-        _allocate((queries, 2**50 + count))
+        allocate((queries, 2**50 + count))
 
 
 @pytest.mark.parametrize("way", ["examples", "self_influence", "select", "verify"])
