@@ -2,12 +2,28 @@
 
 from ..registry import LAYER_KINDS
 from .base import BatchShape, LayerKind, MatrixShape, Tokens, kind_of
+from .bias import Bias
 from .conv1d import Conv1D
+from .convolution import Convolution
+from .elementwise import Elementwise
 from .linear import Linear
 
 
 register = LAYER_KINDS.register
-for _kind in (Linear, Conv1D):
+# The last goes first: what all vectors have in common comes before what is known of some modules.
+for _kind in (Elementwise, Bias, Convolution, Linear, Conv1D):
     register(_kind)
 
-__all__ = ["BatchShape", "Conv1D", "LayerKind", "Linear", "MatrixShape", "Tokens", "kind_of", "register"]
+__all__ = [
+    "BatchShape",
+    "Bias",
+    "Conv1D",
+    "Convolution",
+    "Elementwise",
+    "LayerKind",
+    "Linear",
+    "MatrixShape",
+    "Tokens",
+    "kind_of",
+    "register",
+]
