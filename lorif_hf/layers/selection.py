@@ -90,9 +90,10 @@ class Selection:
     def why_not(self, name: str, parameter: Tensor) -> str:
         """Why a trained parameter that is none of the tracked weights is not tracked."""
         holders = self._holders.of(parameter) or [(name.rpartition(".")[0], self.model)]
-        # Of several that hold it, the first that could be tracked.
-        held = [(o, m, next((n for n, p in m._parameters.items() if p is parameter), "")) for o, m in holders]
-        owner, module, own_name = next((h for h in held if kind_of(*h[1:]) is not None), held[0])
+        named = [(o, m, next((n for n, held in m._parameters.items() if held is parameter), "")) for o, m in holders]
+        # Of several that hold it, one that could be tracked.
+        able = (h for h in named if kind_of(*h[1:]) is not None and not self._strangers(*h[1:]))
+        owner, module, own_name = next(able, named[0])
         kind = kind_of(module, own_name)
         if self._is_on_parameter(name):
             return ON_PARAMETER
