@@ -26,6 +26,7 @@ CASES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("case", CASES)
 def test_the_gradient_is_that_of_autograd(case):
     module, shape = CASES[case]
