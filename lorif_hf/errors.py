@@ -104,7 +104,16 @@ class ModelMismatchError(LorifError, ValueError):
 
 
 class UnsupportedModuleError(LorifError, ValueError):
-    """A module that was asked for cannot be tracked, or nothing can."""
+    """A module that was asked for cannot be tracked, or nothing can.
+
+    Args:
+        message (`str`): what is wrong, and the way out.
+        module (`str`, *optional*): the module, where its calls show it.
+    """
+
+    def __init__(self, message: str, module: str | None = None):
+        self.module = module
+        super().__init__(message)
 
 
 class NonFiniteGradientError(LorifError, ArithmeticError):

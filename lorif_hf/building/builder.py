@@ -161,7 +161,7 @@ class IndexBuilder:
                 self.rows.check(self.way.alone)
                 check_processing_class(self.processing_class)
                 check_disk(self.folder, self.config, self.entries, self.rows.count)
-                tell_coverage(self.selection.coverage())
+                tell_coverage(self.selection.coverage(self.way.dropped))
                 _ = self.identity
             self._prepared = True
         return self.way

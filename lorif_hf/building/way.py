@@ -11,7 +11,13 @@ from torch import nn
 
 from ..algebra.projection import TwoSidedProjection
 from ..config import InfluenceConfig
-from ..errors import LorifError, RecordingCheckError, RecordingError, out_of_memory
+from ..errors import (
+    LorifError,
+    RecordingCheckError,
+    RecordingError,
+    UnsupportedModuleError,
+    out_of_memory,
+)
 from ..layers.modules import TrackedModule
 from ..recording.check import Comparison, Probe, RecordingCheck
 from ..recording.random_state import random_state_kept
@@ -136,6 +142,8 @@ class WayFinder:
         config: InfluenceConfig,
     ):
         self.rows, self.modules = rows, modules
+        self._every = config.target_modules == "all"
+        self._left_out: dict[str, str] = {}
         self.output = OUTPUTS[config.output]
         self.model, self.projections = model, projections
         self._compare(telling_rows(rows, _ROWS))
@@ -156,10 +164,26 @@ class WayFinder:
             while True:
                 try:
                     return self._find(choice)
+                except UnsupportedModuleError as error:
+                    if not (self._may_leave_out and error.module and len(self.modules) > 1):
+                        raise
+                    self._leave_out(error.module, str(error))
                 except RecordingError as error:
                     if len(self.row_ids) == 1 or not out_of_memory(error.__cause__):
                         raise
                     self._compare(self.row_ids[:-1])
+
+    @property
+    def _may_leave_out(self) -> bool:
+        """Whether what cannot be recorded rightly is left out: of everything, whatever can be is meant; and after a
+        training, the index is not lost for some layers."""
+        return self._every or self.told is not None
+
+    def _leave_out(self, module: str, why: str) -> None:
+        logger.warning("%s It is left out of the index.", why)
+        self._left_out[module] = f"it cannot be recorded: {why.partition('. ')[0]}"
+        self.modules = [tracked for tracked in self.modules if tracked.name != module]
+        self._compare(self.row_ids)
 
     def _compare(self, row_ids: list[int]) -> None:
         """Compare these rows from now on."""
@@ -168,7 +192,7 @@ class WayFinder:
 
     def _find(self, choice: Choice) -> Way:
         failures: list[tuple[Task, Exception | Comparison]] = []
-        seconds, last = 0.0, None
+        seconds, nearest = 0.0, None
         for number, task in enumerate(choice.tasks):
             try:
                 tried, comparison, took = self._try(task, choice.truth, task in choice.tasks[:number])
@@ -187,19 +211,20 @@ class WayFinder:
                 return tried
             failures.append((task, comparison))
             seconds = took
-            if self.told is not None and comparison.modules and not comparison.wrong_loss:
-                last = tried
-        if last is not None and isinstance(failures[-1][1], Comparison):
-            return self._without(last, failures[-1][1])
+            if self._may_leave_out and comparison.modules and not comparison.wrong_loss:
+                if nearest is None or len(comparison.modules) < len(nearest[1].modules):
+                    nearest = tried, comparison
+        if nearest is not None:
+            return self._without(*nearest)
         raise self._refusal(failures)
 
     def _without(self, way: Way, problem: Comparison) -> Way:
-        """After a training, what cannot be recorded rightly is left out: the index is not lost for some layers."""
+        """The way without the modules whose gradients differ."""
         if len(problem.modules) == len(self.modules):
             raise self._refusal([(way.task, problem)])
         logger.warning("%s: they are left out of the index.", str(problem).capitalize())
         reason = "what would be recorded of it differs from autograd's gradient"
-        return replace(way, dropped=dict.fromkeys(problem.modules, reason))
+        return replace(way, dropped={**way.dropped, **dict.fromkeys(problem.modules, reason)})
 
     def _try(self, task: Task, truth: Task, single: bool) -> tuple[Way, Comparison, float]:
         """The best way to record a task, how far it is from the truth, and how long it took."""
@@ -214,7 +239,8 @@ class WayFinder:
             self._refuse_unreached(task, batches, true)
         if isinstance(task, RowLoss) and task.name != self.told:
             self._tell_of_batches(task, 2e-2 if recorded.coarse else 2e-3)
-        way = Way(task, unreached=unreached, single=single or len(self.row_ids) == 1)
+        single = single or len(self.row_ids) == 1
+        way = Way(task, unreached=unreached, single=single, dropped=dict(self._left_out))
         comparison = self.check.compare(recorded, true, with_loss=not margin)
         if comparison.modules and not comparison.wrong_loss:
             following = replace(way, followed=frozenset(comparison.modules))

@@ -2,19 +2,26 @@
 
 from ..registry import LAYER_KINDS
 from .base import BatchShape, LayerKind, MatrixShape, Tokens, kind_of
+from .bias import Bias
 from .conv1d import Conv1D
+from .convolution import Convolution
+from .elementwise import Elementwise
 from .experts import Experts, ExpertsBias, TransposedExperts
 from .linear import Linear
 from .router import Router
 
 
 register = LAYER_KINDS.register
-for _kind in (Router, Linear, Conv1D, Experts, TransposedExperts, ExpertsBias):
+# The last goes first: what all vectors have in common comes before what is known of some modules.
+for _kind in (Elementwise, Bias, Convolution, Router, Linear, Conv1D, Experts, TransposedExperts, ExpertsBias):
     register(_kind)
 
 __all__ = [
     "BatchShape",
+    "Bias",
     "Conv1D",
+    "Convolution",
+    "Elementwise",
     "Experts",
     "ExpertsBias",
     "LayerKind",

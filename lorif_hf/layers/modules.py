@@ -52,8 +52,9 @@ class TrackedModule:
     ) -> "TrackedModule":
         """A parameter, of a kind that accepts it, of the module called `owner`, with those of `holders` that share
         it."""
-        sharing = holders.of(module._parameters[parameter]) if holders else []
-        others = tuple(other for _, other in sharing if other is not module)
+        weight = module._parameters[parameter]
+        sharing = holders.of(weight) if holders else []
+        others = tuple(m for _, m in sharing if m is not module and _uses(m, weight, kind))
         followed = followed or not all(is_plain(kind, m) for m in (module, *others))
         name = tracked_name(owner, parameter)
         return cls(name, kind, module, parameter, kind.shape(module, parameter), others, followed)
@@ -68,6 +69,11 @@ class TrackedModule:
         """The parameter, as the module keeps it."""
         weight: Tensor = getattr(self.module, self.parameter)
         return weight
+
+
+def _uses(module: nn.Module, weight: Tensor | None, kind: LayerKind) -> bool:
+    """Whether a module that holds a weight is of its kind, and does not only name it."""
+    return any(held is weight and kind.accepts(module, name) for name, held in module._parameters.items())
 
 
 def tracked_name(owner: str, parameter: str) -> str:

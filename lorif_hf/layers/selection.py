@@ -89,8 +89,11 @@ class Selection:
 
     def why_not(self, name: str, parameter: Tensor) -> str:
         """Why a trained parameter that is none of the tracked weights is not tracked."""
-        (owner, module), *_ = self._holders.of(parameter) or [(name.rpartition(".")[0], self.model)]
-        own_name = next((n for n, held in module._parameters.items() if held is parameter), "")
+        holders = self._holders.of(parameter) or [(name.rpartition(".")[0], self.model)]
+        named = [(o, m, next((n for n, held in m._parameters.items() if held is parameter), "")) for o, m in holders]
+        # Of several that hold it, one that could be tracked.
+        able = (h for h in named if kind_of(*h[1:]) is not None and not self._strangers(*h[1:]))
+        owner, module, own_name = next(able, named[0])
         kind = kind_of(module, own_name)
         if self._is_on_parameter(name):
             return ON_PARAMETER
@@ -104,7 +107,7 @@ class Selection:
         others = self._strangers(module, own_name)
         if others:
             return others
-        if self.exclude is not None and matches(owner, self.exclude):
+        if self._excluded(owner, own_name):
             return f"left out by exclude_modules={self.exclude!r}"
         if id(module) in self._left_out():
             return _HEAD
@@ -166,14 +169,13 @@ class Selection:
                 yield parameter, kind
         held = next(module.parameters(recurse=False), None)
         asked = matches(owner, self.target) if not self._active else is_part(owner) and id(held) in self._active
-        if held is not None and not kinds and not self._all and asked and _asked_for(owner, "weight", self.target):
+        if held is not None and kinds.keys() <= {"bias"} and not self._all and asked and _asked_for(owner, "weight", self.target):
             if not self._excluded(owner, "weight"):
                 raise _unsupported(owner, module)
 
     def _excluded(self, owner: str, parameter: str) -> bool:
-        return self.exclude is not None and (
-            matches(adapted_layer(owner), self.exclude) or matches(tracked_name(owner, parameter), self.exclude)
-        )
+        names = adapted_layer(owner), tracked_name(owner, parameter), f"{owner}.{parameter}"
+        return self.exclude is not None and any(matches(name, self.exclude) for name in names)
 
     def _is_on_parameter(self, name: str) -> bool:
         """Whether something of this name is a part of a LoRA adapter on a bare parameter."""
@@ -193,14 +195,18 @@ class Selection:
         return tracked
 
     def _strangers(self, module: nn.Module, parameter: str) -> str | None:
-        """What is said of a weight that modules of other kinds use too: their part of its gradient is not recorded."""
+        """What is said of a weight that modules of other kinds use too: their part of its gradient is not recorded.
+
+        A module of no kind that contains this one only names the weight (BERT's heads: the bias of their decoder).
+        """
         weight = module._parameters[parameter]
         kind = kind_of(module, parameter)
-        strangers = [
-            f"'{name}' ({type(other).__name__})"
-            for name, other in self._holders.of(weight)
-            if all(kind_of(other, n) is not kind for n, held in other._parameters.items() if held is weight)
-        ]
+        strangers = []
+        for name, other in self._holders.of(weight):
+            kinds = {kind_of(other, n) for n, held in other._parameters.items() if held is weight}
+            only_names = kinds == {None} and any(part is module for part in other.modules())
+            if kind not in kinds and not only_names:
+                strangers.append(f"'{name}' ({type(other).__name__})")
         return (
             f"its weight is also that of {', '.join(strangers)}, whose use of it is not recorded"
             if strangers

@@ -12,6 +12,7 @@ from ..algebra.sides import Side, cast_side, project_side
 from ..errors import UnsupportedModuleError
 from ..layers import BatchShape
 from ..layers.modules import TrackedModule
+from ..layers.probing import is_probing
 
 
 class InputChangedError(Exception):
@@ -62,16 +63,25 @@ class LayerHook:
         self._placed = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
+        if is_probing():
+            return None
         tracked = self.tracked
         if not isinstance(output, Tensor):
-            raise UnsupportedModuleError(
-                f"Module '{self.tracked.name}', a {type(module).__name__}, returns a {type(output).__name__} instead "
-                "of a tensor. Leave it out with exclude_modules."
+            raise self.unsupported(
+                f"(a {type(module).__name__}) returns a {type(output).__name__} instead of a tensor. Leave it out"
             )
         if not torch.is_grad_enabled():
             return self.see(None, output, lambda gradient: None)
-        tokens = tracked.kind.tokens(module, tracked.parameter, args, kwargs, self.batch)
+        try:
+            tokens = tracked.kind.tokens(module, tracked.parameter, args, kwargs, self.batch)
+        except UnsupportedModuleError as error:
+            raise self.unsupported(f"cannot be tracked: {error}. Leave it out") from error
         return self.see(tokens.inputs, output, tokens.output_gradients)
+
+    def unsupported(self, why: str) -> UnsupportedModuleError:
+        """The error about this module, which may be left out."""
+        name = self.tracked.name
+        return UnsupportedModuleError(f"Module '{name}' {why} with exclude_modules=['{name}'].", name)
 
     def see(
         self, inputs: Side | None, output: Tensor, output_gradients: Callable[[Tensor], Side | None]
@@ -147,10 +157,11 @@ class _Call:
         hook = self.hook
         per_example = self.output_gradients(gradient.reshape(self.shape))
         if self.inputs is None or per_example is None:
-            raise UnsupportedModuleError(
-                f"Module '{hook.tracked.name}' saw {self.shape[0]} rows in a batch of {hook.batch.examples} examples, "
-                "so its gradient cannot be told apart by example. Record one row at a time, where all of it is that "
-                "row's (objective='model'), or leave it out with exclude_modules."
+            rows = self.shape[0] if self.shape else 1
+            raise hook.unsupported(
+                f"saw {rows} rows in a batch of {hook.batch.examples} examples, so its gradient cannot be told apart "
+                "by example. Record one row at a time, where all of it is that row's (objective='model'), or leave it "
+                "out"
             )
         stayed = self.version is not None and self.watched._version == self.version
         hook.inputs_stay = stayed and hook.inputs_stay is not False

@@ -186,7 +186,7 @@ def test_an_adapter_on_a_bare_parameter_is_left_out_and_said(build):
 def test_what_is_trained_beside_the_adapter_is_told(build):
     model = build("llama", lora={**LORA, "modules_to_save": ["norm"]})
     (norm,) = {u.reason for u in Selection(model, "all-linear").coverage().untracked}
-    assert norm == "the weight of a LlamaRMSNorm, which is of no kind that is tracked"
+    assert norm == "of the kind 'elementwise', which 'all-linear' leaves out: target_modules='all' takes it"
 
 
 def test_adapters_that_take_no_part_are_known(build):
