@@ -22,18 +22,18 @@ from .hub.cards import index_card
 from .hub.destination import Destination
 from .hub.index_mixin import StoredIndex
 from .hub.publish import EarlyUploader
+from .querying.answers import AllScores, all_scores, best_rows
 from .querying.index_tokenizer import confined_tokenizer, load_tokenizer
 from .querying.loading import load_model
-from .querying.measure import MeasuredQueries, QueriedIndex, measure
+from .querying.measure import Measurement
 from .querying.options import QueryOptions
-from .querying.pieces import BestDocuments, best_documents
-from .querying.scan import Scan, allocate, best_scores, every_score
+from .querying.queried_index import QueriedIndex
 from .querying.verify import verify_index
 from .reports.attribution import Attribution
 from .storage.claim import remove_left_over
 from .storage.examples import read_column, read_documents, read_examples
 from .storage.files import write_text
-from .storage.layout import CARD, ModuleEntry
+from .storage.layout import CARD
 from .storage.shards import ShardReader
 from .storage.store import LocalStore, Store
 from .tasks import Task, UserObjective
@@ -236,6 +236,10 @@ class InfluenceIndex(StoredIndex):
         top_k: int = 10,
         *,
         largest: bool = True,
+        measure: str | None = None,
+        token: int | None = None,
+        per_token: bool = False,
+        reduce: str | None = None,
         modules: str | Sequence[str] | None = None,
         processing_class: Any = None,
         objective: UserObjective | Task | str | None = None,
@@ -248,44 +252,57 @@ class InfluenceIndex(StoredIndex):
         Args:
             model (`nn.Module` or `str`): the model that was indexed, or a Hub id or folder to load it from.
             query: a string; a (prompt, completion) pair, measured on the completion; chat messages, measured on the
-                last answer; a (text, label) pair for a classifier; a dict with `input_ids`, such as a training row,
-                or with a dataset's "text", "prompt" and "completion", or "messages"
-                ([`~lorif_hf.tasks.query_forms.query_features`] names all keys); a list of these; a `Dataset`.
+                last answer; a (text, label) pair for a classifier; an image of PIL's or the `Path` of one; a dict of
+                what the model takes (`input_ids`, `pixel_values`, ...), such as a training row, or of a dataset's
+                "text", "prompt" and "completion", "chosen" and "rejected", "messages", "image" or "audio"
+                ([`~lorif_hf.tasks.query_forms.read_queries`] names all keys); a list of these; a `Dataset`.
             top_k (`int`, *optional*, defaults to 10): k, examples per query; at most N come out.
             largest (`bool`, *optional*, defaults to `True`): proponents first; `False` gives opponents, most negative
                 first.
+            measure (`str`, *optional*): what of a query is measured: "loss"; "log_prob", the log-probability of its
+                labels (of a completion); "margin", the log-odds of its right classes; "difference", the
+                log-probability of the chosen completion less that of the rejected one, or their rewards'; "reward",
+                what a reward model gives. By default the difference of two completions, else what was recorded.
+            token (`int`, *optional*): measure one token of the answer alone, by its place among those that are
+                measured (the order of `per_token`); negative ones count from the end.
+            per_token (`bool`, *optional*, defaults to `False`): rank the examples for each token of the answer; the
+                tokens of a query are measured `batch_size` at a time.
+            reduce (`str`, *optional*): "mean": all queries are one, the mean of theirs: which examples serve this
+                benchmark?
             modules (`str` or `Sequence[str]`, *optional*): score only the layers whose names match (a regular
                 expression, or a list of names and suffixes); only their factors are read.
-            processing_class (*optional*): tokenizer or processor for text queries; by default the one in the index,
-                which is asked in a process with limits on time and memory unless the index was built in this process.
-            objective (`Callable`, [`~lorif_hf.tasks.Task`] or `str`, *optional*): what to measure, as in
-                [`~InfluenceIndex.build`]; by default what the index was built with.
+            processing_class (*optional*): tokenizer, image processor, feature extractor or processor for queries; by
+                default the tokenizer in the index, which is asked in a process with limits on time and memory unless
+                the index was built in this process.
+            objective (`Callable`, [`~lorif_hf.tasks.Task`] or `str`, *optional*): the task whose loss is measured, as
+                in [`~InfluenceIndex.build`]; by default what the index was built with.
             batch_size (`int`, *optional*, defaults to 8): queries per forward pass.
             strict (`bool`, *optional*, defaults to `True`): refuse a model with other weights; `False` warns.
             by_document (`bool`, *optional*, defaults to `False`): rank documents that packing cut into several rows
                 whole: by the sum of the scores of all their pieces. Shown is the best piece; `pieces` has the rows.
 
         Returns:
-            [`Attribution`]: scores and rows of shape (Q, k), joined to the examples. Scores are in nats per unit of
-            example weight; positive: training on the example more lowers the query's loss.
+            [`Attribution`]: scores and rows of shape (Q, k), or (Q, T, k) for T tokens, joined to the examples. Scores
+            are in nats per unit of example weight; positive: training on the example more lowers the query's loss, or
+            raises its log-probability, margin, difference or reward.
 
         Raises:
             [`~lorif_hf.errors.QueryError`], [`~lorif_hf.errors.ModelMismatchError`],
             [`~lorif_hf.errors.IndexCorruptedError`].
         """
         whole_number(top_k, "top_k", 1, QueryError)
-        options = QueryOptions(modules, processing_class, objective, batch_size, strict)
-        scored = self._queried.scored(modules)
-        prepared = self._measure(model, query, scored, options)
-        scan = self._scan(prepared, scored)
-        best = self._best_documents(scan, top_k, largest) if by_document else best_scores(scan, top_k, largest)
-        rows = best.indices.unique().tolist()
-        examples = dict(zip(rows, read_examples(self._store, self.manifest, rows), strict=True))
-        if isinstance(best, BestDocuments):
-            examples = {row: {**example, "pieces": best.pieces[row]} for row, example in examples.items()}
-        return Attribution(
-            best.scores, best.indices, examples, prepared.texts, prepared.losses, self.repo_id, self.commit
+        choices = (measure, token, reduce, per_token)
+        asked = self._asked(
+            model, query, QueryOptions(modules, processing_class, objective, batch_size, strict, *choices)
         )
+        documents = read_documents(self._store, self.manifest) if by_document else None
+        best = best_rows(asked, top_k, largest, documents)
+        rows = best.indices[best.indices >= 0].unique().tolist()
+        examples = dict(zip(rows, read_examples(self._store, self.manifest, rows), strict=True))
+        for row, pieces in best.pieces.items():
+            examples[row] = {**examples[row], "pieces": pieces}
+        answer = (asked.texts, best.losses, self.repo_id, self.commit, asked.measure, asked.tokens)
+        return Attribution(best.scores, best.indices, examples, *answer)
 
     def scores(
         self,
@@ -294,6 +311,10 @@ class InfluenceIndex(StoredIndex):
         *,
         per_module: bool = False,
         weighted: bool = True,
+        measure: str | None = None,
+        token: int | None = None,
+        per_token: bool = False,
+        reduce: str | None = None,
         modules: str | Sequence[str] | None = None,
         processing_class: Any = None,
         objective: UserObjective | Task | str | None = None,
@@ -307,12 +328,15 @@ class InfluenceIndex(StoredIndex):
             weighted (`bool`, *optional*, defaults to `True`): multiply by [`~InfluenceIndex.example_weights`].
 
         Returns:
-            `Tensor` of float32 (Q, N), or a `dict` of these by module name. Nats per unit of example weight; positive:
-            a proponent. The columns of a selection are its rows in ascending order. A tensor that would take over half
-            of the free memory is a memory map of a temporary file.
+            `Tensor` of float32 (Q, N), or (Q, T, N) for T tokens (NaN beyond a query's last), or a `dict` of these by
+            module name. Nats per unit of example weight; positive: a proponent. The columns of a selection are its
+            rows in ascending order. A tensor that would take over half of the free memory is a memory map of a
+            temporary file. The scores of a query's tokens add up to the query's, unless gradients are divided by their
+            norm (`normalize`) or cut (`factorize_query`).
         """
-        options = QueryOptions(modules, processing_class, objective, batch_size, strict)
-        return self._dense(model, queries, options, per_module, weighted)[0]
+        choices = (measure, token, reduce, per_token)
+        options = QueryOptions(modules, processing_class, objective, batch_size, strict, *choices)
+        return self._dense(model, queries, options, per_module, weighted).scores
 
     def example_weights(self) -> Tensor:
         """What each example counts for, float32 (N,): 1 - p where margins are recorded (TRAK), else 1."""
@@ -353,25 +377,12 @@ class InfluenceIndex(StoredIndex):
         """
         verify_index(self._queried, self._store)
 
-    def _best_documents(self, scan: Scan, top_k: int, largest: bool) -> BestDocuments:
-        dense = allocate((scan.queries, len(self)))
-        every_score(scan, dense)
-        documents = read_documents(self._store, self.manifest)
-        rows = torch.arange(len(documents)) if self._rows is None else self._rows
-        return best_documents(dense, rows, documents[rows.numpy()], top_k, largest)
-
     @torch.inference_mode(False)
     def _dense(
         self, model: Any, queries: Any, options: QueryOptions, per_module: bool, weighted: bool
-    ) -> tuple[Any, MeasuredQueries]:
+    ) -> AllScores:
         """Every score, and the queries as they were measured."""
-        scored = self._queried.scored(options.modules)
-        prepared = self._measure(model, queries, scored, options)
-        shape = (len(prepared.texts), len(self))
-        names = [module.name for module in scored]
-        dense = allocate((len(names), *shape) if per_module else shape)
-        every_score(self._scan(prepared, scored, weighted), dense)
-        return (dict(zip(names, dense, strict=True)) if per_module else dense), prepared
+        return all_scores(self._asked(model, queries, options), weighted, per_module)
 
     def _check_rows(self, rows: Sequence[int]) -> None:
         count = self.manifest.num_examples
@@ -379,18 +390,11 @@ class InfluenceIndex(StoredIndex):
         if outside:
             raise QueryError(f"Row {outside[0]} is outside the index, which has rows 0 to {count - 1}.")
 
-    def _scan(self, prepared: MeasuredQueries, scored: Sequence[ModuleEntry], weighted: bool = True) -> Scan:
-        index, queries = self._queried, len(prepared.texts)
-        weighted = weighted and self.config.weighted
-        return Scan(queries, prepared.preconditioned, index.reader, scored, index.codec, index.rows, weighted)
-
-    def _measure(
-        self, model: Any, query: Any, scored: Sequence[ModuleEntry], options: QueryOptions
-    ) -> MeasuredQueries:
+    def _asked(self, model: Any, query: Any, options: QueryOptions) -> Measurement:
+        scored = self._queried.scored(options.modules)
         if isinstance(model, (str, os.PathLike)):
-            model = load_model(
-                os.fspath(model), self.manifest.model, self._token, [entry.name for entry in self.manifest.modules]
-            )
+            names = [entry.name for entry in self.manifest.modules]
+            model = load_model(os.fspath(model), self.manifest.model, self._token, names)
         if options.processing_class is None:
             options = replace(options, processing_class=self._asked_tokenizer)
-        return measure(model, query, self._queried, scored, options)
+        return Measurement(model, query, self._queried, scored, options)

@@ -1,113 +1,35 @@
 """Querying: measure the query's gradients and precondition them."""
 
-import math
-import re
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..algebra.factors import factorize, reconstruct
-from ..algebra.matrices import Matrices, dense
-from ..algebra.projection import TwoSidedProjection
+from ..algebra.matrices import dense
 from ..algebra.scoring import QueryGroup
-from ..algebra.thin_queries import compress, joined, widest_rank
-from ..codecs import Codec, codec_of
-from ..config import InfluenceConfig
-from ..curvature import Curvature, curvature_of
-from ..curvature.encoding import Encoder, checked_projection, stored_entries
-from ..errors import DatasetError, LorifError, ModelMismatchError, ObjectiveError, QueryError
-from ..layers.adapters import inactive_adapters
-from ..layers.modules import TrackedModule, matches, modules_by_name, unwrap
+from ..curvature.encoding import Encoder
+from ..errors import DatasetError, LorifError, ObjectiveError, QueryError
+from ..layers.modules import base_model, unwrap
 from ..progress import progress
-from ..recording.identity import identify
 from ..recording.recorder import GradientRecorder, Recording
 from ..recording.rows import tokens_per_example
 from ..registry import TASKS
 from ..storage.layout import Manifest, ModuleEntry
-from ..storage.once import Once
-from ..storage.shards import ShardReader
 from ..tasks import Custom, Feature, Task, UserObjective, task_of
 from ..tasks.base import known_task
-from ..tasks.collation import PaddingCollator, padding_collator
-from ..tasks.objectives import OUTPUTS
+from ..tasks.collation import goes_with, padding_collator
+from ..tasks.measures import check_measure, objective_of, usual_measure
 from ..tasks.own_loss import ModelLoss, TrainerLoss, model_loss
-from ..tasks.query_forms import query_features, query_text
+from ..tasks.query_forms import Query, read_queries
+from ..tasks.query_texts import pair_text, query_text, target_texts
+from ..tasks.query_tokens import measured_tokens, token_alone
+from .matching import matching_modules
 from .options import QueryOptions
-
-
-_WHOLE_QUERIES = 1 << 26  # bytes of a layer's queries up to which time alone decides how they are held
-
-_DIFFERENCES = {
-    "weights_sha256": "the recorded layers",
-    "other_weights": "parameters outside of the recorded layers",
-    "adapter": "the adapters' settings",
-}
-
-
-@dataclass(frozen=True)
-class QueriedIndex:
-    """What a query needs of an index.
-
-    Args:
-        manifest (`Manifest`): what it is.
-        config (`InfluenceConfig`): what it was built with.
-        reader (`ShardReader`): of its files.
-        rows (`Tensor` or `None`): the selected rows, ascending; `None`: all.
-        projections (`Once`): those that queries have drawn so far: drawing them anew would take longer than scoring a
-            small index.
-    """
-
-    manifest: Manifest
-    config: InfluenceConfig
-    reader: ShardReader
-    rows: Tensor | None = None
-    projections: Once[str, TwoSidedProjection] = field(default_factory=Once)
-
-    @cached_property
-    def codec(self) -> Codec:
-        return codec_of(self.config)
-
-    @cached_property
-    def curvature(self) -> Curvature:
-        return curvature_of(self.config)
-
-    def projection(self, entry: ModuleEntry) -> TwoSidedProjection:
-        """The projection of a layer, drawn where no query has yet."""
-        return self.projections.get(entry.name, lambda: checked_projection(entry, self.config))
-
-    @property
-    def count(self) -> int:
-        """Rows that are scored."""
-        return self.manifest.num_examples if self.rows is None else len(self.rows)
-
-    def scored(self, pattern: str | Sequence[str] | None) -> list[ModuleEntry]:
-        """What is scored: all that is stored, or the modules whose names match, as `target_modules` does.
-
-        Raises:
-            [`~lorif_hf.errors.QueryError`]: none does, or the layers cannot be told apart.
-        """
-        modules = self.manifest.modules
-        if pattern is None:
-            return stored_entries(self.config, modules)
-        if self.config.projection_dim is not None:
-            raise QueryError(
-                "This index projects all layers together (projection_dim): its scores have no single modules."
-            )
-        try:
-            chosen = [entry for entry in modules if matches(entry.name, pattern)]
-        except re.error as error:
-            raise QueryError(f"modules={pattern!r} is not a valid regular expression ({error}).") from None
-        if not chosen:
-            raise QueryError(
-                f"modules={pattern!r} matches none of the index's {len(modules)} modules, for example "
-                f"'{modules[0].name}'."
-            )
-        return chosen
+from .preconditioning import Preconditioner
+from .queried_index import QueriedIndex
 
 
 @dataclass(frozen=True)
@@ -117,19 +39,32 @@ class MeasuredQueries:
     Args:
         preconditioned (`dict[str, list[QueryGroup]]`): per module Q~ = H^-1 G~_q, float32: d1 x d2 matrices, or
             products of two thin ones where that is all a query is.
-        texts (`list[str]`): the queries as a person reads them.
-        losses (`list[float]`): the queries' losses, nats.
+        losses (`list[float]`): what was measured of each, nats: the loss, or what is lowered like one.
     """
 
     preconditioned: dict[str, list[QueryGroup]]
-    texts: list[str]
     losses: list[float]
 
 
-def measure(
-    model: nn.Module, queries: Any, index: QueriedIndex, scored: Sequence[ModuleEntry], options: QueryOptions
-) -> MeasuredQueries:
-    """Gradients of the queries' losses in the `scored` modules, preconditioned with the index's curvature.
+@dataclass(frozen=True)
+class Part:
+    """What goes through the model as one example, for a query that is a weighted sum of such.
+
+    Args:
+        feature (`Feature`): the example.
+        query (`int`): the query's place among those that are measured together.
+        number (`int`): the query's number as the user counts, for errors.
+        weight (`float`): what the example counts for.
+    """
+
+    feature: Feature
+    query: int
+    number: int
+    weight: float
+
+
+class Measurement:
+    """What is asked in one call, read and checked; nothing has gone through the model yet.
 
     Args:
         model (`nn.Module`): the model that was indexed.
@@ -138,68 +73,191 @@ def measure(
         scored (`Sequence[ModuleEntry]`): what [`~QueriedIndex.scored`] gave.
         options (`QueryOptions`): how they are measured.
 
+    Attributes:
+        measure (`str`): what is measured.
+        texts (`list[str]`): the queries as a person reads them.
+        tokens (`list[list[str]]` or `None`): with `per_token`, the tokens of each query's answer.
+
     Raises:
         [`~lorif_hf.errors.QueryError`], [`~lorif_hf.errors.ModelMismatchError`], [`~lorif_hf.errors.ObjectiveError`].
     """
-    model, config, processing_class = unwrap(model), index.config, options.processing_class
-    matching = _matching_modules(model, index.manifest, options.strict)
-    index.reader.check(scored, index.rows)
-    # A norm over all layers, or a projection of them together, needs them all.
-    whole = config.normalize or config.projection_dim is not None
-    recorded = index.manifest.modules if whole else list(scored)
-    modules = [tracked for tracked in matching if tracked.name in {entry.name for entry in recorded}]
-    task = _task(model, index.manifest, options.objective)
-    features = query_features(queries, model, task, processing_class)
-    projections = {entry.name: index.projection(entry) for entry in recorded}
-    first_pass = index.curvature.first_pass
-    first = {e.name: first_pass.load(index.reader.curvature(e), e) for e in recorded} if first_pass else {}
-    encoder = Encoder(config, recorded, first)
-    collator = padding_collator(model, processing_class, task.makes_labels)
-    alone = index.manifest.alone or task.alone
-    preconditioned = _Preconditioner(index, scored, len(features))
-    losses: list[float] = []
-    objective = OUTPUTS[config.output](task)
-    recorder = GradientRecorder(model, modules, projections, objective, alone=alone)
-    with recorder, progress(len(features), "Measuring queries", "queries") as bar:
-        for query_ids in _batches(features, 1 if alone else options.batch_size):
-            batch, recording = _recorded(recorder, collator, features, query_ids)
-            tokens = tokens_per_example(batch, len(query_ids)).tolist()
-            preconditioned.add(encoder.encode(recording.gradients), torch.tensor(query_ids), tokens)
-            losses += recording.losses.tolist()
-            bar.update(len(query_ids))
-    texts = [query_text(feature, processing_class) for feature in features]
-    return MeasuredQueries(preconditioned.groups(), texts, losses)
 
+    def __init__(
+        self, model: nn.Module, queries: Any, index: QueriedIndex, scored: Sequence[ModuleEntry], options: QueryOptions
+    ):
+        self.index, self.scored, self.options = index, scored, options
+        self.model = unwrap(model)
+        config, manifest = index.config, index.manifest
+        matching = matching_modules(self.model, manifest, options.strict)
+        index.reader.check(scored, index.rows)
+        # A norm over all layers, or a projection of them together, needs them all.
+        whole = config.normalize or config.projection_dim is not None
+        recorded = manifest.modules if whole else list(scored)
+        self.modules = [tracked for tracked in matching if tracked.name in {entry.name for entry in recorded}]
+        task = _task(self.model, manifest, options.objective)
+        triples = options.measure == "difference"
+        self.queries = read_queries(queries, self.model, task, options.processing_class, triples)
+        self.measure = options.measure or usual_measure(self.queries, self.model, manifest.objective, config.output)
+        check_measure(self.queries, self.measure)
+        self.objective = objective_of(self.measure, task, self.model)
+        self.collator = padding_collator(self.model, options.processing_class, task.makes_labels)
+        self.alone = manifest.alone or self.objective.task.alone
+        self.texts = [self._text(query, task) for query in self.queries]
+        if options.reduce is not None and len(self.texts) > 1:
+            self.texts = [f"the mean of {len(self.texts)} queries, the first of which is: {self.texts[0]}"]
+        self._places: list[tuple[Feature, list[int]]] = []
+        self.tokens: list[list[str]] | None = None
+        if options.per_token or options.token is not None:
+            self._find_tokens(task)
+        self._projections = {entry.name: index.projection(entry) for entry in recorded}
+        first_pass = index.curvature.first_pass
+        first = {e.name: first_pass.load(index.reader.curvature(e), e) for e in recorded} if first_pass else {}
+        self._encoder = Encoder(config, recorded, first)
 
-def _recorded(
-    recorder: GradientRecorder, collator: PaddingCollator, features: Sequence[Feature], query_ids: Sequence[int]
-) -> tuple[dict[str, Any], Recording]:
-    """The queries of these numbers as a batch, and its gradients.
+    def whole(self) -> MeasuredQueries:
+        """Gradients of all queries in the scored modules, preconditioned with the index's curvature; with `reduce`,
+        their mean."""
+        mean = self.options.reduce is not None
+        share = 1 / len(self.queries) if mean else 1.0
+        parts = [
+            Part(feature, 0 if mean else number, number, share * query.sign * (1 if place == 0 else -1))
+            for number, query in enumerate(self.queries)
+            for place, feature in enumerate(query.features)
+        ]
+        return self._measured(parts, 1 if mean else len(self.queries))
 
-    A model may have a limit that no table tells: what its forward pass raises beyond it is the query's error. Each
-    query is tried alone, to name the one.
-    """
-    try:
-        batch = collator([features[i] for i in query_ids])
-        return batch, recorder.record(batch, query_ids)
-    except LorifError as error:
-        if not isinstance(error, DatasetError):  # of the collator, which speaks of columns
+    def by_token(self) -> Iterator[tuple[int, slice, MeasuredQueries]]:
+        """The tokens of each query's answer, at most `batch_size` of one query at a time: its number, which of its
+        tokens these are, and they as queries of their own."""
+        size = self.options.batch_size
+        for number, (feature, positions) in enumerate(self._places):
+            sign = self.queries[number].sign
+            for start in range(0, len(positions), size):
+                some = positions[start : start + size]
+                parts = [Part(token_alone(feature, place), i, number, sign) for i, place in enumerate(some)]
+                yield number, slice(start, start + len(some)), self._measured(parts, len(some))
+
+    def _text(self, query: Query, task: Task) -> str:
+        shown_by = self.options.processing_class
+        if query.is_pair:
+            return pair_text(query.features, shown_by)
+        generates = bool(getattr(getattr(base_model(self.model), "config", None), "is_encoder_decoder", False))
+        return query_text(query.features[0], shown_by, targets=generates and not task.labelled_queries)
+
+    def _find_tokens(self, task: Task) -> None:
+        """Find the tokens of each query's answer; with `token`, leave that alone."""
+        token, shown_by = self.options.token, self.options.processing_class
+        for number, query in enumerate(self.queries):
+            if query.is_pair:
+                raise QueryError(
+                    f"Query {number} has two completions: leave out per_token= and token=, or ask about one of them, "
+                    "{'prompt': ..., 'completion': ...}."
+                )
+            self._places.append(measured_tokens(query.features[0], self.objective.task, self.collator, number))
+        if token is None:
+            self.tokens = [target_texts(self.model, task, *place, shown_by) for place in self._places]
+            return
+        for number, (feature, positions) in enumerate(self._places):
+            count = len(positions)
+            if not -count <= token < count:
+                raise QueryError(
+                    f"Query {number} has {count} measured token(s), token={token} is none of them: expected "
+                    f"{-count} to {count - 1}."
+                )
+            self.queries[number] = Query((token_alone(feature, positions[token]),), self.queries[number].sign)
+
+    def _measured(self, parts: Sequence[Part], count: int) -> MeasuredQueries:
+        """The queries that parts, in the order of their queries, add up to."""
+        preconditioned = Preconditioner(self.index, self.scored, count)
+        losses = torch.zeros(count, dtype=torch.float64)
+        sums = _Sums(Counter(part.query for part in parts))
+        recorder = GradientRecorder(self.model, self.modules, self._projections, self.objective, alone=self.alone)
+        with recorder, progress(len(parts), "Measuring queries", "queries") as bar:
+            for batch in _batches(parts, 1 if self.alone else self.options.batch_size):
+                collated, recording = self._recorded(recorder, batch)
+                tokens = tokens_per_example(collated, len(batch))
+                losses.index_add_(
+                    0,
+                    torch.tensor([part.query for part in batch]),
+                    recording.losses * torch.tensor([part.weight for part in batch], dtype=torch.float64),
+                )
+                gradients = {name: dense(made) for name, made in recording.gradients.items()}
+                for query_ids, summed, ranks in sums.add(batch, gradients, tokens):
+                    preconditioned.add(self._encoder.encode(summed), query_ids, ranks)
+                bar.update(len(batch))
+        return MeasuredQueries(preconditioned.groups(), losses.tolist())
+
+    def _recorded(self, recorder: GradientRecorder, parts: Sequence[Part]) -> tuple[dict[str, Any], Recording]:
+        """Parts as a batch, and its gradients.
+
+        A model may have a limit that no table tells: what its forward pass raises beyond it is the query's error. Each
+        part is tried alone, to name the query.
+        """
+        numbers = list(dict.fromkeys(part.number for part in parts))
+        try:
+            batch = self.collator([part.feature for part in parts])
+            return batch, recorder.record(batch, [part.number for part in parts])
+        except LorifError as error:
+            if not isinstance(error, DatasetError):  # of the collator, which speaks of columns
+                raise
+            failure: Exception = error
+        except torch.OutOfMemoryError:
             raise
-        failure: Exception = error
-    except torch.OutOfMemoryError:
-        raise
-    except (IndexError, ValueError, RuntimeError) as error:
-        failure = error
-    if len(query_ids) > 1:
-        for number in query_ids:
-            _recorded(recorder, collator, features, [number])
-    names = f"query {query_ids[0]}" if len(query_ids) == 1 else f"queries {', '.join(map(str, query_ids))} together"
-    ids = [features[i]["input_ids"] for i in query_ids if "input_ids" in features[i]]
-    tokens = f" of {' and '.join(str(len(row)) for row in ids)} tokens" if ids else ""
-    raise QueryError(
-        f"The model fails at {names}{tokens} ({type(failure).__name__}: {str(failure)[:300]}). If it takes fewer "
-        "tokens, shorten the query; else compare its inputs with a row that the model was trained on."
-    ) from failure
+        except (IndexError, ValueError, RuntimeError) as error:
+            failure = error
+        if len(parts) > 1:
+            for part in parts:
+                self._recorded(recorder, [part])
+        names = f"query {numbers[0]}" if len(numbers) == 1 else f"queries {', '.join(map(str, numbers))} together"
+        ids = [part.feature["input_ids"] for part in parts if "input_ids" in part.feature]
+        tokens = f" of {' and '.join(str(len(row)) for row in ids)} tokens" if ids else ""
+        raise QueryError(
+            f"The model fails at {names}{tokens} ({type(failure).__name__}: {str(failure)[:300]}). If it takes fewer "
+            "tokens, shorten the query; else compare its inputs with a row that the model was trained on."
+        ) from failure
+
+
+class _Sums:
+    """Adds up the parts of queries as they come, and gives each query when all of its parts have come.
+
+    Args:
+        parts (`Mapping[int, int]`): how many parts each query has; they come in the order of the queries.
+    """
+
+    def __init__(self, parts: Mapping[int, int]):
+        self._missing = dict(parts)
+        self._open: tuple[dict[str, Tensor], int] | None = None  # the last query's sum so far, and its rank at most
+
+    def add(
+        self, parts: Sequence[Part], gradients: Mapping[str, Tensor], tokens: Tensor
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor], list[int]]]:
+        """Numbers, gradients (n, d1, d2) and tokens (0: not known) of the queries that are whole with these parts."""
+        query_ids = list(dict.fromkeys(part.query for part in parts))
+        weights = torch.zeros(len(query_ids), len(parts))
+        for place, part in enumerate(parts):
+            weights[query_ids.index(part.query), place] = part.weight
+            self._missing[part.query] -= 1
+        ranks = [_rank(tokens[weights[i] != 0].tolist()) for i in range(len(query_ids))]
+        summed = dict(gradients)
+        if not torch.equal(weights, torch.eye(len(parts))):
+            summed = {name: torch.einsum("qb,bij->qij", weights.to(g), g) for name, g in gradients.items()}
+        if self._open is not None:  # it is the first of these
+            carried, rank = self._open
+            for name, gradient in carried.items():
+                summed[name][0] += gradient
+            ranks[0] = _rank([rank, ranks[0]])
+            self._open = None
+        if self._missing[query_ids[-1]]:
+            self._open = {name: gradient[-1].clone() for name, gradient in summed.items()}, ranks[-1]
+            query_ids, ranks = query_ids[:-1], ranks[:-1]
+            summed = {name: gradient[:-1] for name, gradient in summed.items()}
+        if query_ids:
+            yield torch.tensor(query_ids), summed, ranks
+
+
+def _rank(tokens: Sequence[int]) -> int:
+    """The tokens of several examples together; 0 where those of one are not known."""
+    return sum(tokens) if all(tokens) else 0
 
 
 def _task(model: nn.Module, manifest: Manifest, objective: UserObjective | Task | str | None) -> Task:
@@ -220,92 +278,13 @@ def _task(model: nn.Module, manifest: Manifest, objective: UserObjective | Task 
     return task
 
 
-class _Preconditioner:
-    """Q~ = H^-1 G~_q of each layer.
-
-    Whitened gradients already are what the Kronecker curvature needs, and have the rank of the query's tokens: they
-    are held as thin factors from the start. H^-1 of kept eigenpairs fills a gradient up.
-    """
-
-    def __init__(self, index: QueriedIndex, scored: Sequence[ModuleEntry], queries: int):
-        self.index, self.scored, self.queries = index, scored, queries
-        self._groups: dict[str, list[QueryGroup]] = {entry.name: [] for entry in scored}
-
-    def add(self, gradients: dict[str, Matrices], query_ids: Tensor, tokens: Sequence[int]) -> None:
-        """Take in the gradients (B, d1, d2) of a batch of queries, by layer, and how many tokens each query has (0:
-        none that are known)."""
-        config, pairs = self.index.config, self.index.codec.pairs
-        for entry in self.scored:
-            gradient = dense(gradients[entry.name]).to("cpu")
-            if config.factorize_query and config.factor_rank is not None:
-                gradient = reconstruct(*factorize(gradient, min(config.factor_rank, *gradient.shape[1:])))
-            if not self.index.curvature.keeps_rank or pairs is None:
-                self._groups[entry.name].append(QueryGroup(query_ids, gradient))
-                continue
-            # Queries that fill the memory are held thin also where that takes longer.
-            examples = self.index.count if 4 * self.queries * entry.d1 * entry.d2 <= _WHOLE_QUERIES else math.inf
-            widest = widest_rank(pairs, entry.d1, entry.d2, self.queries, examples)
-            ranks = [count or widest for count in tokens]
-            self._groups[entry.name] += compress(gradient, query_ids, widest, ranks)
-
-    def groups(self) -> dict[str, list[QueryGroup]]:
-        """Of all queries, by layer."""
-        return {entry.name: self._solved(joined(self._groups.pop(entry.name)), entry) for entry in self.scored}
-
-    def _solved(self, groups: list[QueryGroup], entry: ModuleEntry) -> list[QueryGroup]:
-        curvature = self.index.curvature
-        if curvature.keeps_rank:
-            return groups
-        tensors = curvature.load(self.index.reader.curvature(entry), entry)
-        return [QueryGroup(group.query_ids, curvature.precondition(group.left, tensors)) for group in groups]
-
-
-def _matching_modules(model: nn.Module, manifest: Manifest, strict: bool) -> list[TrackedModule]:
-    """The model's layers that the index records, or an error that says how the model differs."""
-    expected = {entry.name: (entry.in_features, entry.out_features) for entry in manifest.modules}
-    # By name, not by the manifest's pattern: a pattern from the Hub could be one that takes for ever.
-    followed = {entry.name for entry in manifest.modules if entry.followed}
-    kinds = {entry.name: (entry.kind, entry.parameter) for entry in manifest.modules}
-    present = modules_by_name(model, kinds, followed)
-    shapes = {name: tracked.matrix_shape for name, tracked in present.items()}
-    if shapes != expected:
-        different = [name for name in expected if shapes.get(name) != expected[name]]
-        name = different[0]
-        raise ModelMismatchError(
-            f"The index was made with another architecture ({manifest.model.get('model_class')}): {len(different)} "
-            f"module(s) differ, first '{name}': indexed {expected[name]}, the query's model has "
-            f"{shapes.get(name, 'no such module')}. Query with the model that was indexed."
-        )
-    for adapter, active in inactive_adapters(model, expected).items():
-        raise ModelMismatchError(
-            f"The index records the adapter '{adapter}', which is not active in the query's model (active: "
-            f"{', '.join(active) or 'none'}): call model.set_adapter('{adapter}'), or enable its adapters."
-        )
-    modules = [present[name] for name in expected]
-    queried = identify(model, modules).to_dict()
-    different = [
-        key for key in ("weights_sha256", "other_weights", "adapter") if queried[key] != manifest.model.get(key)
-    ]
-    if different:
-        problem = (
-            "The weights of the query's model are not those that were indexed "
-            f"({_DIFFERENCES[different[0]]} differ; the index is of "
-            f"{manifest.model.get('name') or manifest.model.get('model_class')}): its training went on, "
-            "another checkpoint was loaded, or the dtype differs."
-        )
-        if strict:
-            raise ModelMismatchError(f"{problem} Load the indexed model, or pass strict=False to go on all the same.")
-        warnings.warn(f"{problem} The scores are those of another model.", stacklevel=4)
-    return modules
-
-
-def _batches(features: Sequence[dict[str, Any]], batch_size: int) -> Iterator[list[int]]:
-    """Numbers of queries that go through the model together: neighbours with the same entries."""
-    batch: list[int] = []
-    for number, feature in enumerate(features):
-        if batch and (len(batch) == batch_size or set(features[batch[0]]) != set(feature)):
+def _batches(parts: Sequence[Part], batch_size: int) -> Iterator[list[Part]]:
+    """Parts that go through the model together: neighbours whose tensors go into one batch."""
+    batch: list[Part] = []
+    for part in parts:
+        if batch and (len(batch) == batch_size or not goes_with(batch[0].feature, part.feature)):
             yield batch
             batch = []
-        batch.append(number)
+        batch.append(part)
     if batch:
         yield batch

@@ -7,6 +7,7 @@ from typing import Any
 from ..checks import whole_number
 from ..errors import QueryError
 from ..tasks import Task, UserObjective
+from ..tasks.measures import MEASURES
 
 
 @dataclass(frozen=True)
@@ -15,13 +16,17 @@ class QueryOptions:
 
     Args:
         modules (`str` or `Sequence[str]`, *optional*): score only the layers whose names match.
-        processing_class (*optional*): tokenizer for text queries.
+        processing_class (*optional*): tokenizer, image processor, feature extractor or processor for queries.
         objective (*optional*): what is measured; by default that of the index.
         batch_size (`int`): queries per forward pass.
         strict (`bool`): refuse a model with other weights; `False` warns.
+        measure (`str`, *optional*): what of a query is measured: one of [`~lorif_hf.tasks.measures.MEASURES`].
+        token (`int`, *optional*): measure this one of the answer's tokens alone; negative ones count from the end.
+        reduce (`str`, *optional*): "mean": all queries are one, the mean of theirs.
+        per_token (`bool`): score each token of the answer by itself.
 
     Raises:
-        [`~lorif_hf.errors.QueryError`]: the batch size is none.
+        [`~lorif_hf.errors.QueryError`]: one of them cannot be, or not beside another.
     """
 
     modules: str | Sequence[str] | None = None
@@ -29,6 +34,26 @@ class QueryOptions:
     objective: UserObjective | Task | str | None = None
     batch_size: int = 8
     strict: bool = True
+    measure: str | None = None
+    token: int | None = None
+    reduce: str | None = None
+    per_token: bool = False
 
     def __post_init__(self) -> None:
         whole_number(self.batch_size, "batch_size", 1, QueryError)
+        if self.measure is not None and self.measure not in MEASURES:
+            raise QueryError(f"measure must be one of {', '.join(MEASURES)}, got {self.measure!r}.")
+        if self.token is not None and (isinstance(self.token, bool) or not isinstance(self.token, int)):
+            raise QueryError(f"token must be an integer, the place of a token in the answer, got {self.token!r}.")
+        if self.reduce not in (None, "mean"):
+            raise QueryError(f"reduce must be 'mean' or None, got {self.reduce!r}.")
+        if not isinstance(self.per_token, bool):
+            raise QueryError(f"per_token must be True or False, got {self.per_token!r}.")
+        if self.per_token and (self.token is not None or self.reduce is not None):
+            beside = "token" if self.token is not None else "reduce"
+            raise QueryError(f"per_token=True scores each token of each query: leave out {beside}=.")
+        if (self.per_token or self.token is not None) and self.measure in ("difference", "reward"):
+            raise QueryError(
+                f"measure='{self.measure}' is of whole completions: leave out per_token= and token=, or ask about one "
+                "completion, {'prompt': ..., 'completion': ...}."
+            )

@@ -15,7 +15,7 @@ from ..storage.layout import MANIFEST, FactorShard, ModuleEntry, read_manifest
 from ..storage.measured_lds import read_lds
 from ..storage.shards import ShardReader
 from ..storage.store import LocalStore, Store
-from .measure import QueriedIndex
+from .queried_index import QueriedIndex
 
 
 _MOST_DRAWN = 1 << 34  # bytes of a layer's projection: a manifest from anybody could claim any size

@@ -41,6 +41,8 @@ class Attribution:
     losses: Sequence[float]
     repo_id: str | None = None
     commit: str | None = None
+    measure: str = "loss"
+    tokens: Sequence[Sequence[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.queries)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DatasetError
@@ -56,12 +57,50 @@ class PaddingCollator:
     def _stack(self, key: str, values: list[Tensor]) -> Tensor:
         if values[0].dim() == 0 or len({tuple(value.shape) for value in values}) == 1:
             return torch.stack(values)
+        if len({value.shape[:-1] for value in values}) == 1 and values[0].dim() > 1 and not _has_floats(values):
+            width = max(value.shape[-1] for value in values)
+            fill = self.padding.get(key, 0)
+            return torch.stack([F.pad(value, (0, width - value.shape[-1]), value=fill) for value in values])
         if any(value.dim() != 1 for value in values):
             raise DatasetError(
                 f"Column '{key}' has rows of different shapes ({', '.join(str(tuple(v.shape)) for v in values[:3])}); "
                 "pass a data_collator that knows how to pad it."
             )
         return torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=self.padding.get(key, 0))
+
+
+def goes_with(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two rows go into one batch without a change to either: padding is told apart by a mask where it is of
+    tokens, and of nothing else."""
+    return _form(first) == _form(second)
+
+
+def _form(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same of rows padded to one length: names, axes, and the shapes of what is no tokens."""
+    tensors = {name: _as_tensor(value) for name, value in row.items()}
+    ids = tensors.get("input_ids")
+    form: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if tensor is None:
+            form[name] = None
+        elif tensor.dim() < 2 and not (tensor.is_floating_point() and tensor.numel()):
+            form[name] = tensor.dim()
+        elif ids is not None and tensor.shape == ids.shape and not tensor.is_floating_point():
+            form[name] = tensor.shape[:-1]
+        else:
+            form[name] = tensor.shape
+    return form
+
+
+def _as_tensor(value: Any) -> Tensor | None:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _has_floats(values: Sequence[Tensor]) -> bool:
+    return any(value.is_floating_point() for value in values)
 
 
 def computable(name: str, tensor: Tensor) -> Tensor:

@@ -56,13 +56,14 @@ class InputLimits:
         self.classes: int = getattr(config, "num_labels", 0)
         self.token_types = min((_rows(table) for name, table in beside if name == _TOKEN_TYPES), default=0)
 
-    def check(self, feature: dict[str, Any], number: int, labels_are_tokens: bool) -> None:
+    def check(self, feature: dict[str, Any], number: int, labels_are_tokens: bool, axes: int = 1) -> None:
         """Whether the model can take a query: one row of tokens, each known, not too many, and what goes with them.
 
         Args:
             feature (`dict`): the query; one without `input_ids` is not looked at.
             number (`int`): the query's, for errors.
             labels_are_tokens (`bool`): whether its labels are token ids, one for each token.
+            axes (`int`, *optional*, defaults to 1): of its `input_ids`: rows of tokens for each choice have two.
 
         Raises:
             [`~lorif_hf.errors.QueryError`]: it cannot.
@@ -70,13 +71,14 @@ class InputLimits:
         if feature.get("input_ids") is None:
             return
         ids = _whole_numbers(feature["input_ids"], "input_ids", number)
-        if ids.dim() != 1:
-            raise QueryError(f"Query {number} has input_ids of shape {tuple(ids.shape)}: expected one row of tokens.")
-        if not len(ids):
+        if ids.dim() != axes:
+            rows = "one row of tokens" if axes == 1 else "a row of tokens for each choice"
+            raise QueryError(f"Query {number} has input_ids of shape {tuple(ids.shape)}: expected {rows}.")
+        if not ids.numel():
             raise QueryError(f"Query {number} is empty: it has no token.")
-        if self.positions and len(ids) > self.positions:
+        if self.positions and ids.shape[-1] > self.positions:
             raise QueryError(
-                f"Query {number} has {len(ids)} tokens, the model takes at most {self.positions}: shorten it."
+                f"Query {number} has {ids.shape[-1]} tokens, the model takes at most {self.positions}: shorten it."
             )
         self._check_tokens(ids, f"Query {number} holds token")
         aligned = [name for name in (*_OF_TOKENS, "labels") if feature.get(name) is not None]

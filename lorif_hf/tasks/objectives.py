@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..errors import ObjectiveError
 from ..layers.modules import base_model
 from ..registry import TASKS
-from .base import Task, UserObjective, known_task, losses_of
-from .cross_entropy import IGNORED
+from .base import Task, UserObjective, forward_inputs, known_task, losses_of
+from .cross_entropy import IGNORED, cross_entropy
 from .custom import Custom
 from .own_loss import ModelLoss, TrainerLoss, model_loss, trainer_loss
 from .segments import sums_by_example
@@ -71,6 +71,27 @@ class MarginObjective(Objective):
         targets = sums_by_example(counts.long(), batch).clamp_min(1)
         doubt = sums_by_example(torch.sigmoid(-margins.detach()) * counts, batch) / targets
         return Values(-sums_by_example(margins, batch), doubt.to("cpu", torch.float32))
+
+
+class LikelihoodObjective(Objective):
+    """-log p of the labels, summed over an example's targets, in nats."""
+
+    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> Values:
+        logits, labels = self.task.predictions(model, batch)
+        return Values(cross_entropy(logits.flatten(0, 1), labels.flatten()).view(labels.shape).sum(dim=1))
+
+
+class RewardObjective(Objective):
+    """Minus the single number that a reward model gives of an example."""
+
+    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> Values:
+        logits = model(**forward_inputs(model, batch)).logits.float()
+        if logits.shape[1:] != (1,):
+            raise ObjectiveError(
+                "measure='reward' is for models of one output, this one has outputs of shape "
+                f"{tuple(logits.shape[1:])}."
+            )
+        return Values(-logits[:, 0])
 
 
 OUTPUTS: dict[str, type[Objective]] = {"loss": LossObjective, "margin": MarginObjective}

@@ -1,7 +1,7 @@
 """What a user asks, turned into model inputs with something to measure."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -9,9 +9,16 @@ import torch
 from torch import nn
 
 from ..errors import QueryError
+from ..layers.modules import base_model
 from .base import Feature, Task
-from .chat import ChatReader, is_chat, problem
-from .text import TextReader, inner_tokenizer, is_failure
+from .chat import ChatReader
+from .class_labels import class_number
+from .collation import LABELS
+from .model_inputs import ModelInputs
+from .preferences import PreferenceReader, check_differs, check_sides, sign_of
+from .query_media import AUDIO, IMAGE, MediaReader, is_image
+from .query_values import label_of, messages_of, shown, template_options, text_of
+from .text import TextReader
 
 
 _FORMS = (
@@ -19,77 +26,128 @@ _FORMS = (
     "of these, or a Dataset"
 )
 
-# The keys of a dict without input_ids, as datasets for TRL and for classifiers have them: what it must hold, and what
-# it may hold beside it.
+# The keys of a dict without the model's inputs, as datasets have them: what it must hold, and what it may hold beside.
 _LABEL = ("label", "labels")
 _TEMPLATE = ("tools", "chat_template_kwargs")
 _Keys = tuple[str, ...]
-_PLAIN: dict[_Keys, _Keys] = {("text",): (), ("prompt", "completion"): _TEMPLATE, ("messages",): _TEMPLATE}
+_PREFERENCES: dict[_Keys, _Keys] = {
+    ("prompt", "chosen", "rejected"): _TEMPLATE,
+    ("chosen", "rejected"): _TEMPLATE,
+    ("prompt", "completion"): (*_TEMPLATE, "label"),
+}
+_PLAIN: dict[_Keys, _Keys] = {**_PREFERENCES, ("text",): (), ("messages",): _TEMPLATE}
 _LABELLED: dict[_Keys, _Keys] = {("text",): ("text_pair", *_LABEL), ("messages",): (*_TEMPLATE, *_LABEL)}
 _NAMES = ("id", "example_id")  # a row's name for people
+_TRANSCRIPTS = ("text", "sentence", "transcription")
+_MASKS = ("completion_mask", "assistant_masks")  # TRL's names of which tokens were trained on
 
 
-def query_features(query: Any, model: nn.Module, task: Task, processing_class: Any) -> list[Feature]:
-    """One feature per query, as the model takes them.
+@dataclass(frozen=True)
+class Query:
+    """What of a query goes through the model.
+
+    Args:
+        features (`tuple[Feature, ...]`): one; of two completions, the chosen and then the rejected one.
+        sign (`float`, *optional*, defaults to 1): -1 of a completion that was to become less likely.
+    """
+
+    features: tuple[Feature, ...]
+    sign: float = 1.0
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether it is two completions."""
+        return len(self.features) == 2
+
+
+def read_queries(
+    query: Any, model: nn.Module, task: Task, processing_class: Any, triples: bool = False
+) -> list[Query]:
+    """The queries, as the model takes them.
 
     Args:
         query: what the user passed: a string; a (prompt, completion) pair, measured on the completion alone; chat
-            messages, measured on the last answer; a (text, label) pair for a classifier; a dict; a list of these; or
-            a `Dataset`. A dict with `input_ids` is one row, or a batch, as a training set has them: what the model
-            takes of it counts, and its other columns are as harmless as in training. A dict without says its query
-            under the names that datasets have: "text"; "prompt" and "completion", texts or chats; "messages"; with
-            "tools" and "chat_template_kwargs" for chats, and with "text_pair" and "label" for classifiers. Its other
-            keys are refused, but a row's "id" or "example_id".
+            messages, measured on the last answer; a (text, label) or (image, label) pair for a classifier; an image of
+            PIL's or the `Path` of one; a (prompt, chosen, rejected) triple in a list; a dict; a list of these; or a
+            `Dataset`. A dict with the model's inputs (`input_ids`, `pixel_values`, `input_features`, ...) is one row,
+            or a batch, as a training set has them: what the model takes of it counts, and its other columns are as
+            harmless as in training. So is one with TRL's `chosen_ids` and `rejected_ids`. A dict without says its
+            query under the names that datasets have: "text"; "prompt" and "completion", texts or chats; "chosen" and
+            "rejected", with "prompt" or without; "messages"; with "tools" and "chat_template_kwargs" for chats;
+            "text_pair" and "label" for classifiers; "image" or "audio", with "label" or "text". Its other keys are
+            refused, but a row's "id" or "example_id".
         model (`nn.Module`): the unwrapped model.
         task (`Task`): decides what is measured.
-        processing_class: the tokenizer, needed for text.
+        processing_class: the tokenizer, image processor, feature extractor or processor, for what is not tokens yet.
+        triples (`bool`, *optional*, defaults to `False`): whether three strings in a tuple are a triple, not three
+            texts.
 
     Raises:
         [`~lorif_hf.errors.QueryError`]: names the query and says what was expected.
     """
     reader = _QueryReader(model, task, processing_class)
-    items = [query] if _is_one(query) else _many(query)
-    features = [feature for i, item in enumerate(items) for feature in reader.features(item, i)]
-    if not features:
+    items = [query] if _is_one(query) or (triples and _is_triple(query)) else _many(query)
+    queries = [read for i, item in enumerate(items) for read in reader.queries(item, i)]
+    if not queries:
         raise QueryError(f"The query is empty: expected {_FORMS}.")
-    for i, feature in enumerate(features):
-        reader.check(feature, i)
-    return features
+    for i, read in enumerate(queries):
+        for feature in read.features:
+            reader.check(feature, i)
+        check_differs(list(read.features), i)
+    return queries
 
 
-def query_text(feature: Feature, processing_class: Any) -> str:
-    """A query as a person reads it; its first tokens where it cannot be decoded."""
-    ids = feature.get("input_ids")
-    if ids is None:
-        return ""
-    ids = torch.as_tensor(ids).tolist()
-    tokenizer = inner_tokenizer(processing_class)
-    if tokenizer is not None:
-        try:
-            return str(tokenizer.decode(ids))
-        except BaseException as error:
-            if not is_failure(error):
-                raise
-    return " ".join(map(str, ids[:32]))
+def query_features(query: Any, model: nn.Module, task: Task, processing_class: Any) -> list[Feature]:
+    """One feature per query, of queries in every form but two completions; arguments and errors as of
+    [`read_queries`]."""
+    queries = read_queries(query, model, task, processing_class)
+    for number, read in enumerate(queries):
+        if read.is_pair or read.sign != 1:
+            raise QueryError(
+                f"Query {number} is a preference, of which no loss alone is known here: pass its completion, "
+                "{'prompt': ..., 'completion': ...}."
+            )
+    return [read.features[0] for read in queries]
 
 
 def _is_one(query: Any) -> bool:
     """Whether this is a single query rather than a collection of them."""
-    return isinstance(query, (str, Mapping)) or _is_pair(query) or (isinstance(query, list) and _is_chat(query))
+    if isinstance(query, Mapping):
+        splits = list(query.values())
+        if splits and all(hasattr(split, "column_names") for split in splits):
+            raise QueryError(
+                f"The query is a {type(query).__name__}: pass one of its splits, query['{next(iter(query))}']."
+            )
+        return True
+    return isinstance(query, str) or is_image(query) or _is_pair(query) or _is_chat(query)
 
 
 def _is_pair(query: Any) -> bool:
     if not isinstance(query, tuple) or len(query) != 2:
         return False
+    if is_image(query[0]):
+        return not is_image(query[1])
     return isinstance(query[0], str) and isinstance(query[1], (str, Real))
+
+
+def _is_triple(query: Any) -> bool:
+    return isinstance(query, tuple) and len(query) == 3 and all(isinstance(text, str) for text in query)
 
 
 def _is_chat(query: Any) -> bool:
     """Whether a list is meant as a chat: every entry says who speaks."""
-    return bool(query) and all(isinstance(item, Mapping) and "role" in item for item in query)
+    return (
+        isinstance(query, list) and bool(query) and all(isinstance(item, Mapping) and "role" in item for item in query)
+    )
 
 
 def _many(query: Any) -> Sequence[Any]:
+    table = type(query).__module__.partition(".")[0]
+    if table in ("pandas", "polars", "pyarrow"):
+        raise QueryError(
+            f"The query is a {type(query).__name__} of {table}, whose items are not its rows: pass a Dataset "
+            "(datasets.Dataset.from_pandas and the like), or a list of dicts."
+        )
     if not isinstance(query, Iterable):
         raise QueryError(f"Cannot read a query of type {type(query).__name__}: expected {_FORMS}.")
     return list(query)
@@ -102,40 +160,81 @@ class _QueryReader:
         self.task = task
         self.texts = TextReader(model, processing_class)
         self.chats = ChatReader(self.texts)
+        self.media = MediaReader(processing_class)
+        self.inputs = ModelInputs(model, task)
+        self.rewards = task.labelled_queries and getattr(self.texts.config, "num_labels", 0) == 1
+        self.preferences = PreferenceReader(task, self.texts, self.chats, whole=self.rewards)
+        self.model_class = type(base_model(model)).__name__
 
-    def features(self, item: Any, number: int) -> list[Feature]:
+    def queries(self, item: Any, number: int) -> list[Query]:
         """What the model takes of a query; a batch of tensors gives several."""
         if isinstance(item, Mapping):
             item = {key: value for key, value in item.items() if value is not None}
-            return self._split(item, number) if "input_ids" in item else [self._written(item, number)]
+            check_sides(item, number)
+            if "input_ids" not in item and ({"chosen_ids", "rejected_ids"} <= set(item) or "completion_ids" in item):
+                return [self._signed(self.preferences.tokenized(item, number), item, number)]
+            written = any(set(kind) <= set(item) for kind in self._kinds())
+            if self.inputs.are_in(item) or (not written and self.inputs.may_be_in(item)):
+                return [Query((self._masked(row),)) for row in self.inputs.rows(item, number)]
+            return [self._written(item, number)]
         if isinstance(item, str):
-            return [self._text(item, None, number)]
+            return [Query((self._text(item, None, number),))]
+        if is_image(item):
+            return [self._seen({"image": item}, number)]
         if isinstance(item, tuple) and _is_pair(item):
-            text, target = item
-            return [self.task.query_pair(self.texts, text, target, number)]
-        if isinstance(item, list) and _is_chat(item):
-            return [self._chat(_messages(item, "the chat", number), number, {})]
+            first, target = item
+            if is_image(first):
+                return [self._seen({"image": first, "label": target}, number)]
+            return [Query((self.task.query_pair(self.texts, first, target, number),))]
+        if _is_triple(item):
+            return [self._written(dict(zip(("prompt", "chosen", "rejected"), item, strict=True)), number)]
+        if _is_chat(item):
+            return [Query((self._chat(messages_of(item, "the chat", number), number, {}),))]
         raise QueryError(f"Cannot read query {number}, a {type(item).__name__}: expected {_FORMS}.")
 
     def check(self, feature: Feature, number: int) -> None:
         """Raises [`~lorif_hf.errors.QueryError`] where the model cannot take a query, or nothing of it is measured."""
-        self.texts.limits.check(feature, number, labels_are_tokens=self.task.makes_labels)
+        self.inputs.check(feature, number)
+        axes = 2 if self.inputs.choices else 1
+        self.texts.limits.check(feature, number, labels_are_tokens=self.task.makes_labels, axes=axes)
         if self.task.labelled_queries:
             self.texts.limits.check_class(feature, number)
-        if feature.get("input_ids") is not None:
-            self.task.check_query(feature, number)
+        self.task.check_query(feature, number)
 
-    def _written(self, item: dict[Any, Any], number: int) -> Feature:
+    def _masked(self, row: Feature) -> Feature:
+        """A row whose trained tokens are told by masks instead of labels, with labels."""
+        masks = [name for name in _MASKS if name in row]
+        if not masks or not self.task.makes_labels or any(name in row for name in LABELS) or "input_ids" not in row:
+            return row
+        ids = torch.as_tensor(row["input_ids"])
+        trained = torch.stack([torch.as_tensor(row[name]).bool() for name in masks]).all(dim=0)
+        return {**row, "labels": ids.masked_fill(~trained, -100)} if trained.shape == ids.shape else row
+
+    def _kinds(self) -> dict[_Keys, _Keys]:
+        """What a dict without model inputs may hold."""
+        kinds = dict(_LABELLED if self.task.labelled_queries else _PLAIN)
+        if self.rewards:
+            kinds = {**_PREFERENCES, **kinds}
+        if self.inputs.generates:
+            kinds = {("text", "target"): (), **kinds}
+        takes = set(self.inputs.names)
+        if "pixel_values" in takes:
+            kinds = {("image",): (*_LABEL, *_TRANSCRIPTS), **kinds}
+        if takes & {"input_features", "input_values"}:
+            kinds = {AUDIO: (*_LABEL, *_TRANSCRIPTS), **kinds}
+        return kinds
+
+    def _written(self, item: dict[Any, Any], number: int) -> Query:
         """A query written under the names of a dataset's columns."""
-        kinds = _LABELLED if self.task.labelled_queries else _PLAIN
+        if IMAGE[1] in item and IMAGE[0] not in item:
+            item = {IMAGE[0] if key == IMAGE[1] else key: value for key, value in item.items()}
+        kinds = self._kinds()
         keys = [key for key in item if key not in _NAMES]
         needed = next((kind for kind in kinds if set(kind) <= set(keys)), None)
         if needed is None:
-            known = "; ".join(
-                _shown(kind) + (f" (and {_shown(more)})" if more else "") for kind, more in kinds.items()
-            )
+            known = "; ".join(shown(kind) + (f" (and {shown(more)})" if more else "") for kind, more in kinds.items())
             raise QueryError(
-                f"Cannot read query {number}, a dict with {_shown(keys) or 'nothing'}: expected {_FORMS}. For "
+                f"Cannot read query {number}, a dict with {shown(keys) or 'nothing'}: expected {_FORMS}. For "
                 f"'{self.task.name}' a dict without input_ids holds {known}."
             )
         chat = not isinstance(item[needed[0]], str)
@@ -143,30 +242,70 @@ class _QueryReader:
         unknown = [key for key in keys if key not in accepted]
         if unknown:
             raise QueryError(
-                f"Query {number} holds {_shown(unknown)}, which means nothing to '{self.task.name}' beside "
-                f"{_shown(needed)}: accepted are {_shown(accepted)}, and {_shown(_NAMES)}. Leave it out (of a "
+                f"Query {number} holds {shown(unknown)}, which means nothing to '{self.task.name}' beside "
+                f"{shown(needed)}: accepted are {shown(accepted)}, and {shown(_NAMES)}. Leave it out (of a "
                 "Dataset, with select_columns)."
             )
+        if needed[0] in (*IMAGE, *AUDIO):
+            return self._seen(item, number)
+        options = template_options(item, number)
+        if "rejected" in needed:
+            return Query(tuple(self.preferences.pair(item, number, options)))
+        if "completion" in needed:
+            return self._signed([self._completion(item, number, chat, options)], item, number)
+        if "target" in needed:
+            text, target = (text_of(item[key], key, number) for key in needed)
+            return Query((self.task.query_pair(self.texts, text, target, number),))
         label = next((item[key] for key in _LABEL if key in item), None)
-        options = _options(item, number)
         if "messages" in needed:
-            return self._chat(_messages(item["messages"], "'messages'", number), number, options, label)
-        if "prompt" not in needed:
-            return self._text(item["text"], item.get("text_pair"), number, label)
-        if not chat:
-            completion = _text(item["completion"], "completion", number)
-            return self.task.query_pair(self.texts, item["prompt"], completion, number)
-        prompt, answer = (_messages(item[key], f"'{key}'", number) for key in needed)
-        return self.chats.answer(prompt, answer, number, **options)
+            return Query((self._chat(messages_of(item["messages"], "'messages'", number), number, options, label),))
+        return Query((self._text(item["text"], item.get("text_pair"), number, label),))
+
+    def _signed(self, features: list[Feature], item: Mapping[Any, Any], number: int) -> Query:
+        """A pair; or one completion, and whether it was to become likelier."""
+        label = item.get("label") if len(features) == 1 and not self.rewards else None
+        return Query(tuple(features), 1.0 if label is None else sign_of(label, number))
+
+    def _completion(self, item: Mapping[Any, Any], number: int, chat: bool, options: dict[str, Any]) -> Feature:
+        if chat:
+            prompt, answer = (messages_of(item[key], f"'{key}'", number) for key in ("prompt", "completion"))
+            return self.preferences.chat(prompt, answer, number, options)
+        completion = text_of(item["completion"], "completion", number)
+        if self.rewards:
+            return self.preferences.text(item["prompt"], completion, number)
+        return self.task.query_pair(self.texts, item["prompt"], completion, number)
+
+    def _seen(self, item: Mapping[Any, Any], number: int) -> Query:
+        """An image or a sound, with its label or what it says."""
+        if "image" in item:
+            if "pixel_values" not in self.inputs.names:
+                raise QueryError(
+                    f"Query {number} is an image, but a {self.model_class} takes none: it is a query of another task "
+                    "than the index's."
+                )
+            feature = self.media.image(item["image"], number)
+        else:
+            feature = self.media.sound(item["audio"], number)
+        (feature,) = self.inputs.rows(feature, number)
+        label = next((item[key] for key in _LABEL if key in item), None)
+        said = next((item[key] for key in _TRANSCRIPTS if key in item), None)
+        if label is not None:
+            return Query(({**feature, "labels": class_number(self.texts.config, label_of(label, number), number)},))
+        if said is None:
+            return Query((feature,))
+        tokens = self.texts.tokens(text_of(said, "text", number), number)
+        if self.inputs.generates and tokens[:1] == [getattr(self.texts.config, "decoder_start_token_id", None)]:
+            tokens = tokens[1:]  # the model puts it there itself
+        return Query(({**feature, "labels": tokens},))
 
     def _text(self, text: Any, pair: Any, number: int, label: Any = None) -> Feature:
-        text = _text(text, "text", number)
+        text = text_of(text, "text", number)
         if not self.task.labelled_queries:
             return {"input_ids": self.texts.tokens(text, number)}
-        beside = {} if pair is None else {"text_pair": _text(pair, "text_pair", number)}
+        beside = {} if pair is None else {"text_pair": text_of(pair, "text_pair", number)}
         if label is None:
             return self.texts.encoded(text, number, **beside)
-        feature = self.task.query_pair(self.texts, text, _label(label, number), number)
+        feature = self.task.query_pair(self.texts, text, label_of(label, number), number)
         return {**feature, **self.texts.encoded(text, number, **beside)} if beside else feature
 
     def _chat(self, messages: list[Any], number: int, options: dict[str, Any], label: Any = None) -> Feature:
@@ -174,96 +313,10 @@ class _QueryReader:
             tokens = {"input_ids": self.chats.tokens(messages, number, **options)}
             if label is None:
                 return tokens
-            return {**self.task.query_pair(self.texts, "", _label(label, number), number), **tokens}
+            return {**self.task.query_pair(self.texts, "", label_of(label, number), number), **tokens}
         if messages[-1]["role"] != "assistant":
             raise QueryError(
                 f"Query {number} ends with a message of '{messages[-1]['role']}': the last one must be the "
                 "assistant's answer, which is what gets attributed."
             )
         return self.chats.answer(messages[:-1], messages[-1:], number, **options)
-
-    def _split(self, batch: Feature, number: int) -> list[Feature]:
-        try:
-            ids = torch.as_tensor(batch["input_ids"])
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise QueryError(
-                f"Query {number} has input_ids that are no row and no matrix ({error}): pass a list of dicts instead."
-            ) from None
-        if ids.dim() != 2:
-            return [batch]
-        for key, value in batch.items():
-            if not hasattr(value, "__len__") or isinstance(value, (str, Mapping)) or len(value) != len(ids):
-                raise QueryError(
-                    f"Query {number} is a batch of {len(ids)} rows, but its '{key}' has not one entry for each: pass "
-                    "a list of dicts instead."
-                )
-        rows = [{key: value[i] for key, value in batch.items()} for i in range(len(ids))]
-        mask = batch.get("attention_mask")
-        if mask is None:
-            return rows
-        # Padding goes, so that a query does not depend on the batch it came in.
-        kept = [torch.as_tensor(mask[i]).bool() for i in range(len(ids))]
-        return [{key: _kept(value, keep) for key, value in row.items()} for row, keep in zip(rows, kept, strict=True)]
-
-
-def _kept(value: Any, keep: torch.Tensor) -> Any:
-    """Of an entry that has one value for each token, those of the tokens that are kept."""
-    try:
-        values = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError):
-        return value  # a text, say
-    return values[keep] if values.shape == keep.shape else value
-
-
-def _shown(keys: Iterable[Any]) -> str:
-    return ", ".join(f"'{key}'" for key in keys)
-
-
-def _text(value: Any, key: str, number: int) -> str:
-    if not isinstance(value, str):
-        raise QueryError(f"Query {number} has '{key}' of type {type(value).__name__}: expected a string.")
-    return value
-
-
-def _label(value: Any, number: int) -> Any:
-    """A label of a classifier: its name, its number, or the numbers of several."""
-    try:
-        if not isinstance(value, str):
-            torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise QueryError(
-            f"Query {number} has a label of type {type(value).__name__} ({error}): expected a name, a number, or "
-            "numbers."
-        ) from None
-    return value
-
-
-def _messages(value: Any, what: str, number: int) -> list[Any]:
-    """The messages of a chat."""
-    if is_chat(value):
-        return list(value)
-    if not isinstance(value, (list, tuple)) or not value:
-        shown = "empty" if isinstance(value, (list, tuple)) else f"a {type(value).__name__}"
-        raise QueryError(
-            f"In query {number}, {what} is {shown}: expected a list of messages, each with role and content."
-        )
-    place, lacks = next((i, lacks) for i, lacks in enumerate(map(problem, value)) if lacks)
-    raise QueryError(f"In query {number}, message {place} of {what} {lacks}: expected a dict with role and content.")
-
-
-def _options(item: dict[str, Any], number: int) -> dict[str, Any]:
-    """What of a query goes to the chat template beside the messages."""
-    options = item.get("chat_template_kwargs", {})
-    if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
-        raise QueryError(
-            f"Query {number} has 'chat_template_kwargs' of type {type(options).__name__}: expected a dict."
-        )
-    tools = item.get("tools")
-    if isinstance(tools, str):  # JSON, as TRL takes it
-        try:
-            tools = json.loads(tools)
-        except ValueError as error:
-            raise QueryError(f"Query {number} has 'tools' that are no JSON ({error}).") from None
-    if tools is not None and not isinstance(tools, (list, tuple)):
-        raise QueryError(f"Query {number} has 'tools' of type {type(tools).__name__}: expected a list.")
-    return {**({"tools": list(tools)} if tools else {}), **options}

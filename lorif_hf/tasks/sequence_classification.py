@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
-from ..errors import ObjectiveError, QueryError
+from ..errors import ObjectiveError
 from ..layers.modules import base_model
 from .base import Feature, Task, batch_size, forward_inputs, no_margin
+from .class_labels import class_number
 from .cross_entropy import IGNORED
 from .text import TextReader
 
@@ -70,14 +71,7 @@ class SequenceClassification(Task):
 
     def query_pair(self, reader: TextReader, text: str, target: Any, number: int) -> Feature:
         """A text and its label, a name or a number."""
-        if isinstance(target, str):
-            known = getattr(reader.config, "label2id", None) or {}
-            if target not in known:
-                raise QueryError(f"Query {number} has label '{target}'; the model's labels are {', '.join(known)}.")
-            target = known[target]
-        names = getattr(reader.config, "id2label", None) or {}
-        if isinstance(target, int) and len(names) > 1 and target not in names:
-            raise QueryError(f"Query {number} has label {target}; the model's labels are {', '.join(names.values())}.")
+        target = class_number(reader.config, target, number)
         return {**reader.encoded(text, number), "labels": target}
 
     def check_query(self, feature: Feature, number: int) -> None:

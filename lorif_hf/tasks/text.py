@@ -72,8 +72,11 @@ class TextReader:
 
 
 def inner_tokenizer(processing_class: Any) -> Any:
-    """The tokenizer of a processor, or what is a tokenizer itself."""
-    return getattr(processing_class, "tokenizer", processing_class)
+    """The tokenizer of a processor, or what is a tokenizer itself; `None` of one for images or sounds alone."""
+    if hasattr(processing_class, "tokenizer"):
+        return processing_class.tokenizer
+    names = getattr(processing_class, "model_input_names", None)
+    return None if names and not any("input_ids" in name for name in names) else processing_class
 
 
 def token_list(values: Any) -> list[int]:

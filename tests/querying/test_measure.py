@@ -18,7 +18,7 @@ from transformers import (
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.errors import IndexCorruptedError, ModelMismatchError, NonFiniteGradientError, QueryError
-from lorif_hf.querying import measure
+from lorif_hf.querying import measure, preconditioning, queried_index
 
 
 def test_parameters_outside_of_the_recorded_layers_and_the_order_of_rows_count_too(gpt2, rows, tmp_path):
@@ -96,18 +96,18 @@ def test_queries_of_few_tokens_are_held_thin_and_score_the_same(tmp_path, monkey
     model, rows, config = make_gpt2(width=48), make_rows(30), InfluenceConfig(shard_size=8, **choices)
     index = InfluenceIndex.build(model, rows, tmp_path / "index", config=config)
     forms = []
-    real = measure.compress
+    real = preconditioning.compress
 
     def seen(*args):
         forms.extend(group.right is not None for group in real(*args))
         return real(*args)
 
-    widest = measure.widest_rank
-    monkeypatch.setattr(measure, "compress", seen)
-    monkeypatch.setattr(measure, "widest_rank", lambda *sizes: widest(*sizes[:4]))  # as for very many examples
+    widest = preconditioning.widest_rank
+    monkeypatch.setattr(preconditioning, "compress", seen)
+    monkeypatch.setattr(preconditioning, "widest_rank", lambda *sizes: widest(*sizes[:4]))  # as for very many examples
     thin = index.scores(model, rows.select(range(4)))
     assert forms and all(forms)
-    monkeypatch.setattr(measure, "widest_rank", lambda *sizes: 0)
+    monkeypatch.setattr(preconditioning, "widest_rank", lambda *sizes: 0)
     whole = index.scores(model, rows.select(range(4)))
     assert (thin - whole).norm() <= 1e-4 * whole.norm()
 
@@ -127,7 +127,7 @@ def test_the_best_are_the_first_of_all_scores(tmp_path, choices, largest):
 
 def test_a_module_that_the_files_do_not_hold_is_found_before_anything_is_measured(gpt2, rows, tmp_path, monkeypatch):
     index = InfluenceIndex.build(gpt2, rows, tmp_path / "index")
-    monkeypatch.setattr(measure, "query_features", lambda *args: pytest.fail("the files come first"))
+    monkeypatch.setattr(measure, "read_queries", lambda *args: pytest.fail("the files come first"))
     entries = index._queried.scored(None)
     index._queried.reader.layout = lambda d1, d2: {"u": (torch.float32, (d1, d2))}
     with pytest.raises(IndexCorruptedError, match=rf"'{entries[0].name}.u' is torch.uint8"):
@@ -139,9 +139,9 @@ def test_projections_are_drawn_once_for_all_queries(gpt2, rows, tmp_path, monkey
     config = plain_config(projection_factor=2)
     built = InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=config)
     expected = built.scores(gpt2, rows)
-    index, drawn, draw = InfluenceIndex.from_pretrained(tmp_path / "index"), [], measure.checked_projection
+    index, drawn, draw = InfluenceIndex.from_pretrained(tmp_path / "index"), [], queried_index.checked_projection
     monkeypatch.setattr(
-        measure, "checked_projection", lambda entry, config: drawn.append(entry.name) or draw(entry, config)
+        queried_index, "checked_projection", lambda entry, config: drawn.append(entry.name) or draw(entry, config)
     )
     names = [entry.name for entry in index.manifest.modules]
     index.scores(gpt2, rows.select([0]), modules=names[:1])

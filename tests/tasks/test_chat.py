@@ -7,7 +7,8 @@ from transformers import Gemma3ImageProcessorPil, Gemma3Processor
 from lorif_hf.errors import QueryError
 from lorif_hf.tasks import TextReader, task_of
 from lorif_hf.tasks.chat import ChatReader, is_chat
-from lorif_hf.tasks.query_forms import query_features, query_text
+from lorif_hf.tasks.query_forms import query_features
+from lorif_hf.tasks.query_texts import query_text
 
 
 CHAT = [{"role": "user", "content": "The capital of Italy?"}, {"role": "assistant", "content": "Rome"}]

@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 
 from lorif_hf.tasks import task_of
-from lorif_hf.tasks.query_forms import query_features, query_text
+from lorif_hf.tasks.query_forms import query_features
 
 
 def _read(query, model, tokenizer):
@@ -197,9 +197,3 @@ def test_rows_of_text_and_label(classifier, tokenizer, name, make):
 
 def test_one_token_is_enough_for_a_classifier(classifier, tokenizer):
     assert _read({"input_ids": [3]}, classifier, tokenizer) == [{"input_ids": [3]}]
-
-
-def test_query_text(tokenizer):
-    assert query_text({"input_ids": tokenizer(TEXT)["input_ids"]}, tokenizer) == TEXT
-    assert query_text({"input_ids": torch.tensor([1, 2])}, None) == "1 2"
-    assert query_text({"pixel_values": torch.ones(2)}, tokenizer) == ""

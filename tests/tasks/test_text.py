@@ -6,7 +6,7 @@ import torch
 
 from lorif_hf.errors import IndexCorruptedError, QueryError
 from lorif_hf.tasks import TextReader
-from lorif_hf.tasks.query_forms import query_text
+from lorif_hf.tasks.query_texts import query_text
 
 
 def test_tokens_are_the_tokenizers(build, tokenizer):

@@ -15,7 +15,8 @@ from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
 from lorif_hf.errors import QueryError
 from lorif_hf.tasks import TextReader, task_of, tokenizer_process
-from lorif_hf.tasks.query_forms import query_features, query_text
+from lorif_hf.tasks.query_forms import query_features
+from lorif_hf.tasks.query_texts import query_text
 from lorif_hf.tasks.tokenizer_process import TokenizerError, TokenizerProcess, TokenizerStoppedError
 
 

@@ -1,0 +1,57 @@
+"""Is the query's model the one that was indexed?"""
+
+import warnings
+
+from torch import nn
+
+from ..errors import ModelMismatchError
+from ..layers.adapters import inactive_adapters
+from ..layers.modules import TrackedModule, modules_by_name
+from ..recording.identity import identify
+from ..storage.layout import Manifest
+
+
+_DIFFERENCES = {
+    "weights_sha256": "the recorded layers",
+    "other_weights": "parameters outside of the recorded layers",
+    "adapter": "the adapters' settings",
+}
+
+
+def matching_modules(model: nn.Module, manifest: Manifest, strict: bool) -> list[TrackedModule]:
+    """The model's layers that the index records, or an error that says how the model differs."""
+    expected = {entry.name: (entry.in_features, entry.out_features) for entry in manifest.modules}
+    # By name, not by the manifest's pattern: a pattern from the Hub could be one that takes for ever.
+    followed = {entry.name for entry in manifest.modules if entry.followed}
+    kinds = {entry.name: (entry.kind, entry.parameter) for entry in manifest.modules}
+    present = modules_by_name(model, kinds, followed)
+    shapes = {name: tracked.matrix_shape for name, tracked in present.items()}
+    if shapes != expected:
+        different = [name for name in expected if shapes.get(name) != expected[name]]
+        name = different[0]
+        raise ModelMismatchError(
+            f"The index was made with another architecture ({manifest.model.get('model_class')}): {len(different)} "
+            f"module(s) differ, first '{name}': indexed {expected[name]}, the query's model has "
+            f"{shapes.get(name, 'no such module')}. Query with the model that was indexed."
+        )
+    for adapter, active in inactive_adapters(model, expected).items():
+        raise ModelMismatchError(
+            f"The index records the adapter '{adapter}', which is not active in the query's model (active: "
+            f"{', '.join(active) or 'none'}): call model.set_adapter('{adapter}'), or enable its adapters."
+        )
+    modules = [present[name] for name in expected]
+    queried = identify(model, modules).to_dict()
+    different = [
+        key for key in ("weights_sha256", "other_weights", "adapter") if queried[key] != manifest.model.get(key)
+    ]
+    if different:
+        problem = (
+            "The weights of the query's model are not those that were indexed "
+            f"({_DIFFERENCES[different[0]]} differ; the index is of "
+            f"{manifest.model.get('name') or manifest.model.get('model_class')}): its training went on, "
+            "another checkpoint was loaded, or the dtype differs."
+        )
+        if strict:
+            raise ModelMismatchError(f"{problem} Load the indexed model, or pass strict=False to go on all the same.")
+        warnings.warn(f"{problem} The scores are those of another model.", stacklevel=4)
+    return modules

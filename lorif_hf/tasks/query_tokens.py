@@ -1,0 +1,65 @@
+"""One token of a query's answer at a time: the same query with the labels of the others masked."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import QueryError
+from .base import Feature, Task
+from .collation import LABELS, PaddingCollator
+from .cross_entropy import IGNORED
+from .own_loss import RowLoss
+
+
+def measured_tokens(feature: Feature, task: Task, collator: PaddingCollator, number: int) -> tuple[Feature, list[int]]:
+    """A query with labels of its own, and the positions in them that are measured, ascending.
+
+    The losses of these tokens, each alone, add up to the query's.
+
+    Args:
+        feature (`Feature`): the query.
+        task (`Task`): what is measured.
+        collator (`PaddingCollator`): makes the labels of a query without.
+        number (`int`): the query's, for errors.
+
+    Raises:
+        [`~lorif_hf.errors.QueryError`]: its loss is no sum over tokens.
+    """
+    batch = collator([feature])
+    labels = batch.get("labels")
+    inner = task.inner or task if isinstance(task, RowLoss) else task
+    if labels is None or labels.dim() != 2 or labels.is_floating_point():
+        raise _no_tokens(number, task)
+    labels = labels[0]
+    positions = (labels != IGNORED).nonzero()[:, 0]
+    alone = torch.full((len(positions), len(labels)), IGNORED)
+    alone[torch.arange(len(positions)), positions] = labels[positions]
+    # What tells targets apart is made of tokens; pixels need not be copied for each.
+    small = {key: value for key, value in batch.items() if value.dim() <= 2 and not value.is_floating_point()}
+    repeated = {key: value.expand(len(positions), *value.shape[1:]) for key, value in small.items()}
+    counts = inner.targets({**repeated, "labels": alone})
+    whole = inner.targets({**small, "labels": labels.unsqueeze(0)})
+    if counts is not None and whole is not None:
+        positions = positions[counts > 0]
+        if len(positions) != int(whole[0]):
+            raise _no_tokens(number, task)
+    if not len(positions):
+        raise QueryError(f"Query {number} has no token to measure: each label is -100, or of a first token.")
+    kept = {key: value for key, value in feature.items() if key not in LABELS}
+    return {**kept, "labels": labels}, positions.tolist()
+
+
+def token_alone(feature: Feature, position: int) -> Feature:
+    """A query of [`measured_tokens`], measured on a single token."""
+    labels: Tensor = feature["labels"]
+    masked: Any = torch.full_like(labels, IGNORED)
+    masked[position] = labels[position]
+    return {**feature, "labels": masked}
+
+
+def _no_tokens(number: int, task: Task) -> QueryError:
+    return QueryError(
+        f"The loss of query {number} is no sum over tokens (objective '{task.name}'), so none of them can be asked "
+        "alone: leave out per_token= and token=."
+    )
