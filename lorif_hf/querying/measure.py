@@ -153,7 +153,9 @@ class Measurement:
                     f"Query {number} has two completions: leave out per_token= and token=, or ask about one of them, "
                     "{'prompt': ..., 'completion': ...}."
                 )
-            self._places.append(measured_tokens(query.features[0], self.objective.task, self.collator, number))
+            self._places.append(
+                measured_tokens(query.features[0], self.model, self.objective.task, self.collator, number)
+            )
         if token is None:
             self.tokens = [target_texts(self.model, task, *place, shown_by) for place in self._places]
             return

@@ -15,23 +15,39 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+# What was measured, as the page names it, and what training more on a proponent does to it.
+_MEASURES = {
+    "loss": ("loss", "lowers the query's loss"),
+    "log_prob": ("log-probability", "raises the query's log-probability"),
+    "margin": ("margin", "raises the query's margin"),
+    "difference": (
+        "log-probability or reward of the chosen less that of the rejected completion",
+        "raises the chosen completion against the rejected one",
+    ),
+    "reward": ("reward", "raises the query's reward"),
+}
+
 _TEMPLATES = Environment(loader=PackageLoader("lorif_hf.reports"), autoescape=True, undefined=StrictUndefined)
 
 
 @dataclass(eq=False, repr=False)
 class Attribution:
-    """The top examples of one or more queries.
+    """The top examples of one or more queries, or of each token of their answers.
 
     `attribution[q]` is that of query q alone, iterating goes through the queries. In a notebook it shows itself as a
     table.
 
     Args:
-        scores (`Tensor`): (Q, k), best first. Nats per unit of example weight; positive: a proponent.
-        indices (`Tensor`): int64 (Q, k), rows of the training set.
+        scores (`Tensor`): (Q, k), best first; with tokens (Q, T, k), NaN beyond a query's last. Nats per unit of
+            example weight; positive: a proponent.
+        indices (`Tensor`): int64 of the same shape, rows of the training set; -1 beyond a query's last token.
         examples (`Mapping[int, dict]`): the examples of these rows.
         queries (`Sequence[str]`): the queries as text.
-        losses (`Sequence[float]`): the queries' losses, nats.
+        losses (`Sequence[float]`): the queries' losses, nats; of another `measure`, what is lowered like a loss, its
+            negative.
         repo_id, commit (`str` or `None`): the Hub repo and the commit that answered, where the index is from the Hub.
+        measure (`str`): what was measured of the queries, one of [`~lorif_hf.tasks.measures.MEASURES`].
+        tokens (`Sequence[Sequence[str]]` or `None`): per query, the tokens of its answer where each has rows.
     """
 
     scores: Tensor
@@ -51,22 +67,34 @@ class Attribution:
         if isinstance(query, int):
             query = range(len(self))[query]
             query = slice(query, query + 1)
-        taken = {name: getattr(self, name)[query] for name in ("scores", "indices", "queries", "losses")}
-        return replace(self, **taken)
+        names = ["scores", "indices", "queries", "losses"] + (["tokens"] if self.tokens is not None else [])
+        return replace(self, **{name: getattr(self, name)[query] for name in names})
 
     def __iter__(self) -> Iterator["Attribution"]:
         return (self[query] for query in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"Attribution(queries={len(self)}, top_k={self.scores.shape[1]})"
+        tokens = "" if self.tokens is None else f", tokens={sum(map(len, self.tokens))}"
+        return f"Attribution(queries={len(self)}{tokens}, top_k={self.scores.shape[-1]})"
 
     def to_list(self) -> list[dict[str, Any]]:
-        """One dict per query and rank: query, rank (from 1), score, and the columns of the example."""
+        """One dict per query and rank: query, rank (from 1), score, and the columns of the example. With tokens one
+        for each of them, and with its place in the answer (from 0) as "token" and its text as "token_text"."""
         return [
-            {"query": query, "rank": rank + 1, "score": float(score), **self.examples[int(row)]}
-            for query, (scores, rows) in enumerate(zip(self.scores, self.indices, strict=True))
-            for rank, (score, row) in enumerate(zip(scores, rows, strict=True))
+            {"query": ranking.query, **ranking.names, "rank": rank + 1, "score": score, **self.examples[row]}
+            for ranking in self._rankings()
+            for rank, (score, row) in enumerate(zip(ranking.scores, ranking.rows, strict=True))
         ]
+
+    def _rankings(self) -> Iterator["_Ranking"]:
+        """The ranked rows of each query, or of each token of its answer."""
+        for query in range(len(self)):
+            if self.tokens is None:
+                yield _Ranking(query, {}, self.scores[query].tolist(), self.indices[query].tolist())
+                continue
+            for place, text in enumerate(self.tokens[query]):
+                scores, rows = self.scores[query, place], self.indices[query, place]
+                yield _Ranking(query, {"token": place, "token_text": text}, scores.tolist(), rows.tolist())
 
     def to_dataset(self) -> "datasets.Dataset":
         """[`~Attribution.to_list`] as a `datasets.Dataset`."""
@@ -87,18 +115,21 @@ class Attribution:
         except ImportError as error:
             raise ImportError('plot() needs matplotlib: pip install "lorif-hf[plot]".') from error
 
-        count, k = self.scores.shape
-        figure = Figure(figsize=(9, (0.35 * k + 1.1) * count), layout="constrained")
-        panels = figure.subplots(count, 1, squeeze=False)[:, 0]
-        for panel, query, scores, rows in zip(panels, self.queries, self.scores, self.indices, strict=True):
-            labels = [f"{int(row)}: {shorten(self.examples[int(row)]['text'], 60)}" for row in rows]
-            colours = ["#2a7f62" if score >= 0 else "#b5403a" for score in scores.tolist()]
-            panel.barh(range(len(labels)), scores.tolist(), color=colours)
+        rankings, k = list(self._rankings()), self.scores.shape[-1]
+        figure = Figure(figsize=(9, (0.35 * k + 1.1) * len(rankings)), layout="constrained")
+        panels = figure.subplots(len(rankings), 1, squeeze=False)[:, 0]
+        for panel, ranking in zip(panels, rankings, strict=True):
+            labels = [f"{row}: {shorten(self.examples[row]['text'], 60)}" for row in ranking.rows]
+            colours = ["#2a7f62" if score >= 0 else "#b5403a" for score in ranking.scores]
+            panel.barh(range(len(labels)), ranking.scores, color=colours)
             panel.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
             panel.invert_yaxis()
             panel.axvline(0, color="0.4", linewidth=0.8)
             panel.set_xlabel("score (nats per unit of example weight)")
-            panel.set_title(shorten(query, 90), fontsize=9, loc="left", parse_math=False)
+            title = shorten(self.queries[ranking.query], 90)
+            if ranking.names:
+                title = f"{ranking.names['token']}: {shorten(ranking.names['token_text'], 30)!r} of {title}"
+            panel.set_title(shorten(title, 90), fontsize=9, loc="left", parse_math=False)
         return figure
 
     def _repr_html_(self) -> str:
@@ -109,16 +140,37 @@ class Attribution:
         Path(path).write_text(self._render("page.html"), encoding="utf-8")
 
     def _render(self, template: str) -> str:
-        """A page, or a part of one: per query its text, loss and rows with a bar of at most 100 percent."""
-        panels = []
-        for query, loss, only in zip(self.queries, self.losses, self, strict=True):
-            rows = only.to_list()
-            largest = max((abs(row["score"]) for row in rows), default=0) or 1.0
-            for row in rows:
-                row["bar"] = round(100 * abs(row["score"]) / largest, 1)
-            panels.append({"query": query, "loss": loss, "rows": rows})
+        """A page, or a part of one: per query its text, what was measured of it, and its rows, or those of each token,
+        with a bar of at most 100 percent."""
+        panels: list[dict[str, Any]] = []
+        for query, value in zip(self.queries, self.losses, strict=True):
+            measured = value if self.measure == "loss" else -value
+            panels.append({"query": query, "value": measured, "rankings": []})
+        for ranking in self._rankings():
+            largest = max(map(abs, ranking.scores), default=0) or 1.0
+            rows = [
+                {
+                    "rank": rank + 1,
+                    "score": score,
+                    "bar": round(100 * abs(score) / largest, 1),
+                    **self.examples[row],
+                }
+                for rank, (score, row) in enumerate(zip(ranking.scores, ranking.rows, strict=True))
+            ]
+            panels[ranking.query]["rankings"].append({"token": ranking.names.get("token_text"), "rows": rows})
         source = f"{self.repo_id} at {self.commit}" if self.repo_id else None
-        return _TEMPLATES.get_template(template).render(panels=panels, source=source)
+        named, effect = _MEASURES.get(self.measure, (self.measure, f"raises its {self.measure}"))
+        return _TEMPLATES.get_template(template).render(panels=panels, source=source, named=named, effect=effect)
+
+
+@dataclass(frozen=True)
+class _Ranking:
+    """Ranked rows: of a query, or of a token (`names`: its place and its text)."""
+
+    query: int
+    names: dict[str, Any]
+    scores: list[float]
+    rows: list[int]
 
 
 def shorten(text: str | None, length: int) -> str:

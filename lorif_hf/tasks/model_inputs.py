@@ -14,6 +14,7 @@ from ..layers.modules import base_model
 from .base import Feature, Task
 from .collation import LABELS
 from .custom import Custom
+from .own_loss import RowLoss
 from .query_values import shown
 
 
@@ -55,6 +56,7 @@ class ModelInputs:
         ]
         known = isinstance(base, PreTrainedModel)
         self.main: str | None = base.main_input_name if known else None
+        self.needs_labels = "labels" in parameters and isinstance(task, RowLoss) and task.inner is None
         self.dtype = _dtype(base) if known else None
         self.choices = self.model_class in modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values()
         self.generates = bool(getattr(self.config, "is_encoder_decoder", False))
@@ -89,6 +91,14 @@ class ModelInputs:
             rows = [self._unpadded(row) for row in rows]  # so that a query does not depend on the batch it came in
         return [self._typed(row) for row in rows]
 
+    def check_text(self, number: int) -> None:
+        """Raises [`~lorif_hf.errors.QueryError`] where a query is text and the model takes none."""
+        if self.main is not None and not any("input_ids" in name for name in self.names):
+            raise QueryError(
+                f"Query {number} is text, but a {self.model_class} takes '{self.main}': it is a query of another task "
+                "than the index's. Pass what the model was trained on."
+            )
+
     def check(self, feature: Feature, number: int) -> None:
         """Raises [`~lorif_hf.errors.QueryError`] where a query holds nothing that the model takes."""
         if self.main is None or isinstance(self.task, Custom):
@@ -96,6 +106,11 @@ class ModelInputs:
         taken = [name for name in feature if name in self.names]
         instead = any("embeds" in name or name == "encoder_outputs" for name in taken)
         if self.main in taken or instead:
+            if self.needs_labels and not any(name in feature for name in LABELS):
+                raise QueryError(
+                    f"Query {number} has no labels, which the loss of a {self.model_class} is made of: add those that "
+                    "it is to be measured at, under 'labels'."
+                )
             return
         given = [name for name in feature if name not in LABELS]
         raise QueryError(

@@ -177,15 +177,17 @@ class _QueryReader:
             if self.inputs.are_in(item) or (not written and self.inputs.may_be_in(item)):
                 return [Query((self._masked(row),)) for row in self.inputs.rows(item, number)]
             return [self._written(item, number)]
-        if isinstance(item, str):
-            return [Query((self._text(item, None, number),))]
         if is_image(item):
             return [self._seen({"image": item}, number)]
-        if isinstance(item, tuple) and _is_pair(item):
-            first, target = item
-            if is_image(first):
-                return [self._seen({"image": first, "label": target}, number)]
-            return [Query((self.task.query_pair(self.texts, first, target, number),))]
+        if isinstance(item, tuple) and _is_pair(item) and is_image(item[0]):
+            return [self._seen({"image": item[0], "label": item[1]}, number)]
+        if isinstance(item, str) or _is_pair(item) or _is_triple(item) or _is_chat(item):
+            self.inputs.check_text(number)
+        if isinstance(item, str):
+            return [Query((self._text(item, None, number),))]
+        if _is_pair(item):
+            text, target = item
+            return [Query((self.task.query_pair(self.texts, text, target, number),))]
         if _is_triple(item):
             return [self._written(dict(zip(("prompt", "chosen", "rejected"), item, strict=True)), number)]
         if _is_chat(item):
@@ -248,6 +250,7 @@ class _QueryReader:
             )
         if needed[0] in (*IMAGE, *AUDIO):
             return self._seen(item, number)
+        self.inputs.check_text(number)
         options = template_options(item, number)
         if "rejected" in needed:
             return Query(tuple(self.preferences.pair(item, number, options)))

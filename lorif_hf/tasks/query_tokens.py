@@ -3,22 +3,26 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import QueryError
+from ..layers.modules import base_model
 from .base import Feature, Task
 from .collation import LABELS, PaddingCollator
 from .cross_entropy import IGNORED
 from .own_loss import RowLoss
 
 
-def measured_tokens(feature: Feature, task: Task, collator: PaddingCollator, number: int) -> tuple[Feature, list[int]]:
+def measured_tokens(
+    feature: Feature, model: nn.Module, task: Task, collator: PaddingCollator, number: int
+) -> tuple[Feature, list[int]]:
     """A query with labels of its own, and the positions in them that are measured, ascending.
 
     The losses of these tokens, each alone, add up to the query's.
 
     Args:
         feature (`Feature`): the query.
+        model (`nn.Module`): the unwrapped model.
         task (`Task`): what is measured.
         collator (`PaddingCollator`): makes the labels of a query without.
         number (`int`): the query's, for errors.
@@ -29,7 +33,8 @@ def measured_tokens(feature: Feature, task: Task, collator: PaddingCollator, num
     batch = collator([feature])
     labels = batch.get("labels")
     inner = task.inner or task if isinstance(task, RowLoss) else task
-    if labels is None or labels.dim() != 2 or labels.is_floating_point():
+    aligned = getattr(getattr(base_model(model), "config", None), "ctc_loss_reduction", None) is not None
+    if labels is None or labels.dim() != 2 or labels.is_floating_point() or aligned:
         raise _no_tokens(number, task)
     labels = labels[0]
     positions = (labels != IGNORED).nonzero()[:, 0]
@@ -38,7 +43,8 @@ def measured_tokens(feature: Feature, task: Task, collator: PaddingCollator, num
     # What tells targets apart is made of tokens; pixels need not be copied for each.
     small = {key: value for key, value in batch.items() if value.dim() <= 2 and not value.is_floating_point()}
     repeated = {key: value.expand(len(positions), *value.shape[1:]) for key, value in small.items()}
-    counts = inner.targets({**repeated, "labels": alone})
+    # Of a model's own loss nobody knows the targets but by their labels.
+    counts = None if isinstance(inner, RowLoss) else inner.targets({**repeated, "labels": alone})
     whole = inner.targets({**small, "labels": labels.unsqueeze(0)})
     if counts is not None and whole is not None:
         positions = positions[counts > 0]
