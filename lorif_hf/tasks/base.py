@@ -116,7 +116,7 @@ def no_margin(name: str) -> ObjectiveError:
     """The error of a task, or a problem, without right classes."""
     return ObjectiveError(
         f"Objective '{name}' has no margin: output='margin' is for causal language models and classifiers with one "
-        "right class. Use output='loss'."
+        "right class, and so are measure='margin' and 'log_prob' of a query. Use output='loss'."
     )
 
 

@@ -70,8 +70,13 @@ def objective_of(measure: str, task: Task, model: nn.Module) -> Objective:
     """
     if measure == "loss":
         return LossObjective(task)
-    if measure == "reward" or (measure == "difference" and _is_reward_model(model)):
+    if measure in ("reward", "difference") and _is_reward_model(model):
         return RewardObjective(task)
+    if measure == "reward":
+        raise QueryError(
+            f"measure='reward' is what a model of a single output gives, and a {type(base_model(model)).__name__} is "
+            "none: ask measure='log_prob'."
+        )
     known = task.inner if isinstance(task, RowLoss) else task
     if known is None:
         raise QueryError(

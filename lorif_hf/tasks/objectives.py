@@ -85,13 +85,7 @@ class RewardObjective(Objective):
     """Minus the single number that a reward model gives of an example."""
 
     def __call__(self, model: nn.Module, batch: dict[str, Any]) -> Values:
-        logits = model(**forward_inputs(model, batch)).logits.float()
-        if logits.shape[1:] != (1,):
-            raise ObjectiveError(
-                "measure='reward' is for models of one output, this one has outputs of shape "
-                f"{tuple(logits.shape[1:])}."
-            )
-        return Values(-logits[:, 0])
+        return Values(-model(**forward_inputs(model, batch)).logits.float()[:, 0])
 
 
 OUTPUTS: dict[str, type[Objective]] = {"loss": LossObjective, "margin": MarginObjective}

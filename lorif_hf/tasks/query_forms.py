@@ -15,7 +15,7 @@ from .chat import ChatReader
 from .class_labels import class_number
 from .collation import LABELS
 from .model_inputs import ModelInputs
-from .preferences import PreferenceReader, check_differs, check_sides, sign_of
+from .query_pairs import PreferenceReader, check_differs, check_sides, sign_of
 from .query_media import AUDIO, IMAGE, MediaReader, is_image
 from .query_values import label_of, messages_of, shown, template_options, text_of
 from .text import TextReader
@@ -255,7 +255,9 @@ class _QueryReader:
         if "rejected" in needed:
             return Query(tuple(self.preferences.pair(item, number, options)))
         if "completion" in needed:
-            return self._signed([self._completion(item, number, chat, options)], item, number)
+            feature = self._completion(item, number, chat, options)
+            rated = "label" in item and not chat
+            return self._signed([self.preferences.closed(feature) if rated else feature], item, number)
         if "target" in needed:
             text, target = (text_of(item[key], key, number) for key in needed)
             return Query((self.task.query_pair(self.texts, text, target, number),))

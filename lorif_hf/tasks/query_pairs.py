@@ -52,7 +52,7 @@ class PreferenceReader:
         """The chosen and the rejected side: texts or chats, with or without a prompt of their own."""
         if all(isinstance(item[side], str) for side in SIDES):
             text = text_of(item.get("prompt", ""), "prompt", number)
-            return [self.text(text, item[side], number) for side in SIDES]
+            return [self.closed(self.text(text, item[side], number)) for side in SIDES]
         prompt = messages_of(item["prompt"], "'prompt'", number) if "prompt" in item else []
         answers = [messages_of(item[side], f"'{side}'", number) for side in SIDES]
         if not prompt:  # of two whole chats, what they begin with
@@ -70,6 +70,14 @@ class PreferenceReader:
             return self.task.query_pair(self.texts, prompt, completion, number)
         tokens = self.texts.tokens(completion, number)
         return {"input_ids": tokens, "labels": list(tokens)}
+
+    def closed(self, feature: Feature) -> Feature:
+        """A feature of text with the token that ends a text behind it, as TRL trains on preferences."""
+        end = getattr(self.texts.tokenizer, "eos_token_id", None)
+        if end is None or feature["input_ids"][-1:] == [end]:
+            return feature
+        ended = ("input_ids", "labels") if "labels" in feature else ("input_ids",)
+        return {**feature, **{name: [*feature[name], end] for name in ended}}
 
     def chat(self, prompt: list[Any], answer: list[Any], number: int, options: dict[str, Any]) -> Feature:
         """A prompt and its answer, chats both, measured on the answer."""
