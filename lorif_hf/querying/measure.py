@@ -25,11 +25,11 @@ from ..tasks.measures import check_measure, objective_of, usual_measure
 from ..tasks.own_loss import ModelLoss, TrainerLoss, model_loss
 from ..tasks.query_forms import Query, read_queries
 from ..tasks.query_texts import pair_text, query_text, target_texts
-from ..tasks.query_tokens import measured_tokens, token_alone
 from .matching import matching_modules
 from .options import QueryOptions
 from .preconditioning import Preconditioner
 from .queried_index import QueriedIndex
+from .query_tokens import measured_tokens, token_alone
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,9 @@ class Measurement:
         task = _task(self.model, manifest, options.objective)
         triples = options.measure == "difference"
         self.queries = read_queries(queries, self.model, task, options.processing_class, triples)
-        self.measure = options.measure or usual_measure(self.queries, self.model, manifest.objective, config.output)
+        self.measure = options.measure or usual_measure(
+            self.queries, self.model, task, manifest.objective, config.output
+        )
         check_measure(self.queries, self.measure)
         self.objective = objective_of(self.measure, task, self.model)
         self.collator = padding_collator(self.model, options.processing_class, task.makes_labels)
@@ -175,7 +177,8 @@ class Measurement:
         sums = _Sums(Counter(part.query for part in parts))
         recorder = GradientRecorder(self.model, self.modules, self._projections, self.objective, alone=self.alone)
         with recorder, progress(len(parts), "Measuring queries", "queries") as bar:
-            for batch in _batches(parts, 1 if self.alone else self.options.batch_size):
+            size = 1 if self.alone else self.options.batch_size
+            for batch in _batches(parts, size, self.objective.task.padding_counts):
                 collated, recording = self._recorded(recorder, batch)
                 tokens = tokens_per_example(collated, len(batch))
                 losses.index_add_(
@@ -280,11 +283,12 @@ def _task(model: nn.Module, manifest: Manifest, objective: UserObjective | Task 
     return task
 
 
-def _batches(parts: Sequence[Part], batch_size: int) -> Iterator[list[Part]]:
-    """Parts that go through the model together: neighbours whose tensors go into one batch."""
+def _batches(parts: Sequence[Part], batch_size: int, of_one_length: bool) -> Iterator[list[Part]]:
+    """Parts that go through the model together: neighbours whose tensors go into one batch, without any padding where
+    that would count."""
     batch: list[Part] = []
     for part in parts:
-        if batch and (len(batch) == batch_size or not goes_with(batch[0].feature, part.feature)):
+        if batch and (len(batch) == batch_size or not goes_with(batch[0].feature, part.feature, of_one_length)):
             yield batch
             batch = []
         batch.append(part)

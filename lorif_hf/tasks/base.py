@@ -38,6 +38,14 @@ class Task(ABC):
         query_example (`str`): a query as Python code, for the index's card.
         alone (`bool`): whether rows go through the model one at a time, since its loss is known of a batch only; a
             batch is then what the collator makes of a single row.
+        label_kind (`str` or `None`): what the labels are, so that they can be checked before the model sees them:
+            "tokens" of its vocabulary, "classes" (its `num_labels`), or `None`: nothing is known of them.
+        sides (`tuple[str, ...]`): columns that must hold something in every row, as both answers of a preference.
+        padding_counts (`bool`): whether padding changes an example's loss, so that only examples of the same length
+            go through the model together.
+        token_axes (`int`): axes of an example's `input_ids`: 1, or 2 where it has several sequences.
+        pair_columns (`tuple[tuple[str, str], ...]`): what datasets call the two halves of a query pair, beside what
+            they are called everywhere.
 
     Example: `docs/extending.md` writes one.
     """
@@ -49,6 +57,11 @@ class Task(ABC):
     labelled_queries: ClassVar[bool]
     query_example: ClassVar[str]
     alone: ClassVar[bool] = False
+    label_kind: ClassVar[str | None] = None
+    sides: ClassVar[tuple[str, ...]] = ()
+    padding_counts: ClassVar[bool] = False
+    token_axes: ClassVar[int] = 1
+    pair_columns: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     @abstractmethod
     def accepts(self, model: nn.Module) -> bool:

@@ -69,13 +69,18 @@ class PaddingCollator:
         return torch.nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=self.padding.get(key, 0))
 
 
-def goes_with(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+def goes_with(first: Mapping[str, Any], second: Mapping[str, Any], unpadded: bool = False) -> bool:
     """Whether two rows go into one batch without a change to either: padding is told apart by a mask where it is of
-    tokens, and of nothing else."""
-    return _form(first) == _form(second)
+    tokens, and of nothing else.
+
+    Args:
+        first, second (`Mapping`): the rows.
+        unpadded (`bool`, *optional*, defaults to `False`): whether their tokens must not be padded either.
+    """
+    return _form(first, unpadded) == _form(second, unpadded)
 
 
-def _form(row: Mapping[str, Any]) -> dict[str, Any]:
+def _form(row: Mapping[str, Any], unpadded: bool) -> dict[str, Any]:
     """What must be the same of rows padded to one length: names, axes, and the shapes of what is no tokens."""
     tensors = {name: _as_tensor(value) for name, value in row.items()}
     ids = tensors.get("input_ids")
@@ -83,6 +88,8 @@ def _form(row: Mapping[str, Any]) -> dict[str, Any]:
     for name, tensor in tensors.items():
         if tensor is None:
             form[name] = None
+        elif unpadded:
+            form[name] = tensor.shape
         elif tensor.dim() < 2 and not (tensor.is_floating_point() and tensor.numel()):
             form[name] = tensor.dim()
         elif ids is not None and tensor.shape == ids.shape and not tensor.is_floating_point():

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import QueryError
 from ..layers.modules import base_model
-from .base import Task
+from .base import Task, known_task
 from .collation import LABELS
 from .objectives import LikelihoodObjective, LossObjective, MarginObjective, Objective, RewardObjective
 from .own_loss import RowLoss, TrainerLoss, has_users_loss
@@ -20,7 +20,7 @@ MEASURES = ("loss", "log_prob", "margin", "difference", "reward")
 """What `measure=` takes."""
 
 
-def usual_measure(queries: Sequence[Query], model: nn.Module, objective: str, output: str) -> str:
+def usual_measure(queries: Sequence[Query], model: nn.Module, task: Task, objective: str, output: str) -> str:
     """What is measured where nobody says.
 
     Of two completions their difference; of one that stands alone in an index of a Trainer's own loss, a reward model's
@@ -29,13 +29,14 @@ def usual_measure(queries: Sequence[Query], model: nn.Module, objective: str, ou
     Args:
         queries (`Sequence[Query]`): what is asked.
         model (`nn.Module`): the unwrapped model.
+        task (`Task`): what its queries are measured with.
         objective (`str`): the name of what the index was built with.
         output (`str`): "loss" or "margin", as `InfluenceConfig.output`.
     """
     if any(query.is_pair for query in queries):
         return "difference"
     labelled = any(name in query.features[0] for query in queries for name in LABELS)
-    if objective == TrainerLoss.name and _is_reward_model(model) and not labelled:
+    if (objective == TrainerLoss.name or task.sides) and _is_reward_model(model) and not labelled:
         return "reward"
     if any(query.sign != 1 for query in queries):
         return "log_prob"
@@ -77,7 +78,7 @@ def objective_of(measure: str, task: Task, model: nn.Module) -> Objective:
             f"measure='reward' is what a model of a single output gives, and a {type(base_model(model)).__name__} is "
             "none: ask measure='log_prob'."
         )
-    known = task.inner if isinstance(task, RowLoss) else task
+    known = task.inner if isinstance(task, RowLoss) else known_task(model) if task.sides else task
     if known is None:
         raise QueryError(
             f"measure='{measure}' needs the classes that the model tells apart, and objective '{task.name}' does not "

@@ -58,7 +58,8 @@ class ModelInputs:
         self.main: str | None = base.main_input_name if known else None
         self.needs_labels = "labels" in parameters and isinstance(task, RowLoss) and task.inner is None
         self.dtype = _dtype(base) if known else None
-        self.choices = self.model_class in modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values()
+        choices = self.model_class in modeling_auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values()
+        self.token_axes = 2 if choices else task.token_axes
         self.generates = bool(getattr(self.config, "is_encoder_decoder", False))
 
     def are_in(self, item: Mapping[Any, Any]) -> bool:
@@ -121,8 +122,8 @@ class ModelInputs:
 
     def _axes(self, name: str) -> int | None:
         """Axes of one row's input; `None`: not known."""
-        if self.choices and name == "input_ids":
-            return 2
+        if name == "input_ids":
+            return self.token_axes
         return _OTHER_AXES.get(getattr(self.config, "model_type", ""), {}).get(name, _AXES.get(name))
 
     def _is_batch(self, item: Feature, name: str, number: int) -> bool:

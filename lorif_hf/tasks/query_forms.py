@@ -15,8 +15,9 @@ from .chat import ChatReader
 from .class_labels import class_number
 from .collation import LABELS
 from .model_inputs import ModelInputs
-from .query_pairs import PreferenceReader, check_differs, check_sides, sign_of
+from .own_loss import RowLoss
 from .query_media import AUDIO, IMAGE, MediaReader, is_image
+from .query_pairs import PreferenceReader, check_differs, check_sides, sign_of
 from .query_values import label_of, messages_of, shown, template_options, text_of
 from .text import TextReader
 
@@ -197,7 +198,7 @@ class _QueryReader:
     def check(self, feature: Feature, number: int) -> None:
         """Raises [`~lorif_hf.errors.QueryError`] where the model cannot take a query, or nothing of it is measured."""
         self.inputs.check(feature, number)
-        axes = 2 if self.inputs.choices else 1
+        axes = self.inputs.token_axes
         self.texts.limits.check(feature, number, labels_are_tokens=self.task.makes_labels, axes=axes)
         if self.task.labelled_queries:
             self.texts.limits.check_class(feature, number)
@@ -217,14 +218,19 @@ class _QueryReader:
         kinds = dict(_LABELLED if self.task.labelled_queries else _PLAIN)
         if self.rewards:
             kinds = {**_PREFERENCES, **kinds}
-        if self.inputs.generates:
-            kinds = {("text", "target"): (), **kinds}
+        kinds = {**dict.fromkeys(self._pairs(), ()), **kinds}
         takes = set(self.inputs.names)
         if "pixel_values" in takes:
             kinds = {("image",): (*_LABEL, *_TRANSCRIPTS), **kinds}
         if takes & {"input_features", "input_values"}:
             kinds = {AUDIO: (*_LABEL, *_TRANSCRIPTS), **kinds}
         return kinds
+
+    def _pairs(self) -> tuple[_Keys, ...]:
+        """What the two halves of a pair are called."""
+        known = self.task.inner if isinstance(self.task, RowLoss) else self.task
+        usual = (("text", "target"),) if self.inputs.generates else ()
+        return (*(known.pair_columns if known is not None else ()), *usual)
 
     def _written(self, item: dict[Any, Any], number: int) -> Query:
         """A query written under the names of a dataset's columns."""
@@ -258,7 +264,7 @@ class _QueryReader:
             feature = self._completion(item, number, chat, options)
             rated = "label" in item and not chat
             return self._signed([self.preferences.closed(feature) if rated else feature], item, number)
-        if "target" in needed:
+        if needed in self._pairs():
             text, target = (text_of(item[key], key, number) for key in needed)
             return Query((self.task.query_pair(self.texts, text, target, number),))
         label = next((item[key] for key in _LABEL if key in item), None)

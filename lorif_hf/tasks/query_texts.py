@@ -62,7 +62,7 @@ def target_texts(
 ) -> list[str]:
     """The targets at some positions of a query's labels: tokens as text, classes by their names (and their token)."""
     labels = torch.as_tensor(feature["labels"])
-    if not task.labelled_queries:
+    if not task.labelled_queries and task.label_kind != "classes":
         return [decoded([int(labels[position])], processing_class) for position in positions]
     names = getattr(getattr(base_model(model), "config", None), "id2label", None) or {}
     ids = feature.get("input_ids")

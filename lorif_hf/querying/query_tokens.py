@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from ..errors import QueryError
 from ..layers.modules import base_model
-from .base import Feature, Task
-from .collation import LABELS, PaddingCollator
-from .cross_entropy import IGNORED
-from .own_loss import RowLoss
+from ..recording.stored_weights import execution_device
+from ..tasks import Feature, Task
+from ..tasks.collation import LABELS, PaddingCollator
+from ..tasks.cross_entropy import IGNORED
+from ..tasks.own_loss import RowLoss
 
 
 def measured_tokens(
@@ -32,7 +33,6 @@ def measured_tokens(
     """
     batch = collator([feature])
     labels = batch.get("labels")
-    inner = task.inner or task if isinstance(task, RowLoss) else task
     aligned = getattr(getattr(base_model(model), "config", None), "ctc_loss_reduction", None) is not None
     if labels is None or labels.dim() != 2 or labels.is_floating_point() or aligned:
         raise _no_tokens(number, task)
@@ -40,20 +40,34 @@ def measured_tokens(
     positions = (labels != IGNORED).nonzero()[:, 0]
     alone = torch.full((len(positions), len(labels)), IGNORED)
     alone[torch.arange(len(positions)), positions] = labels[positions]
-    # What tells targets apart is made of tokens; pixels need not be copied for each.
-    small = {key: value for key, value in batch.items() if value.dim() <= 2 and not value.is_floating_point()}
-    repeated = {key: value.expand(len(positions), *value.shape[1:]) for key, value in small.items()}
-    # Of a model's own loss nobody knows the targets but by their labels.
-    counts = None if isinstance(inner, RowLoss) else inner.targets({**repeated, "labels": alone})
-    whole = inner.targets({**small, "labels": labels.unsqueeze(0)})
-    if counts is not None and whole is not None:
-        positions = positions[counts > 0]
-        if len(positions) != int(whole[0]):
-            raise _no_tokens(number, task)
+    if isinstance(task, RowLoss):
+        if positions[:1].tolist() == [0] and not _counts(model, task, {**batch, "labels": alone[:1]}):
+            positions = positions[1:]
+    else:
+        # What tells targets apart is made of tokens; pixels need not be copied for each.
+        small = {key: value for key, value in batch.items() if value.dim() <= 2 and not value.is_floating_point()}
+        repeated = {key: value.expand(len(positions), *value.shape[1:]) for key, value in small.items()}
+        counts = task.targets({**repeated, "labels": alone})
+        whole = task.targets({**small, "labels": labels.unsqueeze(0)})
+        if counts is not None and whole is not None:
+            positions = positions[counts > 0]
+            if len(positions) != int(whole[0]):
+                raise _no_tokens(number, task)
     if not len(positions):
         raise QueryError(f"Query {number} has no token to measure: each label is -100, or of a first token.")
     kept = {key: value for key, value in feature.items() if key not in LABELS}
     return {**kept, "labels": labels}, positions.tolist()
+
+
+def _counts(model: nn.Module, task: RowLoss, batch: dict[str, Any]) -> bool:
+    """Whether a model's own loss is of this row's label: it may be shifted away. Only the model knows."""
+    device = execution_device(model)
+    try:
+        with torch.no_grad():
+            loss = task.losses(model, {key: value.to(device) for key, value in batch.items()})
+    except (IndexError, ValueError, RuntimeError):
+        return True  # it will fail again, and be told as the query's error
+    return bool(torch.isfinite(loss).all()) and bool(loss.any())
 
 
 def token_alone(feature: Feature, position: int) -> Feature:

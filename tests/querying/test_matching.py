@@ -1,0 +1,35 @@
+"""A query's model is the one that was indexed, or the difference is named."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import make_gpt2, plain_config
+
+from lorif_hf import InfluenceIndex
+from lorif_hf.errors import ModelMismatchError
+
+
+def test_parameters_outside_of_the_recorded_layers_and_the_order_of_rows_count_too(gpt2, rows, tmp_path):
+    index = InfluenceIndex.build(gpt2, rows, tmp_path / "index")
+    with torch.no_grad():
+        gpt2.transformer.wpe.weight[3, 3] += 1
+    with pytest.raises(ModelMismatchError, match="parameters outside of the recorded layers differ"):
+        index.attribute(gpt2, rows.select([0]))
+    swapped = make_gpt2()
+    index.attribute(swapped, rows.select([0]))
+    weight = swapped.transformer.h[0].mlp.c_fc.weight
+    with torch.no_grad():
+        weight.copy_(weight.flip(0))
+    with pytest.raises(ModelMismatchError, match="the recorded layers differ"):
+        index.attribute(swapped, rows.select([0]))
+
+
+def test_an_adapter_of_another_scaling_is_another_model(gpt2, rows, tmp_path):
+    model = get_peft_model(gpt2, LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True))
+    index = InfluenceIndex.build(model, rows, tmp_path / "index", config=plain_config(projection_factor=1))
+    index.attribute(model, rows.select([0]))
+    for module in model.modules():
+        if isinstance(getattr(module, "scaling", None), dict):
+            module.scaling["default"] *= 2
+    with pytest.raises(ModelMismatchError, match="the adapters' settings differ"):
+        index.attribute(model, rows.select([0]))
