@@ -11,6 +11,7 @@ from ..errors import QueryError
 from ..layers.modules import base_model
 from .base import Task, known_task
 from .collation import LABELS
+from .custom import Custom
 from .objectives import LikelihoodObjective, LossObjective, MarginObjective, Objective, RewardObjective
 from .own_loss import RowLoss, TrainerLoss, has_users_loss
 from .query_forms import Query
@@ -79,7 +80,7 @@ def objective_of(measure: str, task: Task, model: nn.Module) -> Objective:
             "none: ask measure='log_prob'."
         )
     known = task.inner if isinstance(task, RowLoss) else known_task(model) if task.sides else task
-    if known is None:
+    if known is None or isinstance(known, Custom):
         raise QueryError(
             f"measure='{measure}' needs the classes that the model tells apart, and objective '{task.name}' does not "
             "know them: ask measure='loss', or pass objective=, a registered task."
