@@ -112,7 +112,8 @@ def _opened(value: Any, number: int) -> Any:
 
 def _in_colours(image: Any, mean: Any) -> Any:
     """Three channels for a processor that is made for three: grey pictures and palettes are among those of colour."""
-    if getattr(image, "mode", "RGB") == "RGB" or (isinstance(mean, (list, tuple)) and len(mean) == 1):
+    grey = isinstance(mean, (list, tuple)) and len(mean) == 1
+    if not hasattr(image, "convert") or image.mode == "RGB" or grey:
         return image
     return image.convert("RGB")
 
