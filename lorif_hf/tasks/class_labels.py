@@ -16,12 +16,12 @@ def class_number(config: Any, label: Any, number: int) -> Any:
     Raises:
         [`~lorif_hf.errors.QueryError`]: the model has no such label; lists those that it has.
     """
+    names = getattr(config, "id2label", None) or {}
     if isinstance(label, str):
-        known = getattr(config, "label2id", None) or {}
+        known = getattr(config, "label2id", None) or {name: place for place, name in names.items()}
         if label not in known:
             raise QueryError(f"Query {number} has label '{label}'; the model's labels are {', '.join(known)}.")
         label = known[label]
-    names = getattr(config, "id2label", None) or {}
     if isinstance(label, int) and len(names) > 1 and label not in names:
         raise QueryError(f"Query {number} has label {label}; the model's labels are {', '.join(names.values())}.")
     return label

@@ -82,3 +82,60 @@ def test_the_plot_has_a_panel_per_query_and_a_bar_per_row(result):
     assert len(figure.axes) == 2
     assert [bar.get_width() for bar in figure.axes[0].patches] == [3.0, 1.0, -2.0]
     figure.canvas.draw()  # hostile text must not be read as a formula
+
+
+@pytest.fixture
+def by_token(result):
+    """Two queries of two tokens and of one."""
+    nan = float("nan")
+    scores = torch.tensor([[[3.0, -1.0], [0.5, 0.25]], [[2.0, 1.0], [nan, nan]]])
+    rows = torch.tensor([[[4, 1], [1, 7]], [[7, 4], [-1, -1]]])
+    tokens = [[" Par", HOSTILE], [" is"]]
+    return Attribution(scores, rows, result.examples, result.queries, [2.0, 3.0], measure="log_prob", tokens=tokens)
+
+
+def test_rows_of_tokens_name_their_token(by_token):
+    rows = by_token.to_list()
+    assert [(r["query"], r["token"], r["token_text"], r["rank"], r["row"], r["score"]) for r in rows] == [
+        (0, 0, " Par", 1, 4, 3.0),
+        (0, 0, " Par", 2, 1, -1.0),
+        (0, 1, HOSTILE, 1, 1, 0.5),
+        (0, 1, HOSTILE, 2, 7, 0.25),
+        (1, 0, " is", 1, 7, 2.0),
+        (1, 0, " is", 2, 4, 1.0),
+    ]
+    assert by_token.to_pandas().to_dict("records") == rows == by_token.to_dataset().to_list()
+    assert repr(by_token) == "Attribution(queries=2, tokens=3, top_k=2)"
+    assert [row["token_text"] for row in by_token[1].to_list()] == [" is", " is"]
+    assert by_token[0].tokens == [[" Par", HOSTILE]] and by_token[0].measure == "log_prob"
+
+
+def test_the_page_shows_each_token_with_its_rows(by_token, tmp_path):
+    by_token.save_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<details") == page.count("</details>") == 3 and page.count("<table>") == 3
+    assert page.count("<details open>") == 1  # of the query with a single token
+    assert '<span class="token"> Par</span>' in page and "<script" not in page and "nan" not in page
+    assert "Query log-probability -2.000 nats" in page and "raises the query&#39;s log-probability" in page
+    assert by_token._repr_html_().count("<tr>") == 3 + 6
+
+
+@pytest.mark.parametrize(
+    "measure, shown",
+    [
+        ("loss", "Query loss 2.000 nats. "),
+        ("margin", "Query margin -2.000 nats. "),
+        ("reward", "Query reward -2.000. "),
+        ("difference", "Query log-probability or reward of the chosen less that of the rejected completion -2.000"),
+    ],
+)
+def test_the_page_says_what_was_measured(result, measure, shown):
+    result.measure = measure
+    assert shown in result._repr_html_()
+
+
+def test_the_plot_has_a_panel_per_token(by_token):
+    figure = by_token.plot()
+    assert [len(axes.patches) for axes in figure.axes] == [2, 2, 2]
+    assert figure.axes[0].get_title(loc="left").startswith("0: 'Par' of <script>")
+    figure.canvas.draw()

@@ -23,6 +23,10 @@ def test_an_unknown_label_lists_the_known_ones(label, shown):
     assert str(caught.value) == f"Query 7 has {shown}; the model's labels are cat, dog."
 
 
+def test_names_alone_are_enough():
+    assert class_number(SimpleNamespace(label2id={}, id2label={0: "cat", 1: "dog"}), "dog", 0) == 1
+
+
 def test_without_a_config_every_number_may_be_one():
     assert class_number(None, 3, 0) == 3
     with pytest.raises(QueryError, match="Query 1 has label 'cat'"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lorif_hf.errors import DatasetError
-from lorif_hf.tasks.collation import PaddingCollator, computable, with_a_token
+from lorif_hf.tasks.collation import PaddingCollator, computable, goes_with, with_a_token
 
 
 def test_padding():
@@ -138,3 +138,36 @@ def test_empty_rows_alone_get_a_token_of_padding():
     assert padded["attention_mask"].tolist() == [[0], [0]] and padded["label"] is batch["label"]
     for whole in ({"input_ids": torch.ones(2, 1)}, {"pixels": torch.zeros(2, 0)}, {"input_ids": [[]]}):
         assert with_a_token(whole, {}) is whole
+
+
+def test_rows_of_choices_are_padded_on_their_last_axis():
+    batch = PaddingCollator(9)([{"input_ids": [[1, 2], [3, 4]], "labels": 1}, {"input_ids": [[5], [6]], "labels": 0}])
+    assert batch["input_ids"].tolist() == [[[1, 2], [3, 4]], [[5, 9], [6, 9]]]
+    assert batch["attention_mask"].tolist() == [[[1, 1], [1, 1]], [[1, 0], [1, 0]]]
+    assert batch["labels"].tolist() == [1, 0]
+
+
+PICTURE = torch.ones(3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "first, second, together, unpadded",
+    [
+        ({"input_ids": [1, 2]}, {"input_ids": [3]}, True, False),
+        ({"input_ids": [1, 2]}, {"input_ids": [3, 4]}, True, True),
+        ({"input_ids": [1]}, {"input_ids": [1], "labels": [1]}, False, False),
+        ({"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [3], "labels": [3]}, True, False),
+        ({"input_ids": [1], "labels": 1}, {"input_ids": [1], "labels": [1]}, False, False),
+        ({"input_ids": [[1, 2], [3, 4]]}, {"input_ids": [[1], [3]]}, True, False),
+        ({"input_ids": [[1, 2], [3, 4]]}, {"input_ids": [[1, 2]] * 3}, False, False),
+        ({"pixel_values": PICTURE}, {"pixel_values": PICTURE}, True, True),
+        ({"pixel_values": PICTURE}, {"pixel_values": torch.ones(3, 4, 5)}, False, False),
+        ({"input_values": [0.5, 1.0]}, {"input_values": [0.5]}, False, False),
+        ({"pixel_values": PICTURE, "labels": [1, 2]}, {"pixel_values": PICTURE, "labels": [1]}, True, False),
+        ({"input_ids": [1], "text": "a"}, {"input_ids": [1, 2], "text": "b"}, True, False),
+    ],
+    ids=lambda value: str(value)[:40].replace("\n", ""),
+)
+def test_rows_go_together_where_padding_changes_neither(first, second, together, unpadded):
+    assert goes_with(first, second) is together
+    assert goes_with(first, second, unpadded=True) is unpadded

@@ -8,7 +8,7 @@ import torch
 from lorif_hf.errors import ObjectiveError
 from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.tasks import Custom, task_of
-from lorif_hf.tasks.objectives import LossObjective, MarginObjective
+from lorif_hf.tasks.objectives import LikelihoodObjective, LossObjective, MarginObjective, RewardObjective
 
 
 def margin(scores, right):
@@ -134,3 +134,23 @@ def test_a_users_own_objective_has_no_margin(build, token_batch):
     objective = MarginObjective(Custom(lambda model, batch: torch.zeros(1)))
     with pytest.raises(ObjectiveError, match=r"Objective 'custom' has no margin: output='margin' is for causal"):
         objective(build("llama"), token_batch([3]))
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert-classifier"])
+def test_a_likelihood_is_that_of_the_labels(build, token_batch, kind):
+    model = build(kind).eval()
+    batch = token_batch([5, 3], labels=None if kind == "llama" else [1, 0])
+    task = task_of(model)
+    with torch.no_grad():
+        found = LikelihoodObjective(task)(model, batch)
+        torch.testing.assert_close(found.losses, task.losses(model, batch))
+    assert found.weights is None
+
+
+def test_a_reward_is_the_single_output(build, token_batch):
+    model = build("bert-classifier", num_labels=1).eval()
+    batch = token_batch([5, 3], labels=[0.0, 0.0])
+    del batch["labels"]
+    with torch.no_grad():
+        found = RewardObjective(task_of(model))(model, batch).losses
+        torch.testing.assert_close(found, -model(**batch).logits[:, 0])
