@@ -219,10 +219,11 @@ class InfluenceIndex(StoredIndex):
 
     @property
     def processing_class(self) -> Any:
-        """The tokenizer that came with the index, or `None`: loaded into this process, whoever made it.
+        """The tokenizer, processor, image processor or feature extractor that came with the index, or `None`: loaded
+        into this process, whoever made it.
 
-        Text queries do without: they ask it in a process with limits, unless the index was built in this process or
-        `processing_class=` is passed.
+        Text queries do without: they ask the tokenizer in a process with limits, unless the index was built in this
+        process or `processing_class=` is passed. Images and sounds need `processing_class=` then.
         """
         if self._processing_class is None:
             self._processing_class = load_tokenizer(self._store, self.manifest)

@@ -49,7 +49,8 @@ class MediaReader:
         if self._images is None:
             raise QueryError(
                 f"Query {number} holds an image, but there is no image processor: pass processing_class= with the one "
-                "of the training, or a dict with what it makes (pixel_values)."
+                "of the training (index.processing_class, if you trust who made the index), or a dict with what it "
+                "makes (pixel_values)."
             )
         picture = _in_colours(_opened(value, number), getattr(self._images, "image_mean", None))
         return _first(_processed(self._images, number, "image", images=picture, return_tensors="pt"))
@@ -64,7 +65,8 @@ class MediaReader:
         if self._sounds is None:
             raise QueryError(
                 f"Query {number} holds audio, but there is no feature extractor: pass processing_class= with the one "
-                "of the training, or a dict with what it makes (input_features, input_values)."
+                "of the training (index.processing_class, if you trust who made the index), or a dict with what it "
+                "makes (input_features, input_values)."
             )
         samples, rate = _heard(value, number)
         expected = getattr(self._sounds, "sampling_rate", rate)

@@ -90,3 +90,23 @@ def test_the_index_asks_its_tokenizer_in_a_process_unless_it_was_built_here(fold
     built = InfluenceIndex.build(model, make_rows(6), tmp_path / "own", config=CONFIG, processing_class=tokenizer)
     assert built._asked_tokenizer is tokenizer
     assert built.attribute(model, "3 4 5").queries == ["3 4 5"]
+
+
+@pytest.mark.parametrize("kind", ["image", "sound", "both"])
+def test_what_an_index_holds_for_images_and_sounds_is_loaded_for_those_who_ask_alone(tmp_path, tokenizer, kind):
+    extractor = transformers.WhisperFeatureExtractor(feature_size=8, chunk_length=1)
+    held = {
+        "image": transformers.ViTImageProcessorPil(size={"height": 8, "width": 8}),
+        "sound": extractor,
+        "both": transformers.WhisperProcessor(extractor, tokenizer),
+    }[kind]
+    InfluenceIndex.build(make_gpt2(), make_rows(6), tmp_path / "index", config=CONFIG, processing_class=held)
+    loaded, confined = load_tokenizer(*parts(tmp_path / "index")), confined_tokenizer(*parts(tmp_path / "index"))
+    assert type(loaded) is type(held)
+    if kind != "both":
+        assert loaded.to_dict() == held.to_dict() and confined is None
+    else:
+        assert loaded.feature_extractor.to_dict() == extractor.to_dict()
+        assert confined("3 4 5")["input_ids"] == tokenizer("3 4 5")["input_ids"]
+    index = InfluenceIndex.from_pretrained(tmp_path / "index")
+    assert type(index.processing_class) is type(held)

@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
+from PIL import Image
+from transformers import T5Config, T5ForConditionalGeneration
 
 from lorif_hf.errors import QueryError
 from lorif_hf.tasks import task_of
+from lorif_hf.tasks.own_loss import ModelLoss
 from lorif_hf.tasks.query_forms import query_features
 
 
@@ -146,3 +150,42 @@ def test_token_numbers_alone(causal, tokenizer):
 def test_rows_of_different_lengths_in_one_batch(causal, tokenizer):
     message = _everywhere({"input_ids": [[1, 2, 3], [4, 5]]}, causal, tokenizer)
     assert "input_ids" in message
+
+
+def test_a_dictionary_of_splits_is_told_to_be_one(causal, tokenizer):
+    splits = DatasetDict({"test": Dataset.from_dict({"text": [GOOD]})})
+    message = _fails(splits, causal, tokenizer)
+    assert message == "The query is a DatasetDict: pass one of its splits, query['test']."
+    assert query_features(splits["test"], causal, task_of(causal), tokenizer)
+
+
+def test_a_table_of_pandas_is_told_to_be_one(causal, tokenizer):
+    message = _fails(Dataset.from_dict({"text": [GOOD]}).to_pandas(), causal, tokenizer)
+    assert message.startswith("The query is a DataFrame of pandas, whose items are not its rows: pass a Dataset")
+
+
+@pytest.mark.parametrize(
+    "query", [{"pixel_values": torch.ones(3, 4, 4)}, {"input_features": [[0.5]]}], ids=["pixels", "sounds"]
+)
+def test_inputs_of_another_model_are_a_query_of_another_task(causal, tokenizer, query):
+    name = next(iter(query))
+    assert _everywhere(query, causal, tokenizer).startswith(
+        f"Query 0 holds '{name}', but a LlamaForCausalLM needs 'input_ids': it is a query of another task than the "
+    )
+
+
+def test_an_image_for_a_language_model_is_a_query_of_another_task(causal, tokenizer):
+    message = _fails([GOOD, Image.new("RGB", (4, 4))], causal, tokenizer)
+    assert message.startswith("Query 1 is an image, but a LlamaForCausalLM takes none: it is a query of another task")
+    assert "holds 'text'" not in message
+
+
+def test_labels_that_a_models_own_loss_is_made_of_are_missed(tokenizer):
+    model = T5ForConditionalGeneration(T5Config(vocab_size=320, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    task = ModelLoss()
+    with pytest.raises(QueryError) as caught:
+        query_features([{"input_ids": [5, 6]}], model, task, tokenizer)
+    assert str(caught.value) == (
+        "Query 0 has no labels, which the loss of a T5ForConditionalGeneration is made of: add those that it is to be "
+        "measured at, under 'labels'."
+    )
