@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .algebra.ranking import RunningTopK
 from .building.checkpoint_weights import CheckpointWeights
 from .building.checkpoints import Checkpoint, Folders, find_checkpoints, tracin_weights
 from .checks import whole_number
 from .errors import BuildFolderError, CheckpointError, ConfigError, QueryError
 from .index import InfluenceIndex
-from .querying.measure import MeasuredQueries, QueryOptions
+from .querying.answers import AllScores, best_of
+from .querying.options import QueryOptions
 from .reports.attribution import Attribution
 from .storage.claim import INDEX_FOLDER
 from .storage.ensemble_manifest import ENSEMBLE, Member, member_of, read_ensemble, write_ensemble
@@ -164,11 +164,19 @@ class InfluenceEnsemble:
         """
         whole_number(top_k, "top_k", 1, QueryError)
         dense, measured = _summed(self.indices, self._models(model), self.weights, query, **options)
-        best = RunningTopK(len(dense), top_k, largest)
-        best.update(dense, torch.arange(len(self)))
-        rows = best.indices.unique().tolist()
+        asked = measured.asked
+        best = best_of(dense, top_k, largest, asked.tokens)
+        rows = best.indices[best.indices >= 0].unique().tolist()
         examples = dict(zip(rows, self.indices[-1].examples(rows), strict=True))
-        return Attribution(best.scores, best.indices, examples, measured.texts, measured.losses)
+        return Attribution(
+            best.scores,
+            best.indices,
+            examples,
+            asked.texts,
+            measured.losses,
+            measure=asked.measure,
+            tokens=asked.tokens,
+        )
 
     def scores(self, model: Models, queries: Any, **options: Any) -> Any:
         """Every score, dense: the arguments and the shape are those of [`InfluenceIndex.scores`]; `model` is as in
@@ -230,17 +238,18 @@ def _summed(
     per_module: bool = False,
     weighted: bool = True,
     **options: Any,
-) -> tuple[Any, MeasuredQueries]:
+) -> tuple[Any, AllScores]:
     """The weighted sum of the scores under each model, times the mean of the examples' weights; and the queries as
     they were measured under the last model."""
     chosen = QueryOptions(**options)
     total: dict[str, Tensor] = {}
-    measured: MeasuredQueries | None = None
+    measured: AllScores | None = None
     remaining = iter(zip(indices, weights, strict=True))
     with closing(_each(models)) as each:
         for model in each:
             index, weight = next(remaining)
-            scores, measured = index._dense(model, queries, chosen, per_module, weighted=False)
+            measured = index._dense(model, queries, chosen, per_module, weighted=False)
+            scores = measured.scores
             del model  # before the next is loaded
             for name, part in (scores if per_module else {"": scores}).items():
                 total[name] = part.mul_(weight) if name not in total else total[name].add_(part, alpha=weight)

@@ -379,9 +379,7 @@ class InfluenceIndex(StoredIndex):
         verify_index(self._queried, self._store)
 
     @torch.inference_mode(False)
-    def _dense(
-        self, model: Any, queries: Any, options: QueryOptions, per_module: bool, weighted: bool
-    ) -> AllScores:
+    def _dense(self, model: Any, queries: Any, options: QueryOptions, per_module: bool, weighted: bool) -> AllScores:
         """Every score, and the queries as they were measured."""
         return all_scores(self._asked(model, queries, options), weighted, per_module)
 

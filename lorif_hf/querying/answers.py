@@ -1,13 +1,17 @@
 """What is asked, scored against every row that is asked of: the best rows of each query, or all scores."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..algebra.ranking import RunningTopK
 from .measure import MeasuredQueries, Measurement
+from .pieces import BestDocuments, best_documents
 from .scan import Scan, allocate, best_scores, every_score
 
 
@@ -19,38 +23,74 @@ class BestRows:
         scores (`Tensor`): float32 (Q, k), best first; of tokens (Q, T, k), NaN beyond a query's last.
         indices (`Tensor`): int64 of the same shape, the rows; -1 beyond a query's last token.
         losses (`list[float]`): what was measured of each query, nats.
+        pieces (`dict[int, list[int]]`): where documents are ranked, by row the rows of all pieces of its document.
     """
 
     scores: Tensor
     indices: Tensor
     losses: list[float]
+    pieces: dict[int, list[int]] = field(default_factory=dict)
 
 
-def best_rows(asked: Measurement, k: int, largest: bool) -> BestRows:
+@dataclass(frozen=True)
+class AllScores:
+    """Every score, and the queries as they were measured.
+
+    Args:
+        scores: float32 (Q, N); of tokens (Q, T, N), NaN beyond a query's last; or a dict of these by module.
+        losses (`list[float]`): what was measured of each query, nats.
+        asked (`Measurement`): the queries.
+    """
+
+    scores: Any
+    losses: list[float]
+    asked: Measurement
+
+
+Ranked = RunningTopK | BestDocuments
+
+
+def best_rows(asked: Measurement, k: int, largest: bool, documents: np.ndarray | None = None) -> BestRows:
     """The k best rows, or the k worst; of tokens, a pass over the index for every `batch_size` of them.
 
     Args:
         asked (`Measurement`): the queries.
         k (`int`): how many; at most N come out.
         largest (`bool`): proponents first, else opponents.
+        documents (`np.ndarray`, *optional*): (N,) the document that each row of the whole index is a piece of, NaN:
+            one of its own; documents are ranked then, each by its best piece.
     """
+
+    def ranked(prepared: MeasuredQueries) -> Ranked:
+        scan = _scan(asked, prepared, True)
+        if documents is None:
+            return best_scores(scan, k, largest)
+        dense = allocate((scan.queries, asked.index.count))
+        every_score(scan, dense)
+        rows = torch.arange(len(documents)) if asked.index.rows is None else asked.index.rows
+        return best_documents(dense, rows, documents[rows.numpy()], k, largest)
+
     if asked.tokens is None:
         prepared = asked.whole()
-        best = best_scores(_scan(asked, prepared, True), k, largest)
-        return BestRows(best.scores, best.indices, prepared.losses)
-    shape = (len(asked.tokens), max(map(len, asked.tokens)), min(k, asked.index.count))
-    scores = torch.full(shape, math.nan)
-    indices = torch.full(shape, -1)
-    losses = [0.0] * len(asked.tokens)
-    for number, places, prepared in asked.by_token():
-        best = best_scores(_scan(asked, prepared, True), k, largest)
-        scores[number, places], indices[number, places] = best.scores, best.indices
-        losses[number] += sum(prepared.losses)
-    return BestRows(scores, indices, losses)
+        best = ranked(prepared)
+        return BestRows(best.scores, best.indices, prepared.losses, _pieces(best))
+    return _by_token(asked, ranked)
 
 
-def all_scores(asked: Measurement, weighted: bool, per_module: bool) -> Any:
-    """Every score, float32 (Q, N); of tokens (Q, T, N), NaN beyond a query's last; or a dict of these by module.
+def best_of(scores: Tensor, k: int, largest: bool, tokens: Sequence[Sequence[str]] | None) -> BestRows:
+    """The k best of dense scores, (Q, N) or (Q, T, N); arguments as of [`best_rows`], without losses."""
+    flat = scores.reshape(-1, scores.shape[-1])
+    best = RunningTopK(len(flat), k, largest)
+    best.update(flat.nan_to_num(), torch.arange(scores.shape[-1]))
+    shape = (*scores.shape[:-1], best.scores.shape[1])
+    ranked = BestRows(best.scores.view(shape), best.indices.view(shape), [])
+    for query, texts in enumerate(tokens or ()):
+        ranked.scores[query, len(texts) :], ranked.indices[query, len(texts) :] = math.nan, -1
+    return ranked
+
+
+def all_scores(asked: Measurement, weighted: bool, per_module: bool) -> AllScores:
+    """Every score of every query or token.
 
     Args:
         asked (`Measurement`): the queries.
@@ -61,15 +101,38 @@ def all_scores(asked: Measurement, weighted: bool, per_module: bool) -> Any:
     layers = (len(names),) if per_module else ()
     if asked.tokens is None:
         prepared = asked.whole()
-        dense = allocate((*layers, len(prepared.losses), asked.index.count))
+        losses = prepared.losses
+        dense = allocate((*layers, len(losses), asked.index.count))
         every_score(_scan(asked, prepared, weighted), dense)
     else:
-        dense = allocate((*layers, len(asked.tokens), max(map(len, asked.tokens)), asked.index.count))
+        losses = [0.0] * len(asked.tokens)
+        dense = allocate((*layers, len(losses), max(map(len, asked.tokens)), asked.index.count))
         for number, tokens in enumerate(asked.tokens):
             dense[..., number, len(tokens) :, :] = math.nan
         for number, places, prepared in asked.by_token():
             every_score(_scan(asked, prepared, weighted), dense[..., number, places, :])
-    return dict(zip(names, dense, strict=True)) if per_module else dense
+            losses[number] += sum(prepared.losses)
+    return AllScores(dict(zip(names, dense, strict=True)) if per_module else dense, losses, asked)
+
+
+def _by_token(asked: Measurement, ranked: Callable[[MeasuredQueries], Ranked]) -> BestRows:
+    """The best rows of each token, group by group."""
+    assert asked.tokens is not None
+    scores, indices = torch.empty(0), torch.empty(0)
+    losses, pieces = [0.0] * len(asked.tokens), {}
+    for number, places, prepared in asked.by_token():
+        best = ranked(prepared)
+        if not scores.numel():
+            shape = (len(asked.tokens), max(map(len, asked.tokens)), best.scores.shape[1])
+            scores, indices = torch.full(shape, math.nan), torch.full(shape, -1)
+        scores[number, places], indices[number, places] = best.scores, best.indices
+        losses[number] += sum(prepared.losses)
+        pieces.update(_pieces(best))
+    return BestRows(scores, indices, losses, pieces)
+
+
+def _pieces(best: Ranked) -> dict[int, list[int]]:
+    return best.pieces if isinstance(best, BestDocuments) else {}
 
 
 def _scan(asked: Measurement, prepared: MeasuredQueries, weighted: bool) -> Scan:

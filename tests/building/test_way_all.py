@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from kinds import bert, built, llama, rows_of
-from tiny import make_gpt2
 from safetensors.torch import load_file
+from tiny import make_gpt2
 from torch import nn
 from transformers import (
     BertForSequenceClassification,
