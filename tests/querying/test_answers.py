@@ -1,10 +1,13 @@
 """The best rows are the first of all scores; those of tokens add up to their query's."""
 
+import numpy as np
 import pytest
 import torch
 from tiny import make_gpt2, make_rows
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf.querying.answers import best_of, best_rows
+from lorif_hf.querying.options import QueryOptions
 
 
 @pytest.mark.parametrize("largest", [True, False])
@@ -155,3 +158,27 @@ def test_a_token_more_than_memory_holds_is_never_held(gpt2, rows, tmp_path, monk
     held.clear()
     index.attribute(gpt2, rows, reduce="mean", batch_size=4)
     assert held == [1]
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_the_best_of_dense_scores_are_those_of_a_scan(indexed, largest):
+    """As an ensemble ranks what it has summed."""
+    model, index, queries = indexed
+    best = index.attribute(model, queries, top_k=3, per_token=True, largest=largest)
+    dense = best_of(index.scores(model, queries, per_token=True), 3, largest, best.tokens)
+    assert torch.equal(dense.indices, best.indices)
+    torch.testing.assert_close(dense.scores, best.scores, equal_nan=True, rtol=1e-4, atol=1e-6)
+    plain = best_of(index.scores(model, queries), 30, largest, None)
+    assert plain.scores.shape == (3, 20)
+    assert torch.equal(plain.indices, index.attribute(model, queries, top_k=30, largest=largest).indices)
+
+
+def test_documents_of_tokens_are_ranked_by_the_sum_of_their_pieces(indexed):
+    model, index, queries = indexed
+    asked = index._asked(model, queries[:1], QueryOptions(per_token=True))
+    documents = np.array([float(row // 4) for row in range(20)])
+    best = best_rows(asked, 2, True, documents)
+    sums = index.scores(model, queries[:1], per_token=True)[0].view(-1, 5, 4).sum(dim=2)
+    torch.testing.assert_close(best.scores[0], sums.topk(2, dim=1).values, rtol=1e-4, atol=1e-5)
+    assert torch.equal(best.indices[0] // 4, sums.topk(2, dim=1).indices)
+    assert all(pieces == list(range(row // 4 * 4, row // 4 * 4 + 4)) for row, pieces in best.pieces.items())
