@@ -18,19 +18,23 @@ class BatchShape:
     Args:
         examples (`int`): B.
         tokens (`int` or `None`): T of its `input_ids`; `None` where it has none.
+        sequences (`int`): how many sequences of the model's belong to each example, one after the other: choices.
     """
 
     examples: int
     tokens: int | None
+    sequences: int = 1
 
     def per_example(self, tensor: Tensor) -> Tensor | None:
         """(B, ..., features), or (B T, features) of a model that flattens its tokens (or the heads of each, as
-        (B T H, features)), as (B, T, features).
+        (B T H, features)), as (B, T, features); those of an example's sequences one after the other.
 
         `None` where the examples cannot be told apart. Of a single example all of a tensor is, whatever its axes mean.
         """
         if self.examples == 1:
             return tensor.reshape(1, -1, tensor.shape[-1])
+        if self.sequences > 1 and tensor.dim() > 1 and len(tensor) == self.examples * self.sequences:
+            return tensor.reshape(self.examples, -1, tensor.shape[-1])
         if tensor.dim() == 2 and self.tokens is not None and self.tokens > 1:
             if len(tensor) and len(tensor) % (self.examples * self.tokens) == 0:
                 return tensor.reshape(self.examples, -1, tensor.shape[1])

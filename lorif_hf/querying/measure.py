@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -161,9 +162,13 @@ def measure(
     objective = OUTPUTS[config.output](task)
     recorder = GradientRecorder(model, modules, projections, objective, alone=alone)
     with recorder, progress(len(features), "Measuring queries", "queries") as bar:
-        for query_ids in _batches(features, 1 if alone else options.batch_size):
+        for query_ids in _batches(
+            features, 1 if alone else options.batch_size, task.padding_counts or task.token_axes > 1
+        ):
             batch, recording = _recorded(recorder, collator, features, query_ids)
-            tokens = tokens_per_example(batch, len(query_ids)).tolist()
+            # A bound of the gradient's rank: none is known of what is not made of tokens.
+            counted = tokens_per_example(batch, len(query_ids), task if "input_ids" in batch else None)
+            tokens = counted.tolist() if "input_ids" in batch else [0] * len(query_ids)
             preconditioned.add(encoder.encode(recording.gradients), torch.tensor(query_ids), tokens)
             losses += recording.losses.tolist()
             bar.update(len(query_ids))
@@ -299,11 +304,16 @@ def _matching_modules(model: nn.Module, manifest: Manifest, strict: bool) -> lis
     return modules
 
 
-def _batches(features: Sequence[dict[str, Any]], batch_size: int) -> Iterator[list[int]]:
-    """Numbers of queries that go through the model together: neighbours with the same entries."""
+def _batches(features: Sequence[dict[str, Any]], batch_size: int, of_one_length: bool = False) -> Iterator[list[int]]:
+    """Numbers of queries that go through the model together: neighbours with the same entries, and of the same length
+    where padding would change them."""
     batch: list[int] = []
     for number, feature in enumerate(features):
-        if batch and (len(batch) == batch_size or set(features[batch[0]]) != set(feature)):
+        first = features[batch[0]] if batch else feature
+        alike = set(first) == set(feature)
+        if alike and of_one_length and "input_ids" in feature:
+            alike = np.shape(first["input_ids"]) == np.shape(feature["input_ids"])
+        if batch and (len(batch) == batch_size or not alike):
             yield batch
             batch = []
         batch.append(number)

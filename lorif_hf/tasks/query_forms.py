@@ -119,7 +119,8 @@ class _QueryReader:
 
     def check(self, feature: Feature, number: int) -> None:
         """Raises [`~lorif_hf.errors.QueryError`] where the model cannot take a query, or nothing of it is measured."""
-        self.texts.limits.check(feature, number, labels_are_tokens=self.task.makes_labels)
+        if self.task.token_axes == 1:
+            self.texts.limits.check(feature, number, labels_are_tokens=self.task.makes_labels)
         if self.task.labelled_queries:
             self.texts.limits.check_class(feature, number)
         if feature.get("input_ids") is not None:
@@ -127,7 +128,8 @@ class _QueryReader:
 
     def _written(self, item: dict[Any, Any], number: int) -> Feature:
         """A query written under the names of a dataset's columns."""
-        kinds = _LABELLED if self.task.labelled_queries else _PLAIN
+        pairs: dict[_Keys, _Keys] = dict.fromkeys(self.task.pair_columns, ())
+        kinds = {**pairs, **(_LABELLED if self.task.labelled_queries else _PLAIN)}
         keys = [key for key in item if key not in _NAMES]
         needed = next((kind for kind in kinds if set(kind) <= set(keys)), None)
         if needed is None:
@@ -147,6 +149,9 @@ class _QueryReader:
                 f"{_shown(needed)}: accepted are {_shown(accepted)}, and {_shown(_NAMES)}. Leave it out (of a "
                 "Dataset, with select_columns)."
             )
+        if needed in pairs:
+            text, target = (_text(item[key], key, number) for key in needed)
+            return self.task.query_pair(self.texts, text, target, number)
         label = next((item[key] for key in _LABEL if key in item), None)
         options = _options(item, number)
         if "messages" in needed:
@@ -189,7 +194,7 @@ class _QueryReader:
             raise QueryError(
                 f"Query {number} has input_ids that are no row and no matrix ({error}): pass a list of dicts instead."
             ) from None
-        if ids.dim() != 2:
+        if ids.dim() != self.task.token_axes + 1:
             return [batch]
         for key, value in batch.items():
             if not hasattr(value, "__len__") or isinstance(value, (str, Mapping)) or len(value) != len(ids):
