@@ -65,7 +65,8 @@ class RecordingPass:
         documents = self.rows.documents
         if documents is None or self.alone:
             for group in self._together(row_ids, self.rows.lengths):
-                yield [[row] for row in group]
+                for part in self._alike(group):
+                    yield [[row] for row in part]
             return
         packed = documents.by_source(row_ids)
         for group in self._together(list(packed), self.rows.held_lengths):
@@ -77,6 +78,15 @@ class RecordingPass:
         step = window or max(1, len(row_ids))
         for start in range(0, len(row_ids), step):
             yield from self.options.groups(row_ids[start : start + step], lengths)
+
+    def _alike(self, group: list[int]) -> list[list[int]]:
+        """The rows of a group that may go together: those of one length, where padding would change them."""
+        if not self.rows.task.padding_counts or self.alone:
+            return [group]
+        parts: dict[int, list[int]] = {}
+        for row, length in zip(group, self.rows.lengths(group), strict=True):
+            parts.setdefault(length, []).append(row)
+        return list(parts.values())
 
     def _cut(self, group: _Rows) -> list[_Rows]:
         return [[together] for together in group] if self.alone else _parts(group, self._pieces)

@@ -1,13 +1,12 @@
 """A few rows in which what is recorded wrongly shows, and each of them alone."""
 
-from collections.abc import Mapping
+from collections import Counter
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import DatasetError
 from ..recording.rows import TrainingRows
-from ..tasks.segments import SEGMENTS, Segments, without_segments
 
 
 _LOOKED_AT = 1000  # rows, evenly spaced, of which these are chosen
@@ -22,7 +21,8 @@ def telling_rows(rows: TrainingRows, count: int) -> list[int]:
 
     Of packed rows they are documents that follow another one there: attention that goes beyond a document shows in
     these alone. They have a target, where a few dozen tries find some. They are compared together whatever the batch
-    size of the build is, since queries have another one.
+    size of the build is, since queries have another one. Where padding changes a row, all are of the most common
+    length.
 
     Raises:
         [`~lorif_hf.errors.DatasetError`]: no row of the dataset has a target.
@@ -31,6 +31,9 @@ def telling_rows(rows: TrainingRows, count: int) -> list[int]:
     order = sample
     try:
         lengths = dict(zip(sample, rows.lengths(sample), strict=True))
+        if rows.task.padding_counts:  # then rows of one length alone go together
+            ((common, _),) = Counter(lengths.values()).most_common(1)
+            sample = [row for row in sample if lengths[row] == common]
         by_length = sorted(sample, key=lambda row: (lengths[row], row))
         middle = by_length[len(by_length) // 2]
         # From both ends in turn: the longest, the shortest, and so on.
@@ -71,23 +74,6 @@ def rows_of_each_label(rows: TrainingRows) -> list[int]:
             return []
         by_label.setdefault(labels.item(), row)
     return sorted(by_label.values())[:_MOST_LABELS] if len(by_label) > 1 else []
-
-
-def alone_of(batch: Mapping[str, Any], place: int, size: int) -> dict[str, Any]:
-    """A row of a batch as a batch of its own, without the padding at its ends. One that shares its sequence stays
-    there, and the others have no labels."""
-    segments = batch.get(SEGMENTS)
-    if segments is not None:
-        own = Segments(segments.shape, [segments.places[place]])
-        return without_segments({**batch, "labels": own.masked(batch["labels"])})
-    alone = {k: v[place : place + 1] if isinstance(v, Tensor) and len(v) == size else v for k, v in batch.items()}
-    mask = alone.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.dim() != 2 or not bool(mask.any()):
-        return alone
-    kept = mask[0].nonzero()[:, 0]
-    first, last = int(kept[0]), int(kept[-1]) + 1
-    shape = mask.shape
-    return {k: v[:, first:last] if isinstance(v, Tensor) and v.shape[:2] == shape else v for k, v in alone.items()}
 
 
 def _has_target(rows: TrainingRows, row: int) -> bool:

@@ -25,11 +25,13 @@ from ..recording.rows import TrainingRows
 from ..registry import outside_module
 from ..tasks import CausalLM, Task, UserObjective, task_of
 from ..tasks.base import batch_size, known_task
+from ..tasks.contrastive import check_is_of_rows
 from ..tasks.objectives import OUTPUTS, LossObjective, Objective
 from ..tasks.own_loss import RowLoss, TrainerLoss, has_users_loss, model_loss, trainer_loss
+from ..tasks.preferences import preference_task
 from ..tasks.segments import without_segments
 from .recording_pass import packed, typed_error
-from .telling_rows import alone_of, rows_of_each_label, telling_rows
+from .telling_rows import rows_of_each_label, telling_rows
 
 
 logger = logging.getLogger(__name__)
@@ -103,13 +105,19 @@ def choice_of(model: nn.Module, objective: UserObjective | Task | str | None, tr
         trainer (*optional*): the Trainer, whose `compute_loss` is the truth; else that is the model's own loss.
 
     Raises:
-        [`~lorif_hf.errors.ObjectiveError`]: the objective is none.
+        [`~lorif_hf.errors.ObjectiveError`]: the objective is none, or its loss is of whole batches.
     """
     if objective is not None:
         task = task_of(model, objective, trainer)
+        if isinstance(task, RowLoss):
+            check_is_of_rows(model, task)
         return Choice([task] if task.alone else [task, task], task)
     fast = known_task(model)
     truth: RowLoss = model_loss(model) if trainer is None else trainer_loss(trainer, model)
+    check_is_of_rows(model, truth)
+    preferred = preference_task(trainer)
+    if preferred is not None:
+        return Choice([preferred, preferred, truth], truth)
     own = isinstance(truth, TrainerLoss) and (truth.is_users_own() or truth.smooths())
     if fast is not None and (own or (outside_module(fast) is None and has_users_loss(model))):
         fast = None  # a few rows prove nothing of a loss that may weigh others otherwise
@@ -203,8 +211,10 @@ class WayFinder:
                 continue
             if comparison.equal:
                 if task.name == self.told:
-                    pass
-                elif failures:
+                    return tried
+                if task.caveat is not None:
+                    logger.warning(task.caveat)
+                if failures:
                     self._tell(failures[0], task, took / seconds if seconds else None)
                 elif isinstance(task, TrainerLoss) and task.is_users_own() and task.inner is not None:
                     logger.warning(_OWN, task.inner.name)
@@ -313,11 +323,9 @@ class WayFinder:
             singles = [self.rows.single(row) for row in self.row_ids]
             return singles, singles
         together = self.rows.batch(self.row_ids)
-        size = batch_size(together)
+        size = batch_size(together) // self.rows.task.sequences
         if size != len(self.row_ids):
             raise packed(size, f"{len(self.row_ids)} rows")
-        if self.rows.draws_random(self.row_ids):  # another draw is another example
-            return [together], [alone_of(together, i, size) for i in range(size)]
         return [together], [self.rows.single(row) for row in self.row_ids]
 
     def _tell(self, failure: tuple[Task, Exception | Comparison], chosen: Task, slower: float | None) -> None:

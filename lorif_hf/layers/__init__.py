@@ -9,11 +9,13 @@ from .elementwise import Elementwise
 from .experts import Experts, ExpertsBias, TransposedExperts
 from .linear import Linear
 from .router import Router
+from .vector import Vector
 
 
 register = LAYER_KINDS.register
 # The last goes first: what all vectors have in common comes before what is known of some modules.
-for _kind in (Elementwise, Bias, Convolution, Router, Linear, Conv1D, Experts, TransposedExperts, ExpertsBias):
+_KINDS = (Vector, Elementwise, Bias, Convolution, Router, Linear, Conv1D, Experts, TransposedExperts, ExpertsBias)
+for _kind in _KINDS:
     register(_kind)
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "Router",
     "Tokens",
     "TransposedExperts",
+    "Vector",
     "kind_of",
     "register",
 ]

@@ -18,21 +18,26 @@ class BatchShape:
     Args:
         examples (`int`): B.
         tokens (`int` or `None`): T of its `input_ids`; `None` where it has none.
+        sequences (`int`): how many sequences of the model's belong to each example, one after the other: choices.
     """
 
     examples: int
     tokens: int | None
+    sequences: int = 1
 
     def per_example(self, tensor: Tensor) -> Tensor | None:
-        """(B, ..., features), or (B T, features) of a model that flattens its tokens, as (B, T, features).
+        """(B, ..., features), or (B T, features) of a model that flattens its tokens (or the heads of each, as
+        (B T H, features)), as (B, T, features); those of an example's sequences one after the other.
 
         `None` where the examples cannot be told apart. Of a single example all of a tensor is, whatever its axes mean.
         """
         if self.examples == 1:
             return tensor.reshape(1, -1, tensor.shape[-1])
+        if self.sequences > 1 and tensor.dim() > 1 and len(tensor) == self.examples * self.sequences:
+            return tensor.reshape(self.examples, -1, tensor.shape[-1])
         if tensor.dim() == 2 and self.tokens is not None and self.tokens > 1:
-            if len(tensor) == self.examples * self.tokens:
-                return tensor.view(self.examples, self.tokens, -1)
+            if len(tensor) and len(tensor) % (self.examples * self.tokens) == 0:
+                return tensor.reshape(self.examples, -1, tensor.shape[1])
         if tensor.dim() < 2 or len(tensor) != self.examples:
             return None
         return tensor.reshape(self.examples, -1, tensor.shape[-1])
@@ -88,16 +93,17 @@ class LayerKind(ABC):
     Attributes:
         name (`str`): what an index's table of modules calls it.
         linear (`bool`): whether `target_modules="all-linear"` takes such parameters; else "all" does, or their names.
-        forward_of (`type` or `None`): the class whose `forward` computes y = x W + b. A module of a subclass with
-            another one may do something else with its weight, which is then followed instead of the module's calls
-            ([`~lorif_hf.recording.following.ParameterFollower`]). `None`: calls are all there is.
+        forward_of (`type`, `tuple[type, ...]` or `None`): the class, or the classes, whose `forward` computes
+            y = x W + b. A module of a subclass with another one may do something else with its weight, which is then
+            followed instead of the module's calls ([`~lorif_hf.recording.following.ParameterFollower`]). `None`:
+            calls are all there is.
 
     Example: `docs/extending.md` writes one.
     """
 
     name: ClassVar[str]
     linear: ClassVar[bool]
-    forward_of: ClassVar[type[nn.Module] | None] = None
+    forward_of: ClassVar[type[nn.Module] | tuple[type[nn.Module], ...] | None] = None
 
     @abstractmethod
     def accepts(self, module: nn.Module, parameter: str) -> bool:
@@ -120,7 +126,8 @@ class LayerKind(ABC):
 
 def is_plain(kind: LayerKind, module: nn.Module) -> bool:
     """Whether a module computes what its kind says, no more and no less."""
-    return kind.forward_of is None or type(module).forward is kind.forward_of.forward
+    classes = kind.forward_of if isinstance(kind.forward_of, tuple) else (kind.forward_of,)
+    return any(of is None or type(module).forward is of.forward for of in classes)
 
 
 def kind_of(module: nn.Module, parameter: str = "weight") -> LayerKind | None:

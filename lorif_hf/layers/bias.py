@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .base import BatchShape, LayerKind, MatrixShape, Tokens, first_argument
-from .convolution import is_convolution, positions, positions_first
+from .convolution import Windows, is_convolution
 
 
 class Bias(LayerKind):
@@ -37,8 +37,9 @@ class Bias(LayerKind):
     ) -> Tokens:
         inputs = first_argument(args, kwargs)
         if is_convolution(module):
-            count = len(positions_first(module, inputs))
-            ones = batch.per_example(inputs.new_ones(count, *positions(module, inputs), 1))
-            return Tokens(ones, lambda gradient: batch.per_example(positions_first(module, gradient)))
+            windows = Windows.of(module)
+            count = len(windows.positions_first(inputs))
+            ones = batch.per_example(inputs.new_ones(count, *windows.count(inputs), 1))
+            return Tokens(ones, lambda gradient: batch.per_example(windows.positions_first(gradient)))
         tokens = batch.per_example(inputs)
         return Tokens(None if tokens is None else tokens.new_ones(*tokens.shape[:2], 1), batch.per_example)

@@ -1,6 +1,6 @@
 """Parameters that scale or shift each feature by itself: of norms, layer scales, DoRA's magnitudes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class Elementwise(LayerKind):
         if isinstance(module, (nn.ParameterList, nn.ParameterDict)):  # are never called
             return False
         whole = next(module.children(), None) is None or "norm" in type(module).__name__.lower()
-        return whole and all(_is_vector(held) for held in module._parameters.values() if held is not None)
+        return whole and all(is_vector(held) for held in module._parameters.values() if held is not None)
 
     def shape(self, module: nn.Module, parameter: str) -> MatrixShape:
         return MatrixShape(1, getattr(module, parameter).numel())
@@ -41,75 +41,75 @@ class Elementwise(LayerKind):
     def tokens(
         self, module: nn.Module, parameter: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: BatchShape
     ) -> Tokens:
-        probe = _Probe(module, parameter, args, kwargs)
-        zero = probe.output(0)
-        slope = probe.output(1) - zero  # h, as wide as the output
-        axis = probe.axis(zero)
-
-        def apart(values: Tensor) -> Tensor | None:
-            """(B, T, O) of what is as wide as the output."""
-            values = values.unsqueeze(-1) if values.dim() < 2 and probe.size == 1 else values
-            if probe.size == 1:
-                return batch.per_example(values.sum(dim=-1, keepdim=True))
-            return batch.per_example(values.movedim(axis, -1))
-
-        values = apart(slope)
-        inputs = None if values is None else torch.ones_like(values[:, :, :1])
-        return Tokens(inputs, lambda gradient: apart(slope * gradient))
-
-
-class _Probe:
-    """A module with other values of one of its vectors.
-
-    All of it is computed in float32 at least: in 16 bits, the step from 0 to 1 may be less than the rounding of a
-    large output. (Not so where modules are among the arguments, as DoRA's: theirs is the dtype.)
-    """
-
-    def __init__(self, module: nn.Module, parameter: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]):
-        self.module, self.parameter = module, parameter
-        vector = module._parameters[parameter]
-        assert vector is not None
-        self.size, self._shape = vector.numel(), vector.shape
         arguments = (*args, *kwargs.values())
-        self._widen = not any(isinstance(argument, nn.Module) for argument in arguments)
-        first = next(iter(tensors_in(arguments)), vector)
-        self._options: dict[str, Any] = {"dtype": self._wide(vector).dtype, "device": first.device}
-        self._args = tuple(self._wide(argument) for argument in args)
-        self._kwargs = {name: self._wide(argument) for name, argument in kwargs.items()}
-        self._others = {name: self._wide(held) for name, held in module._parameters.items() if held is not None}
+        # DoRA's magnitudes are called with modules, whose dtype is that of their own weights.
+        wide = (lambda value: value) if any(isinstance(a, nn.Module) for a in arguments) else widened
+        wide_args, wide_kwargs = tuple(map(wide, args)), {name: wide(value) for name, value in kwargs.items()}
+        held = {name: wide(value) for name, value in module._parameters.items() if value is not None}
+        vector = held[parameter]
+        device = next(iter(tensors_in(arguments)), vector).device
 
-    def output(self, value: float) -> Tensor:
-        """What comes out with this number in each place of the vector."""
-        return self._output(torch.full(self._shape, value, **self._options))
+        def call(other: Tensor) -> Tensor:
+            output: Tensor = output_with(module, {**held, parameter: other}, wide_args, wide_kwargs)
+            return output
 
-    def axis(self, zero: Tensor) -> int:
-        """Which axis of the output the vector's elements are along. `zero`: the output where they are all zero."""
-        axes = [axis for axis in range(zero.dim() - 1, -1, -1) if zero.shape[axis] == self.size]
-        axes = [axis for axis in axes if axis or zero.dim() == 1]  # the first one is that of the examples
-        if self.size == 1:
-            return -1
-        if len(axes) == 1:
-            return axes[0]
-        alone = torch.zeros(self._shape, **self._options)
-        alone.view(-1)[0] = 1
-        changed = (self._output(alone) - zero) != 0
-        along = [axis for axis in axes if not bool(changed.narrow(axis, 1, self.size - 1).any())]
-        if not along:
-            raise UnsupportedModuleError(
-                f"the output {tuple(zero.shape)} of a {type(self.module).__name__} has no axis along which its "
-                f"{self.parameter} ({self.size}) acts element by element"
-            )
-        return along[0]
-
-    def _output(self, vector: Tensor) -> Tensor:
-        output = output_with(self.module, {**self._others, self.parameter: vector}, self._args, self._kwargs)
-        return self._wide(output)
-
-    def _wide(self, value: Any) -> Any:
-        narrow = isinstance(value, Tensor) and value.is_floating_point() and value.itemsize < torch.float32.itemsize
-        return value.detach().float() if narrow and self._widen else value
+        example = torch.empty(vector.shape, dtype=vector.dtype, device=device)
+        return affine_tokens(call, example, batch, f"the output %s of a {type(module).__name__}", parameter)
 
 
-def _is_vector(weight: Tensor) -> bool:
+def affine_tokens(call: Callable[[Tensor], Tensor], vector: Tensor, batch: BatchShape, what: str, name: str) -> Tokens:
+    """The tokens of a vector along which an output is affine, element by element.
+
+    Args:
+        call (`Callable`): from another vector in its place to the output that there would be, without a graph; in
+            float32 at least: in 16 bits, the step from 0 to 1 may be less than the rounding of a large output.
+        vector (`Tensor`): of its shape, dtype and device.
+        batch (`BatchShape`): the batch.
+        what (`str`): what an error calls the output, with a place for its shape.
+        name (`str`): and the vector.
+
+    Raises:
+        [`~lorif_hf.errors.UnsupportedModuleError`]: no axis of the output is that of the vector.
+    """
+    zero = call(torch.zeros_like(vector))
+    slope = call(torch.ones_like(vector)) - zero  # h, as wide as the output
+    size = vector.numel()
+    axis = -1 if size == 1 else _axis_of(call, vector, zero)
+    if axis is None:
+        raise UnsupportedModuleError(
+            f"{what % (tuple(zero.shape),)} has no axis along which its {name} ({size}) acts element by element"
+        )
+
+    def apart(values: Tensor) -> Tensor | None:
+        """(B, T, O) of what is as wide as the output."""
+        if size > 1:
+            return batch.per_example(values.movedim(axis, -1))
+        values = values.unsqueeze(-1) if values.dim() < 2 else values
+        return batch.per_example(values.sum(dim=-1, keepdim=True))
+
+    values = apart(slope)
+    inputs = None if values is None else torch.ones_like(values[:, :, :1])
+    return Tokens(inputs, lambda gradient: apart(slope * gradient))
+
+
+def is_vector(weight: Tensor) -> bool:
     """Whether all but one of its axes have a single element."""
     return weight.numel() == max(weight.shape, default=1)
+
+
+def widened(value: Any) -> Any:
+    """A tensor of 16 bits in float32, without a graph; all else as it is."""
+    narrow = isinstance(value, Tensor) and value.is_floating_point() and value.itemsize < torch.float32.itemsize
+    return value.detach().float() if narrow else value
+
+
+def _axis_of(call: Callable[[Tensor], Tensor], vector: Tensor, zero: Tensor) -> int | None:
+    """Which axis of an output a vector's elements are along. `zero`: the output where they are all zero."""
+    axes = [axis for axis in range(zero.dim() - 1, -1, -1) if zero.shape[axis] == vector.numel()]
+    axes = [axis for axis in axes if axis or zero.dim() == 1]  # the first one is that of the examples
+    if len(axes) == 1:
+        return axes[0]
+    alone = torch.zeros_like(vector)
+    alone.view(-1)[0] = 1
+    changed = (call(alone) - zero) != 0
+    return next((axis for axis in axes if not bool(changed.narrow(axis, 1, vector.numel() - 1).any())), None)

@@ -203,14 +203,14 @@ class Selection:
     def _strangers(self, module: nn.Module, parameter: str) -> str | None:
         """What is said of a weight that modules of other kinds use too: their part of its gradient is not recorded.
 
-        A module of no kind that contains this one only names the weight (BERT's heads: the bias of their decoder).
+        A module that contains this one only names the weight (BERT's heads: the bias of their decoder).
         """
         weight = module._parameters[parameter]
         kind = kind_of(module, parameter)
         strangers = []
         for name, other in self._holders.of(weight):
             kinds = {kind_of(other, n) for n, held in other._parameters.items() if held is weight}
-            only_names = kinds == {None} and any(part is module for part in other.modules())
+            only_names = kinds <= {None, LAYER_KINDS.get("vector")} and any(part is module for part in other.modules())
             if kind not in kinds and not only_names:
                 strangers.append(f"'{name}' ({type(other).__name__})")
         return (

@@ -180,7 +180,10 @@ class Measurement:
             size = 1 if self.alone else self.options.batch_size
             for batch in _batches(parts, size, self.objective.task.padding_counts):
                 collated, recording = self._recorded(recorder, batch)
-                tokens = tokens_per_example(collated, len(batch))
+                # A bound of the gradient's rank: none is known of what is not made of tokens.
+                tokens = torch.zeros(len(batch), dtype=torch.int64)
+                if "input_ids" in collated:
+                    tokens = tokens_per_example(collated, len(batch), self.objective.task)
                 losses.index_add_(
                     0,
                     torch.tensor([part.query for part in batch]),

@@ -1,12 +1,13 @@
 """Which documents a training packed into its rows, by whatever trace it left of them.
 
-Looked at are, in this order, the columns `seq_lengths` (TRL's bfd packing), `cu_seq_lens_q` and the like, and
-`position_ids`; what the collator tells the model of a row by the same names; and, where the Trainer says that it
-packs, the tokens that begin or end a document (TRL's wrapped packing leaves nothing else).
+Looked at are, in this order, the columns `seq_lengths` (TRL's bfd packing), `cu_seq_lens_q` and the like,
+`position_ids` and `seq_idx`; what the collator tells the model of a row by the same names; and, where the Trainer says
+that it packs, the tokens that begin or end a document (TRL's wrapped packing leaves nothing else).
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 _TOGETHER = 256  # rows that are read at once
 _PROBED = 8  # rows whose batches are looked at for traces
-_LENGTHS, _POSITIONS, _MASK = "seq_lengths", "position_ids", "attention_mask"
+_LENGTHS, _POSITIONS, _NUMBERS, _MASK = "seq_lengths", "position_ids", "seq_idx", "attention_mask"
 _CUMULATIVE = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seq_lens", "cu_seqlens")
 
 Pieces = list[tuple[int, int]]
@@ -89,7 +90,7 @@ def document_collator(dataset: Any, tokenizer: Any) -> DocumentCollator | None:
 
 def pieces_reader(first: Mapping[str, Any], tokenizer: Any) -> "PiecesReader | None":
     """What reads the documents of a row from its columns, if these are such columns."""
-    for name in (_LENGTHS, *_CUMULATIVE, _POSITIONS):
+    for name in (_LENGTHS, *_CUMULATIVE, _POSITIONS, _NUMBERS):
         values = _numbers(first.get(name))
         if values is not None and values.ndim == 1:
             return PiecesReader(name, getattr(tokenizer, "pad_token_id", None))
@@ -112,8 +113,9 @@ class PiecesReader:
         tokens, values = tokens_of(row), _numbers(row.get(self.name))
         if tokens is None or values is None:
             raise ValueError("it has no value there")
-        if self.name == _POSITIONS:
-            return _of_positions(values, _numbers(row.get(_MASK)), tokens, self.padding)
+        if self.name in (_POSITIONS, _NUMBERS):
+            step = 1 if self.name == _POSITIONS else 0
+            return _of_positions(values, step, _numbers(row.get(_MASK)), tokens, self.padding)
         if not len(values) and not len(tokens):
             return []
         ends = np.cumsum(values) if self.name == _LENGTHS else values[1:] if values[:1] == 0 else values
@@ -127,17 +129,19 @@ class PiecesReader:
 
 def _of_columns(dataset: Any, count: int, pieces: PiecesReader) -> Documents | None:
     """By a column; `None` where it tells no more than that each row is one document."""
-    found = []
-    for number, row in _rows(dataset, count, ["input_ids", pieces.name, _MASK]):
-        try:
-            found.append((number, pieces(row)))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise DatasetError(
-                f"Row {number} of the dataset has documents in column '{pieces.name}' that are not those of its "
-                f"'input_ids': {error}. Pack the dataset again, or remove the column."
-            ) from error
-    several = any(len(inside) > 1 for _, inside in found)
-    return Documents.of(found) if several or pieces.name == _LENGTHS else None
+
+    def read() -> Iterator[tuple[int, Pieces]]:
+        for number, row in _rows(dataset, count, ["input_ids", pieces.name, _MASK]):
+            try:
+                yield number, pieces(row)
+            except (ValueError, TypeError, AttributeError) as error:
+                raise DatasetError(
+                    f"Row {number} of the dataset has documents in column '{pieces.name}' that are not those of its "
+                    f"'input_ids': {error}. Pack the dataset again, or remove the column."
+                ) from error
+
+    documents = Documents.of(read())
+    return documents if pieces.name == _LENGTHS or len(documents.following()) else None
 
 
 def _of_batches(dataset: Any, count: int, collate: Callable[[list[Any]], Any], tokenizer: Any) -> Documents | None:
@@ -147,12 +151,14 @@ def _of_batches(dataset: Any, count: int, collate: Callable[[list[Any]], Any], t
     seen = [_pieces_of_batch(row, collate, padding) for row in read_rows(dataset, probed)]
     if not any(inside is not None and len(inside) > 1 for inside in seen):
         return None
-    found = []
-    for number, row in _rows(dataset, count, None):
-        inside, tokens = _pieces_of_batch(row, collate, padding), tokens_of(row)
-        whole = [] if tokens is None or not len(tokens) else [(0, len(tokens))]
-        found.append((number, whole if inside is None else inside))
-    return Documents.of(found)
+
+    def read() -> Iterator[tuple[int, Pieces]]:
+        for number, row in _rows(dataset, count, None):
+            inside, tokens = _pieces_of_batch(row, collate, padding), tokens_of(row)
+            whole = [] if tokens is None or not len(tokens) else [(0, len(tokens))]
+            yield number, whole if inside is None else inside
+
+    return Documents.of(read())
 
 
 def _pieces_of_batch(row: Any, collate: Callable[[list[Any]], Any], padding: int | None) -> Pieces | None:
@@ -167,25 +173,28 @@ def _pieces_of_batch(row: Any, collate: Callable[[list[Any]], Any], padding: int
     if tokens is None or not isinstance(batch, Mapping) or places_of([tokens], batch) != [(0, 0)]:
         return None
     seen = {"input_ids": tokens}
-    for name in (*_CUMULATIVE, _POSITIONS, _MASK):
+    for name in (*_CUMULATIVE, _POSITIONS, _NUMBERS, _MASK):
         values = _numbers(batch.get(name))
         if values is not None and values.ndim == 1:
             # Padding behind the row is documents of their own to some collators.
             seen[name] = np.minimum(values, len(tokens)) if name in _CUMULATIVE else values[: len(tokens)]
-    name = next((name for name in (*_CUMULATIVE, _POSITIONS) if name in seen), "")
+    name = next((name for name in (*_CUMULATIVE, _POSITIONS, _NUMBERS) if name in seen), "")
     try:
         return PiecesReader(name, padding)(seen) if name else None
     except (ValueError, TypeError):
         return None
 
 
-def _of_positions(positions: np.ndarray, mask: np.ndarray | None, tokens: np.ndarray, padding: int | None) -> Pieces:
-    """A document begins where a position is not the one after that before it. Padding is of none."""
+def _of_positions(
+    positions: np.ndarray, step: int, mask: np.ndarray | None, tokens: np.ndarray, padding: int | None
+) -> Pieces:
+    """A document begins where a position (or a number of a document) is not `step` after that before it. Padding is of
+    none."""
     if positions.shape != tokens.shape:
         raise ValueError(f"{len(positions)} positions of {len(tokens)} tokens")
     if not len(tokens):
         return []
-    begins = np.r_[True, np.diff(positions) != 1]
+    begins = np.r_[True, np.diff(positions) != step]
     kept = np.ones(len(tokens), dtype=bool)
     if mask is not None and mask.shape == tokens.shape:
         kept = mask != 0
@@ -201,53 +210,66 @@ def _of_positions(positions: np.ndarray, mask: np.ndarray | None, tokens: np.nda
 def _of_tokens(dataset: Any, count: int, tokenizer: Any, packing: Packing) -> Documents:
     """By the token that begins each document, else by the one that ends it."""
     begin, end = (getattr(tokenizer, name, None) for name in ("bos_token_id", "eos_token_id"))
-    rows = [tokens_of(row) for _, row in _rows(dataset, count, ["input_ids"])]
-    blocks = [np.zeros(0, dtype=np.int64) if row is None else row for row in rows]
-    if begin is not None and begin != end and any((block == begin).any() for block in blocks):
-        token, begins = begin, [np.flatnonzero(block == begin) for block in blocks]
-    elif end is not None and any((block == end).any() for block in blocks):
-        # Of several in a row, the last ends it.
-        token = end
-        begins = [np.flatnonzero((block[:-1] == end) & (block[1:] != end)) + 1 for block in blocks]
-    else:
+    begins = ends = False
+    longest = 0
+    for block in _blocks(dataset, count):
+        begins |= begin is not None and begin != end and bool((block == begin).any())
+        ends |= end is not None and bool((block == end).any())
+        longest = max(longest, len(block))
+    if not begins and not ends:
         raise DatasetError(
             f"The Trainer packs its rows (packing=True), and nothing tells the documents in them apart: there is no "
             f"column 'seq_lengths' or 'position_ids', and in none of the {count} rows is a token that begins or ends "
             f"one (bos_token_id {begin}, eos_token_id {end} of the processing class). Pack with "
             "packing_strategy='bfd', or end each document with the EOS token before it is packed."
         )
-    documents = _of_blocks(blocks, begins, None if token == begin and begin != end else end, packing)
+    numbers = array("q")
+    pieces = _cut(_blocks(dataset, count), begin if begins else None, end, packing, packing.length or longest, numbers)
+    documents = Documents.of(enumerate(pieces), numbers)
     logger.info(
         "%d packed rows hold %d pieces of documents, told apart by token %d of the processing class.",
         count,
         len(documents),
-        token,
+        begin if begins else end,
     )
     return documents
 
 
-def _of_blocks(
-    blocks: Sequence[np.ndarray], begins: Sequence[np.ndarray], end: int | None, packing: Packing
-) -> Documents:
-    """Blocks that were cut from documents one after another, and where documents begin in them."""
-    longest = packing.length or max(map(len, blocks))
-    pieces: list[tuple[int, Pieces]] = []
-    numbers: list[int] = []
+def _cut(
+    blocks: Iterable[np.ndarray], begin: int | None, end: int | None, packing: Packing, longest: int, numbers: Any
+) -> Iterator[Pieces]:
+    """The pieces of documents in blocks that were cut from them one after another.
+
+    Args:
+        blocks (`Iterable[np.ndarray]`): int64 (T,) tokens.
+        begin (`int` or `None`): the token that begins a document; `None`: the one after `end` does.
+        end (`int` or `None`): the token that ends one.
+        packing (`Packing`): whether the blocks are in their order.
+        longest (`int`): tokens of a whole block.
+        numbers (`array`): gets the number of each piece's document.
+    """
     last = -1  # the number of the document that was begun last
-    for number, (block, inside) in enumerate(zip(blocks, begins, strict=True)):
-        starts = sorted({0, *(int(place) for place in inside)}) if len(block) else []
-        before = blocks[number - 1] if number else block[:0]
-        # TRL cuts a thousand documents at a time: after the last, shorter block the next document begins.
-        ended = len(before) < longest or (end is not None and before[-1] == end)
+    ended = True  # with the block before
+    for block in blocks:
+        if begin is not None:
+            inside = np.flatnonzero(block == begin)
+        else:  # of several ends in a row, the last is it
+            inside = np.flatnonzero((block[:-1] == end) & (block[1:] != end)) + 1
+        starts = np.union1d(0, inside).tolist() if len(block) else []
         fresh = 0 in inside or (ended and not packing.shuffled)
         for place in starts:
-            if place or fresh:
-                last += 1
-                numbers.append(last)
-            else:
-                numbers.append(UNKNOWN if packing.shuffled else last)
-        pieces.append((number, list(zip(starts, [*starts[1:], len(block)], strict=True)) if starts else []))
-    return Documents.of(pieces, numbers)
+            last += place > 0 or fresh
+            numbers.append(UNKNOWN if packing.shuffled and not place and not fresh else last)
+        yield list(zip(starts, [*starts[1:], len(block)], strict=True)) if starts else []
+        # TRL cuts a thousand documents at a time: after the last, shorter block the next document begins.
+        ended = len(block) < longest or (begin is None and block[-1] == end)
+
+
+def _blocks(dataset: Any, count: int) -> Iterator[np.ndarray]:
+    """The tokens of each row."""
+    for _, row in _rows(dataset, count, ["input_ids"]):
+        tokens = tokens_of(row)
+        yield np.zeros(0, dtype=np.int64) if tokens is None else tokens
 
 
 def _rows(dataset: Any, count: int, names: list[str] | None) -> Iterator[tuple[int, Any]]:
@@ -263,10 +285,10 @@ def _rows(dataset: Any, count: int, names: list[str] | None) -> Iterator[tuple[i
 def _numbers(value: Any) -> np.ndarray | None:
     """A column's or a batch's whole numbers, int64; those of a batch of one row without its axis."""
     try:
-        array = np.asarray(value.cpu() if isinstance(value, Tensor) else value)
+        numbers = np.asarray(value.cpu() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError):
         return None
-    if array.dtype.kind not in "iu" and array.size:
+    if numbers.dtype.kind not in "iub" and numbers.size:
         return None
-    array = array.astype(np.int64)
-    return array[0] if array.ndim == 2 and len(array) == 1 else array
+    numbers = numbers.astype(np.int64)
+    return numbers[0] if numbers.ndim == 2 and len(numbers) == 1 else numbers

@@ -45,8 +45,10 @@ class Documents:
             numbers (`Sequence[int]`, *optional*): of all documents, told apart by their tokens alone. By default none
                 is known.
         """
-        flat = [(row, start, stop) for row, inside in pieces for start, stop in inside]
-        table = np.array(flat, dtype=np.int64).reshape(-1, 3)
+        tables = [
+            np.array([(row, *place) for place in inside], dtype=np.int64).reshape(-1, 3) for row, inside in pieces
+        ]
+        table = np.concatenate([np.zeros((0, 3), dtype=np.int64), *tables])
         known = np.full(len(table), UNKNOWN) if numbers is None else np.array(numbers)
         return cls(table[:, 0], table[:, 1], table[:, 2], known.astype(np.int64), numbers is None)
 

@@ -261,7 +261,10 @@ def _text_in(name: str, item: Any) -> str:
 def _tokens(item: Any) -> str:
     """Tokens as letters: one a token."""
     ids = _value(item, "input_ids")
-    ids = [] if ids is None else ids[:_EXAMPLE_LETTERS]
+    ids = [] if ids is None else ids.tolist() if hasattr(ids, "tolist") else ids
+    if any(isinstance(part, (list, tuple)) for part in ids):  # the choices of a row
+        ids = [token for part in ids for token in part]
+    ids = ids[:_EXAMPLE_LETTERS]
     return "".join(chr(0x4E00 + int(token) % 20_000) for token in ids if token >= 0)
 
 

@@ -14,15 +14,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..layers.modules import TrackedModule
+from .followed_functions import uses_of
 from .layer_hook import LayerHook
 
 
 class ParameterFollower(TorchFunctionMode):
     """While it is entered, every product of tokens with a followed weight is seen by the weight's hook.
 
-    Seen are `linear`, `matmul`, `mm` and `addmm` with the weight, its transpose, or either in another dtype. What else
-    is done with it (a part of it, an einsum) is not: its gradient is then not all recorded, which the check of the
-    first batch finds.
+    Seen are `linear`, `matmul`, `mm` and `addmm` with the weight, its transpose, or either in another dtype, and what
+    [`followed_functions`] tells of convolutions and vectors. What else is done with it (a part of it, an einsum) is
+    not: its gradient is then not all recorded, which the check of the first batch finds.
 
     Args:
         hooks (`Iterable[LayerHook]`): of the layers whose weights are followed.
@@ -47,8 +48,14 @@ class ParameterFollower(TorchFunctionMode):
             if hook is not None and result.data_ptr() != args[0].data_ptr():
                 self._casts[result.data_ptr()] = (result, hook)
             return result
+        if not torch.is_grad_enabled() or not isinstance(result, Tensor):
+            return result
+        for use in uses_of(func, args, kwargs, self._hook_of):
+            told = use.tokens(use.hook.batch)
+            replaced = None if told.inputs is None else use.hook.see(told.inputs, result, told.output_gradients)
+            result = result if replaced is None else replaced
         operands = _OPERANDS.get(func)
-        if operands is None or not torch.is_grad_enabled():
+        if operands is None:
             return result
         left, right, transposed = operands(*args, **kwargs)
         if not isinstance(left, Tensor) or not isinstance(right, Tensor):
@@ -60,8 +67,8 @@ class ParameterFollower(TorchFunctionMode):
 
     def _seen(self, weight: Tensor, tokens: Tensor, result: Tensor, transposed: bool, on_the_right: bool) -> Any:
         """The product's result as the hook gives it back; `None` where it is no product with a followed weight."""
-        hook = self._hook_of(weight)
-        if hook is None or not _is_whole(weight, hook.tracked):
+        hook = self._hook_of(weight) if weight.dim() == 2 else None
+        if hook is None:
             return None
         # As multiplied from the right: tokens (..., I) times (I, O).
         used = weight.mT if transposed else weight
@@ -79,19 +86,13 @@ class ParameterFollower(TorchFunctionMode):
         return result if replaced is None else replaced
 
     def _hook_of(self, tensor: Tensor) -> LayerHook | None:
-        if tensor.dim() != 2:
-            return None
+        """The hook of the weight that a tensor is, in another shape or dtype perhaps."""
         address = tensor.data_ptr()
         hook = self._hooks.get(address)
-        if hook is not None:
-            return hook
-        cast = self._casts.get(address)
-        return None if cast is None else cast[1]
-
-
-def _is_whole(weight: Tensor, tracked: TrackedModule) -> bool:
-    """Whether it is all of a weight: the part at its start has the same address."""
-    return weight.numel() == tracked.weight.numel()
+        if hook is None and address in self._casts:
+            hook = self._casts[address][1]
+        # The part at its start has the same address.
+        return hook if hook is not None and tensor.numel() == hook.tracked.weight.numel() else None
 
 
 def _same_side(used: Tensor, tracked: TrackedModule) -> bool:

@@ -106,7 +106,6 @@ class LayerHook:
             return None
         self.dtype = output.dtype
         inputs = inputs.detach() if isinstance(inputs, Tensor) else inputs
-        call = _Call(self, inputs, output.shape, output_gradients)
         replaced = None
         if not output.requires_grad:
             # The graph starts here. A copy, so that the caller may still change its output in place.
@@ -114,8 +113,10 @@ class LayerHook:
         # Most layers return a view of a matrix product. Changing a view in place takes its own node out of the graph,
         # and a hook on it with it; the product's node stays.
         product = output._base
-        whole = product if product is not None and product.numel() == output.numel() else output
-        whole.register_hook(call.receive)
+        if product is not None and (product.numel() != output.numel() or not product.is_contiguous()):
+            product = None
+        call = _Call(self, inputs, output, product is not None, output_gradients)
+        (output if product is None else product).register_hook(call.receive)
         return replaced
 
     def projection(self, inputs: Side) -> TwoSidedProjection:
@@ -133,10 +134,12 @@ class _Call:
         self,
         hook: LayerHook,
         inputs: Side | None,
-        shape: torch.Size,
+        output: Tensor,
+        is_view: bool,
         output_gradients: Callable[[Tensor], Side | None],
     ):
-        self.hook, self.inputs, self.shape, self.output_gradients = hook, inputs, shape, output_gradients
+        self.hook, self.inputs, self.output_gradients = hook, inputs, output_gradients
+        self.shape, self._strides = output.shape, output.stride() if is_view else None
         if inputs is None:
             return
         self.projection = hook.projection(inputs)
@@ -155,7 +158,9 @@ class _Call:
         """Take in the gradient with regard to the layer's output."""
         # DoRA also calls its matrices on an identity; that is no example, and no gradient comes back from it.
         hook = self.hook
-        per_example = self.output_gradients(gradient.reshape(self.shape))
+        if self._strides is not None:  # it is that of the whole, of which the output is another view
+            gradient = gradient.contiguous().as_strided(self.shape, self._strides)
+        per_example = self.output_gradients(gradient)
         if self.inputs is None or per_example is None:
             rows = self.shape[0] if self.shape else 1
             raise hook.unsupported(

@@ -186,12 +186,15 @@ class GradientRecorder:
     def _record(
         self, moved: dict[str, Any], rows: Sequence[int] | None, counted: set[str] | None, device: torch.device
     ) -> Recording:
-        size = 1 if self.alone else batch_size(moved)
+        task = self.objective.task
+        size = 1 if self.alone else batch_size(moved) // task.sequences
         rows = range(size) if rows is None else rows
         self._segments = None if self.alone else moved.get(SEGMENTS)
         if self._segments is None:
             ids = moved.get("input_ids")
-            shape = BatchShape(size, ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else None)
+            axes = ids.shape if isinstance(ids, Tensor) else torch.Size()
+            choices = axes[1] if len(axes) == 3 else task.sequences
+            shape = BatchShape(size, axes[1] if len(axes) == 2 else None, choices)
         else:
             shape, self._cuts = BatchShape(*self._segments.shape), self._segments.cuts(device)
         self._counted = set() if counted is None else counted
@@ -208,7 +211,7 @@ class GradientRecorder:
         if without_graph:
             raise self._no_graph(without_graph)
         self._check_finite(values.losses, rows)
-        targets = self.objective.task.targets(moved)
+        targets = task.targets(moved)
         return Recording(
             {t.name: self._gradient_of(t, size, device) for t in self.modules},
             values.losses.detach().cpu().double(),

@@ -66,8 +66,45 @@ def check_is_row(feature: Any, row: int) -> None:
     )
 
 
+def check_sides(features: Sequence[Any], row_ids: Sequence[int], names: Sequence[str]) -> None:
+    """Rows hold something in each of these columns, where the first of them is there at all.
+
+    Raises:
+        [`~lorif_hf.errors.DatasetError`]: names the row that lacks one, and the column.
+    """
+    for row, feature in zip(row_ids, features, strict=True):
+        if not isinstance(feature, Mapping) or not any(name in feature for name in names):
+            continue  # of another form, which the Trainer's collator knows
+        for name in names:
+            if feature.get(name) is None or _length(feature[name]) == 0:
+                what = "nothing" if feature.get(name) is None else "no token"
+                raise DatasetError(
+                    f"Row {row} has {what} in column '{name}': a preference needs {', '.join(map(repr, names))} in "
+                    "every row. Leave such rows out of the training and of the index alike: dataset.filter(lambda "
+                    f"row: row['{name}'])."
+                )
+
+
+def check_labelled(task: Task, batch: Mapping[str, Any]) -> None:
+    """Raises [`~lorif_hf.errors.DatasetError`] where batches of rows lack the labels that a task needs."""
+    missing = [name for name in task.label_names if name not in batch]
+    if not task.needs_labels or not missing:
+        return
+    if task.name == "masked-lm":
+        raise DatasetError(
+            "The rows have no labels, and nothing masks them: pass the data_collator of the training, "
+            "DataCollatorForLanguageModeling(tokenizer), whose masks are drawn once for each row; or rows whose "
+            "input_ids hold mask tokens, with 'labels' that are -100 at all others."
+        )
+    named = " and ".join(f"'{name}'" for name in missing)
+    raise DatasetError(
+        f"The batches have no {' and no '.join(missing)}, which objective '{task.name}' needs; they have "
+        f"{', '.join(batch)}. Add a {named} column, or a data_collator that makes one."
+    )
+
+
 def check_token_labels(features: Sequence[Any], row_ids: Sequence[int]) -> None:
-    """Every token of a causal language model's row has its label."""
+    """Every token of a row has its label."""
     for row, feature in zip(row_ids, features, strict=True):
         lengths = [_length(feature.get(name)) for name in ("input_ids", "labels")]
         if None not in lengths and lengths[0] != lengths[1]:
@@ -130,17 +167,25 @@ def check_numbers(model: nn.Module, task: Task, batch: Mapping[str, Any], row_id
         _check_range("input_ids", ids, (ids < 0) | (ids >= vocabulary), row_ids, _OUTSIDE.format(vocabulary))
     if not isinstance(labels, Tensor) or not labels.numel():
         return
-    if task.name == "causal-lm" and vocabulary:
-        _check_whole("labels", labels, row_ids)
-        outside = ((labels < 0) & (labels != IGNORED)) | (labels >= vocabulary)
-        _check_range("labels", labels, outside, row_ids, _OUTSIDE.format(vocabulary))
-        if isinstance(ids, Tensor) and ids.shape != labels.shape:
-            raise DatasetError(
-                f"{named_rows(row_ids)}: input_ids {tuple(ids.shape)} and labels {tuple(labels.shape)} of the batch "
-                "differ in shape, and every token needs its label. Pad both alike."
-            )
-    elif task.name == "sequence-classification":
+    classes = getattr(getattr(base, "config", None), "num_labels", None)
+    if task.label_kind == "tokens":
+        known = vocabulary if task.labels_each_token else _output_vocabulary(base)
+        if known:
+            _check_whole("labels", labels, row_ids)
+            outside = ((labels < 0) & (labels != IGNORED)) | (labels >= known)
+            _check_range("labels", labels, outside, row_ids, _OUTSIDE.format(known))
+    elif task.label_kind == "classes" and not task.labels_each_token:
         _check_classes(getattr(base, "config", None), labels, row_ids)
+    elif task.label_kind == "classes" and isinstance(classes, int):
+        _check_whole("labels", labels, row_ids)
+        outside = ((labels < 0) & (labels != IGNORED)) | (labels >= classes)
+        what = f"its classes are 0 to {classes - 1}. Set num_labels of the model, or mend the labels"
+        _check_range("labels", labels, outside, row_ids, what)
+    if task.labels_each_token and isinstance(ids, Tensor) and ids.shape != labels.shape:
+        raise DatasetError(
+            f"{named_rows(row_ids)}: input_ids {tuple(ids.shape)} and labels {tuple(labels.shape)} of the batch "
+            "differ in shape, and every token needs its label. Pad both alike."
+        )
 
 
 _OUTSIDE = (
@@ -202,6 +247,17 @@ def _vocabulary(base: Any) -> int | None:
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     sizes = [size for size in (rows, getattr(config, "vocab_size", None)) if isinstance(size, int)]
     return max(sizes) if rows is not None else None
+
+
+def _output_vocabulary(base: Any) -> int | None:
+    """How many token ids the model can say."""
+    try:
+        head = base.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        head = None
+    size = getattr(getattr(head, "weight", None), "shape", (None,))[0]
+    config = getattr(base, "config", None)
+    return size if size is not None else getattr(config, "vocab_size", None)
 
 
 def _length(value: Any) -> int | None:

@@ -15,30 +15,35 @@ from torch import Tensor, nn
 from ..errors import DatasetError
 from ..layers.modules import base_model
 from ..tasks.base import Task, forward_inputs
-from ..tasks.collation import LABELS, PaddingCollator, computable, padding_collator, with_a_token
+from ..tasks.collation import LABELS, PaddingCollator, computable, joined, padding_collator, with_a_token
 from ..tasks.segments import SEGMENTS, without_segments
 from . import row_checks
 from .code_identity import code_identity, task_code
 from .document_search import Packing, document_collator, find_documents
 from .documents import DocumentRows, Documents, flattened
+from .drawn_rows import drawn_once, draws_random
 from .fingerprint import by_value, row_bytes
 from .random_state import random_state_kept
 from .row_access import columns_of, read_rows, readable
 from .shown_rows import ShownRows
 from .streamed_rows import RECENT, StreamedRows
+from .token_counts import tokens_per_example
 
 
 __all__ = ["TrainingRows", "task_code", "tokens_per_example"]
 
+_CHUNK = 1024  # rows that are read at once to look at their columns
 _TOGETHER = 32  # rows that are read at once to be hashed, or for their lengths
 _CHECKED = 32  # rows that are looked at before the pass
-_DRAWS = 3  # until rows count as collated without random numbers
+_DRAWS = 3  # rows, each twice, until rows count as read and collated without random numbers
 
 
 class TrainingRows:
     """A map-style dataset in its own order, whatever a sampler did with it.
 
-    Where the dataset's rows hold several documents each (packing), the documents are the rows here.
+    Where the dataset's rows hold several documents each (packing), the documents are the rows here. Where reading or
+    collating a row draws random numbers (masks, crops), they are drawn once for each row, from a seed and its number,
+    whenever it is asked for and in whatever batch.
 
     Args:
         dataset: a `datasets.Dataset` or anything with `len` and integer indexing; of a stream, its
@@ -91,7 +96,7 @@ class TrainingRows:
         if isinstance(self.dataset, StreamedRows):
             reach, self.window = self.dataset.reach, RECENT
             self.reach = reach if self.documents is None else int(np.searchsorted(self.documents.source_rows, reach))
-        self.shown = ShownRows(shown, self.count, examples, processing_class, store_text)
+        self.shown = ShownRows(shown, self.count, examples, processing_class, store_text, task.decoded)
 
     def _find_documents(self, collate: Any, tokenizer: Any, packing: Packing | None) -> Documents | None:
         """The documents of packed rows. Of a stream, the first rows tell whether they are packed; of one of which
@@ -128,22 +133,33 @@ class TrainingRows:
         """
         documents = self.documents
         if documents is None:
-            features = read_rows(self.dataset, row_ids)
-            batch = self._collated(features, row_ids)
+            features, batch = self._read(row_ids)
             segments = flattened(features, batch)
             return batch if segments is None else {**batch, SEGMENTS: segments}
         sources = list(documents.by_source(row_ids))
-        features = read_rows(self.dataset, sources)
-        batch = self._collated(features, sources)
+        features, batch = self._read(sources)
         segments = documents.segments(row_ids, features, batch)
         return {**batch, "labels": segments.masked(batch["labels"]), SEGMENTS: segments}
+
+    def _read(self, held: Sequence[int]) -> tuple[list[Any], dict[str, Any]]:
+        """Rows of the dataset, as they are and collated."""
+        if not self.draws_random:
+            return self._collated_together(held)
+        parts = drawn_once(lambda row: self._collated_together([row]), held, self.collator, self.dataset)
+        batch = joined([batch for _, batch in parts], self._padding.padding)
+        return [feature for features, _ in parts for feature in features], batch
+
+    def _collated_together(self, held: Sequence[int]) -> tuple[list[Any], dict[str, Any]]:
+        features = read_rows(self.dataset, held)
+        return features, self._collated(features, held)
 
     def single(self, row: int) -> dict[str, Any]:
         """A row as a batch of its own: all that has a gradient in it is that row's."""
         return without_segments(self.batch([row]))
 
     def check(self, alone: bool = False) -> None:
-        """Look at a sample of rows, evenly spaced, as batches and as examples, without a trace on random numbers.
+        """Look at a sample of rows, evenly spaced, as batches and as examples, and at all for what the task cannot do
+        without; no trace is left on random numbers.
 
         Args:
             alone (`bool`, *optional*, defaults to `False`): whether rows go one at a time.
@@ -151,6 +167,7 @@ class TrainingRows:
         Raises:
             [`~lorif_hf.errors.DatasetError`]: as for a batch.
         """
+        self._check_sides()
         sample = sorted({*self.within_reach(_CHECKED), self.reach - 1})
         with random_state_kept(self.collator, self.dataset, self.shown.examples):
             together = 1 if alone else 8
@@ -160,11 +177,17 @@ class TrainingRows:
                 self.texts(row, row + 1)
                 self.example_ids(row, row + 1)
 
-    def draws_random(self, row_ids: Sequence[int]) -> bool:
-        """Whether these rows, collated again, are other tensors. The random state is kept."""
-        with random_state_kept(self.collator, self.dataset):
-            first = by_value(self.batch(row_ids))
-            return any(by_value(self.batch(row_ids)) != first for _ in range(_DRAWS))
+    @cached_property
+    def draws_random(self) -> bool:
+        """Whether rows, read and collated again, are other tensors. The random state is kept."""
+        rows = _spaced(_DRAWS, self.dataset.reach if isinstance(self.dataset, StreamedRows) else self._held)
+        return draws_random(lambda row: self._collated_together([row]), rows, self.collator, self.dataset)
+
+    def _check_sides(self) -> None:
+        """Every row holds both answers of a preference, and whatever else the task names."""
+        for start in range(0, self.reach if self.task.sides else 0, _CHUNK):
+            rows = range(start, min(start + _CHUNK, self.reach))
+            row_checks.check_sides(read_rows(self.dataset, rows), rows, self.task.sides)
 
     def lengths(self, row_ids: Sequence[int]) -> list[int]:
         """Tokens of each row.
@@ -219,14 +242,14 @@ class TrainingRows:
         """int64 (n,) tokens of each row in a batch of these. A row may be several sequences, each with its own."""
         if self.documents is not None:
             return torch.tensor(self.lengths(row_ids))
-        tokens = tokens_per_example(batch, len(row_ids))
-        return tokens if len(tokens) == len(row_ids) else tokens.sum().expand(len(row_ids))
+        return tokens_per_example(batch, len(row_ids), self.task)
 
     def _collated(self, features: list[Any], row_ids: Sequence[int]) -> dict[str, Any]:
+        row_checks.check_sides(features, row_ids, self.task.sides)
         known = row_checks.is_known_collator(self.collator)
         if known:
             row_checks.check_features(features, row_ids, self._counted, self._filled)
-            if self.task.name == "causal-lm":
+            if self.task.labels_each_token:
                 row_checks.check_token_labels(features, row_ids)
         if known and not isinstance(self.collator, PaddingCollator):
             # As the Trainer does before it collates: these collators cannot pad names and texts. Others may need them.
@@ -244,11 +267,7 @@ class TrainingRows:
                 f"{columns}; the model takes {', '.join(self._signature()[:6])}, "
                 "... Tokenize it first: dataset.map(lambda row: tokenizer(row['text'], truncation=True))."
             )
-        if self.task.needs_labels and "labels" not in batch:
-            raise DatasetError(
-                f"The batches have no labels, which objective '{self.task.name}' needs; they have "
-                f"{', '.join(batch)}. Add a 'labels' column, or a data_collator that makes one."
-            )
+        row_checks.check_labelled(self.task, batch)
         batch = {key: computable(key, v) if isinstance(v, Tensor) else v for key, v in batch.items()}
         batch = with_a_token(batch, self._padding.padding)
         row_checks.check_numbers(self.model, self.task, batch, row_ids)
@@ -335,17 +354,6 @@ class TrainingRows:
 def _spaced(count: int, among: int) -> list[int]:
     count = min(count, among)
     return [number * among // count for number in range(count)]
-
-
-def tokens_per_example(batch: dict[str, Any], size: int) -> Tensor:
-    """(B,) tokens of each example in a batch, padding not counted; zero where the input is not made of tokens."""
-    mask, ids = batch.get("attention_mask"), batch.get("input_ids")
-    if SEGMENTS in batch:
-        lengths: Tensor = batch[SEGMENTS].lengths
-        return lengths
-    if isinstance(mask, Tensor) and mask.dim() == 2:
-        return mask.sum(dim=1).to("cpu", torch.int64)
-    return torch.full((size,), ids.shape[1] if isinstance(ids, Tensor) and ids.dim() == 2 else 0)
 
 
 def _is_number(value: Any) -> bool:

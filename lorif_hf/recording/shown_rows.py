@@ -1,7 +1,7 @@
 """What people see of the rows of a training set: their texts and their own names."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import DatasetError
@@ -21,15 +21,24 @@ class ShownRows:
         count (`int`): how many there are.
         examples (*optional*): the same rows with what people see of them: a column "text", else all columns that hold
             text, and a column "example_id" or "id" with their own names. By default the columns "text" and
-            "example_id" or "id" of `dataset`; without a text, `input_ids` are decoded.
+            "example_id" or "id" of `dataset`; without a text, tokens are decoded.
         processing_class: the tokenizer, or what holds it, for rows without a text.
         store_text (`bool` or `int`): whole text, at most so many characters of it, or none.
+        tokens (`Sequence[str]`, *optional*): columns of tokens that say what a row is, in the order of reading.
 
     Raises:
         [`~lorif_hf.errors.DatasetError`]: `examples` are not the same rows.
     """
 
-    def __init__(self, dataset: Any, count: int, examples: Any, processing_class: Any, store_text: bool | int):
+    def __init__(
+        self,
+        dataset: Any,
+        count: int,
+        examples: Any,
+        processing_class: Any,
+        store_text: bool | int,
+        tokens: Sequence[str] = ("input_ids",),
+    ):
         self.dataset, self.store_text = dataset, store_text
         self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
         self.examples, self._given = (dataset, count) if examples is None else readable(examples, "examples")
@@ -43,6 +52,8 @@ class ShownRows:
         if examples is not None and examples is not dataset:
             reach = dataset.reach if isinstance(dataset, StreamedRows) else count
             check_examples(dataset, self.examples, min(reach, self._given), self.tokenizer)
+        present = columns_of(dataset) if self.tokenizer is not None and not self.text_columns else []
+        self.token_columns = [name for name in tokens if name in present]
         self._undecoded = False
 
     def check_count(self, count: int) -> None:
@@ -65,9 +76,9 @@ class ShownRows:
         if self.text_columns:
             columns = {name: column(self.examples, name, start, stop) for name in self.text_columns}
             texts = [_shown(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
-        elif self.tokenizer is not None and "input_ids" in columns_of(self.dataset):
-            rows = column(self.dataset, "input_ids", start, stop)
-            texts = [self._decoded(ids, row) for row, ids in enumerate(rows, start)]
+        elif self.token_columns:
+            parts = [column(self.dataset, name, start, stop) for name in self.token_columns]
+            texts = [self._read(tokens, row) for row, tokens in enumerate(zip(*parts, strict=True), start)]
         else:
             return [None] * (stop - start)
         return texts if self.store_text is True else [text and text[: self.store_text] for text in texts]
@@ -78,6 +89,12 @@ class ShownRows:
             return [None] * (stop - start)
         names = column(self.examples, self.id_column, start, stop)
         return [None if name is None else _writable(str(name)) for name in names]
+
+    def _read(self, tokens: Sequence[Any], row: int) -> str | None:
+        """What columns of tokens say, each under its name where there are several."""
+        texts = [None if ids is None else self._decoded(ids, row) for ids in tokens]
+        names = [name.removesuffix("_ids") for name in self.token_columns]
+        return _shown(dict(zip(names, texts, strict=True)))
 
     def _decoded(self, ids: Any, row: int) -> str | None:
         """A row's tokens as text. A row that cannot be read by people can be measured all the same."""

@@ -38,14 +38,19 @@ class Task(ABC):
         query_example (`str`): a query as Python code, for the index's card.
         alone (`bool`): whether rows go through the model one at a time, since its loss is known of a batch only; a
             batch is then what the collator makes of a single row.
+        label_names (`tuple[str, ...]`): what a batch of training rows must hold where `needs_labels`.
         label_kind (`str` or `None`): what the labels are, so that they can be checked before the model sees them:
             "tokens" of its vocabulary, "classes" (its `num_labels`), or `None`: nothing is known of them.
+        labels_each_token (`bool`): whether each token of `input_ids` has its label.
+        decoded (`tuple[str, ...]`): columns of tokens that a row without a text is shown by.
         sides (`tuple[str, ...]`): columns that must hold something in every row, as both answers of a preference.
         padding_counts (`bool`): whether padding changes an example's loss, so that only examples of the same length
             go through the model together.
         token_axes (`int`): axes of an example's `input_ids`: 1, or 2 where it has several sequences.
         pair_columns (`tuple[tuple[str, str], ...]`): what datasets call the two halves of a query pair, beside what
             they are called everywhere.
+        caveat (`str` or `None`): what is told of the losses when rows are recorded by them.
+        sequences (`int`): how many rows of a batch belong to each example, one after the other.
 
     Example: `docs/extending.md` writes one.
     """
@@ -57,11 +62,16 @@ class Task(ABC):
     labelled_queries: ClassVar[bool]
     query_example: ClassVar[str]
     alone: ClassVar[bool] = False
+    label_names: ClassVar[tuple[str, ...]] = ("labels",)
     label_kind: ClassVar[str | None] = None
+    labels_each_token: ClassVar[bool] = False
+    decoded: ClassVar[tuple[str, ...]] = ("input_ids",)
     sides: ClassVar[tuple[str, ...]] = ()
     padding_counts: ClassVar[bool] = False
     token_axes: ClassVar[int] = 1
     pair_columns: ClassVar[tuple[tuple[str, str], ...]] = ()
+    caveat: ClassVar[str | None] = None
+    sequences: ClassVar[int] = 1
 
     @abstractmethod
     def accepts(self, model: nn.Module) -> bool:
@@ -115,7 +125,7 @@ def losses_of(task: Task, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         [`~lorif_hf.errors.ObjectiveError`]: they are not one number per example.
     """
     losses = task.losses(model, batch)
-    size = 1 if task.alone else batch_size(batch)
+    size = 1 if task.alone else batch_size(batch) // task.sequences
     if not isinstance(losses, Tensor) or losses.shape != (size,):
         returned = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise ObjectiveError(
@@ -129,7 +139,7 @@ def no_margin(name: str) -> ObjectiveError:
     """The error of a task, or a problem, without right classes."""
     return ObjectiveError(
         f"Objective '{name}' has no margin: output='margin' is for causal language models and classifiers with one "
-        "right class, and so are measure='margin' and 'log_prob' of a query. Use output='loss'."
+        "right class. Use output='loss'."
     )
 
 

@@ -23,6 +23,8 @@ class CausalLM(Task):
     makes_labels = True
     labelled_queries = False
     query_example = '("The capital of France is", " Paris")'
+    label_kind = "tokens"
+    labels_each_token = True
 
     def accepts(self, model: nn.Module) -> bool:
         return type(model).__name__ in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()

@@ -110,6 +110,43 @@ def _has_floats(values: Sequence[Tensor]) -> bool:
     return any(value.is_floating_point() for value in values)
 
 
+def joined(batches: Sequence[Mapping[str, Any]], padding: Mapping[str, int]) -> dict[str, Any]:
+    """Batches of a row each as one batch, padded on the right.
+
+    Args:
+        batches (`Sequence[Mapping]`): tensors whose first axis is that of the rows; what is none is the first row's.
+        padding (`Mapping[str, int]`): what pads an entry; 0 pads the others.
+
+    Raises:
+        [`~lorif_hf.errors.DatasetError`]: they differ in entries, or in shape by more than a length.
+    """
+    first = batches[0]
+    if len(batches) == 1:
+        return dict(first)
+    whole: dict[str, Any] = {}
+    for key, value in first.items():
+        if not isinstance(value, Tensor):
+            whole[key] = value
+            continue
+        parts = [batch.get(key) for batch in batches]
+        shapes = [tuple(part.shape) for part in parts if isinstance(part, Tensor)]
+        if len(shapes) < len(parts) or any(len(s) != len(shapes[0]) or s[2:] != shapes[0][2:] for s in shapes):
+            raise DatasetError(
+                f"The collator makes different entries '{key}' of single rows ({', '.join(map(str, shapes[:3]))}), "
+                "which cannot be put together: use batch_size=1, or a data_collator that pads them alike."
+            )
+        width = max((shape[1] for shape in shapes if len(shape) > 1), default=0)
+        whole[key] = torch.cat([_widened(part, width, padding.get(key, 0)) for part in parts])
+    return whole
+
+
+def _widened(tensor: Any, width: int, value: int) -> Tensor:
+    """(n, T, ...) with T filled up to a width."""
+    gap = width - tensor.shape[1] if tensor.dim() > 1 else 0
+    widened: Tensor = torch.nn.functional.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, gap), value=value)
+    return widened if gap else tensor
+
+
 def computable(name: str, tensor: Tensor) -> Tensor:
     """A column's tensor in a dtype that models compute with: ids, labels and masks as int64."""
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.int64:

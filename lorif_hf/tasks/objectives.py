@@ -120,8 +120,8 @@ def task_of(model: nn.Module, objective: "UserObjective | Task | str | None" = N
     task = known_task(model)
     if task is None:
         raise ObjectiveError(
-            f"No training objective is known for {type(base_model(model)).__name__}: known are causal language models "
-            "and sequence classifiers. Pass objective=, a function (model, batch) -> (B,) tensor of per-example "
-            "losses, or register a task of your own (lorif_hf.tasks.register)."
+            f"No training objective is known for {type(base_model(model)).__name__}: known are models for "
+            f"{', '.join(sorted(task.name for task in TASKS))}. Pass objective=, a function (model, batch) -> (B,) "
+            "tensor of per-example losses, or register a task of your own (lorif_hf.tasks.register)."
         )
     return task

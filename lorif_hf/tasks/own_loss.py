@@ -3,14 +3,12 @@
 It is slow, and right for whatever is trained: at one row at a time, every token belongs to that row.
 """
 
-import copy
 import functools
 import inspect
 import math
 import sys
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -21,6 +19,7 @@ from ..layers.modules import base_model
 from .base import Feature, Task, forward_inputs, known_task, no_margin
 from .cross_entropy import IGNORED
 from .text import TextReader
+from .trainer_state import flags_kept, notes_kept
 
 
 _COUNT = "num_items_in_batch"  # transformers' name of what a loss summed over targets is divided by
@@ -46,6 +45,7 @@ class RowLoss(Task):
         self.makes_labels = inner is not None and inner.makes_labels  # type: ignore[misc]
         self.labelled_queries = inner is not None and inner.labelled_queries  # type: ignore[misc]
         self.query_example = inner.query_example if inner else "row"  # type: ignore[misc]
+        self.decoded = inner.decoded if inner else ("input_ids",)  # type: ignore[misc]
         self._divides: bool | None = None  # whether the loss heeds `num_items_in_batch`; `None`: not known yet
         self._averages: bool | None = None  # whether it is a mean over the labels; `None`: not known yet
         self._shifts: bool | None = None  # whether the first label is none; `None`: not known yet
@@ -186,7 +186,7 @@ class TrainerLoss(RowLoss):
         options: dict[str, Any] = {}
         if _takes(self.trainer.compute_loss, _COUNT):
             options[_COUNT] = _on_device_of(batch, items)
-        with _notes_restored(self.trainer):
+        with notes_kept(self.trainer), flags_kept(model):
             loss = self.trainer.compute_loss(model, dict(batch), **options)
         if isinstance(loss, tuple):
             loss = loss[0]
@@ -259,26 +259,3 @@ def _takes(function: Any, name: str) -> bool:
     """Whether a function can be called with an argument of this name."""
     parameters = inspect.signature(function).parameters
     return name in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-
-
-@contextmanager
-def _notes_restored(trainer: Any) -> Iterator[None]:
-    """Leave the counts and metrics that a Trainer gathers in `compute_loss` as they were."""
-    plain = (int, float, str, bool, type(None), dict, list, set)
-    notes = {name: copy.deepcopy(value) for name, value in vars(trainer).items() if _is_note(value, plain)}
-    log = vars(trainer).get("log")
-    trainer.log = lambda *_, **__: None  # a row that is only looked at is no step
-    try:
-        yield
-    finally:
-        vars(trainer).update(notes)
-        del trainer.log
-        if log is not None:
-            trainer.log = log
-
-
-def _is_note(value: Any, plain: tuple[type, ...], depth: int = 3) -> bool:
-    if not isinstance(value, plain) or depth == 0:
-        return False
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, set)) else ()
-    return len(inside) <= 1000 and all(_is_note(item, plain, depth - 1) for item in inside)  # type: ignore[arg-type]

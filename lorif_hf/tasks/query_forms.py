@@ -12,7 +12,7 @@ from ..errors import QueryError
 from ..layers.modules import base_model
 from .base import Feature, Task
 from .chat import ChatReader
-from .class_labels import class_number
+from .classification import class_number
 from .collation import LABELS
 from .model_inputs import ModelInputs
 from .own_loss import RowLoss

@@ -39,7 +39,7 @@ class TextReader:
 
     def encoded(self, text: str, number: int, **options: Any) -> dict[str, list[int]]:
         """`input_ids` of a text, and `token_type_ids` where they say more than zero; `number` is the query's, for
-        errors, and `options` (a `text_pair`, say) go to the tokenizer.
+        errors, and `options` go to the tokenizer: a `text_pair`, or a `text_target`, whose tokens are `labels`.
 
         Raises:
             [`~lorif_hf.errors.QueryError`]: there is no tokenizer, or it fails.
@@ -51,7 +51,7 @@ class TextReader:
             )
         with tokenizer_errors(number):
             encoded = self.tokenizer(text, **options)
-            names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
+            names = [name for name in ("input_ids", "token_type_ids", "labels") if name in encoded]
             lists = {name: token_list(encoded[name]) for name in names}
         return {name: values for name, values in lists.items() if name == "input_ids" or any(values)}
 

@@ -64,7 +64,7 @@ class TokenizerProcess:
         self._lock, self._owner = threading.RLock(), os.getpid()
 
     def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
-        """`input_ids`, and `token_type_ids` where the tokenizer has them, of one text."""
+        """`input_ids` of one text, and `token_type_ids` and `labels` where the tokenizer has them."""
         return self._lists(self._ask("encode", text=text, options=options))
 
     def apply_chat_template(self, messages: list[Any], **options: Any) -> dict[str, list[int]]:
@@ -82,6 +82,10 @@ class TokenizerProcess:
     @property
     def eos_token_id(self) -> int | None:
         return self._token("eos_token_id")
+
+    @property
+    def mask_token_id(self) -> int | None:
+        return self._token("mask_token_id")
 
     @property
     def pad_token_id(self) -> int | None:

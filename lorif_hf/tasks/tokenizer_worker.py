@@ -49,12 +49,13 @@ class Worker:
 
         _limit_memory(self.memory)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        tokens = {name: getattr(self.tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")}
+        names = ("pad_token_id", "eos_token_id", "mask_token_id")
+        tokens = {name: getattr(self.tokenizer, name, None) for name in names}
         return {**tokens, "chat_template": bool(getattr(self.tokenizer, "chat_template", None))}
 
     def encode(self, text: str, options: dict[str, Any]) -> dict[str, list[int]]:
         encoded = self.tokenizer(text, **options)
-        return {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+        return {name: encoded[name] for name in ("input_ids", "token_type_ids", "labels") if name in encoded}
 
     def chat(self, messages: list[Any], options: dict[str, Any]) -> dict[str, list[int]]:
         return {"input_ids": self.tokenizer.apply_chat_template(messages, **options)["input_ids"]}

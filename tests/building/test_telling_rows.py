@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny import make_gpt2
 
-from lorif_hf.building.telling_rows import alone_of, rows_of_each_label, telling_rows
+from lorif_hf.building.telling_rows import rows_of_each_label, telling_rows
 from lorif_hf.errors import DatasetError
 from lorif_hf.recording.rows import TrainingRows
-from lorif_hf.tasks import CausalLM
+from lorif_hf.tasks import CausalLM, Custom, QuestionAnswering
 
 
 def rows_of(lengths, **columns):
@@ -44,23 +44,9 @@ def test_a_row_of_each_label():
         "input_ids": torch.ones(1, 3, dtype=torch.long),
         "labels": torch.tensor([features[0]["labels"]]),
     }
-    rows.task = type("Any", (), {"needs_labels": False, "name": "any"})()
+    rows.task = Custom(lambda model, batch: torch.zeros(1))
     assert rows_of_each_label(rows) == [0, 2, 4]
     assert rows_of_each_label(rows_of([3, 4])) == []  # each token has its own
-
-
-def test_a_row_of_a_batch_alone_has_no_padding():
-    batch = {
-        "input_ids": torch.tensor([[0, 1, 2], [3, 4, 0]]),
-        "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 0]]),
-        "label": torch.tensor([5, 6]),
-        "name": "x",
-    }
-    first, second = (alone_of(batch, i, 2) for i in (0, 1))
-    assert first["input_ids"].tolist() == [[1, 2]] and second["input_ids"].tolist() == [[3, 4]]
-    assert first["label"].tolist() == [5] and second["attention_mask"].tolist() == [[1, 1]] and first["name"] == "x"
-    del batch["attention_mask"]
-    assert alone_of(batch, 1, 2)["input_ids"].tolist() == [[3, 4, 0]]
 
 
 def test_of_packed_rows_documents_that_follow_another_are_taken():
@@ -73,7 +59,12 @@ def test_of_packed_rows_documents_that_follow_another_are_taken():
 
 def test_a_document_alone_is_one_in_its_row_whose_neighbours_have_no_labels():
     dataset = [{"input_ids": [1, 2, 3, 4, 5], "seq_lengths": [2, 3]}]
-    rows = TrainingRows(dataset, make_gpt2(), CausalLM())
-    alone = alone_of(rows.batch([0, 1]), 1, 2)
-    assert alone["labels"].tolist() == [[-100, -100, -100, 4, 5]] and alone.keys() == rows.single(1).keys()
-    assert rows.single(1)["labels"].tolist() == alone["labels"].tolist()
+    alone = TrainingRows(dataset, make_gpt2(), CausalLM()).single(1)
+    assert alone["labels"].tolist() == [[-100, -100, -100, 4, 5]] and "segments" not in alone
+
+
+def test_rows_of_the_most_common_length_where_padding_counts():
+    rows = rows_of([5, 9, 3, 9, 7, 9, 3])
+    rows.task = QuestionAnswering()
+    chosen = telling_rows(rows, 3)
+    assert sorted(chosen) == [1, 3, 5]

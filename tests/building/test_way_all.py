@@ -116,7 +116,7 @@ class Squashed(nn.Module):
         self.alpha, self.weight = nn.Parameter(torch.tensor([0.5])), nn.Parameter(torch.ones(size))
 
     def forward(self, x):
-        return torch.tanh(self.alpha * x) * self.weight
+        return torch.tanh(self.alpha.exp() * x) * self.weight
 
 
 class Pair(nn.LayerNorm):

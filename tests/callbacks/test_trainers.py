@@ -15,7 +15,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from truth import GRADIENTS
 
 from lorif_hf import InfluenceIndex
@@ -102,25 +102,6 @@ def test_sft(tmp_path, tokenizer, options, objective):
     for row in (0, 4, 9):  # each text stands beside its own tokens
         text, ids = index.examples([row])[0]["text"], trainer.train_dataset[row]["input_ids"]
         assert tokenizer(text)["input_ids"] == ids[: len(tokenizer(text)["input_ids"])]
-
-
-def test_dpo_is_recorded_pair_by_pair(tmp_path, tokenizer):
-    tokenizer.eos_token = "1"
-    texts = make_texts()
-    pairs = {"prompt": ["7 8 "] * 10, "chosen": texts, "rejected": texts[::-1]}
-
-    def make(path):
-        return DPOTrainer(
-            model=make_llama(),
-            ref_model=make_llama(seed=1),
-            args=DPOConfig(str(path / "out"), max_length=32, **ARGUMENTS),
-            train_dataset=Dataset.from_dict(pairs),
-            processing_class=tokenizer,
-        )
-
-    trainer, index = trained(tmp_path, make)
-    assert index.manifest.objective == "trainer" and index.manifest.alone and len(index) == 10
-    assert float(errors_of(index, trainer).max()) < 1e-4
 
 
 def test_a_trainer_whose_loss_is_of_no_row_is_refused_before_the_first_step(tmp_path, tokenizer):

@@ -6,6 +6,8 @@ from layer_gradients import both_gradients, spread
 from torch import nn
 
 from lorif_hf.layers import BatchShape, Convolution, kind_of
+from lorif_hf.layers.base import is_plain
+from lorif_hf.layers.convolution import Windows, is_convolution
 
 
 CASES = {
@@ -80,17 +82,28 @@ class Padded(nn.Conv1d):
         return super().forward(nn.functional.pad(x, (1, 1)))
 
 
-class Standardised(nn.Conv1d):
-    def _conv_forward(self, x, weight, bias):
-        return super()._conv_forward(x, weight / weight.std(), bias)
-
-
-def test_what_computes_otherwise_is_none():
-    for other in (Padded(4, 6, 3), Standardised(4, 6, 3), nn.ConvTranspose1d(4, 6, 3), nn.Linear(4, 6)):
+def test_what_computes_otherwise_is_followed_or_none():
+    for other in (nn.ConvTranspose1d(4, 6, 3), nn.Linear(4, 6)):
         assert not Convolution().accepts(other, "weight")
     assert kind_of(nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 6, 3))) is None
 
     class Named(nn.Conv1d):
         """With a name of its own alone."""
 
-    assert Convolution().accepts(Named(4, 6, 3), "weight") and not Convolution().accepts(Named(4, 6, 3), "bias")
+    assert is_plain(Convolution(), Named(4, 6, 3)) and not Convolution().accepts(Named(4, 6, 3), "bias")
+    assert not is_plain(Convolution(), Padded(4, 6, 3)) and is_convolution(Named(4, 6, 3))
+    assert not is_convolution(Padded(4, 6, 3))
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("padding", [0, 2, "same", "valid", (1,)], ids=str)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_windows_of_a_function(padding, groups):
+    weight, x = torch.randn(6, 4 // groups, 4, requires_grad=True), torch.randn(3, 4, 9)
+    options = {"padding": padding, "dilation": 2, "groups": groups, "stride": 1 if padding == "same" else 2}
+    output = nn.functional.conv1d(x, weight, **options)
+    returned = torch.randn_like(output)
+    (expected,) = torch.autograd.grad(output, weight, returned)
+    tokens = Windows.called(weight.shape[2:], **options).tokens(x, BatchShape(3, None))
+    found = (tokens.inputs.mT @ tokens.output_gradients(returned)).sum(dim=0)
+    torch.testing.assert_close(found, Convolution().as_matrix(expected), atol=1e-4, rtol=1e-4)

@@ -32,6 +32,7 @@ def found(rows, collate=None, packing=None, tokenizer=TOKENIZER):
         ("position_ids", [[2, 3, 2, 3, 4], [2, 3, 4, 5]]),
         ("cu_seq_lens_q", [[0, 2, 5], [0, 4]]),
         ("cu_seqlens", [[2, 5], [4]]),
+        ("seq_idx", [[0, 0, 1, 1, 1], [0, 0, 0, 0]]),
     ],
 )
 @pytest.mark.parametrize("kind", ["datasets", "torch", "list"])

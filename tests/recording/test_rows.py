@@ -52,7 +52,7 @@ def test_a_collator_that_tokenizes_gets_the_text():
 
     rows = training_rows(Dataset.from_dict({"text": ["a", "b"]}), data_collator=tokenize)
     assert rows.batch([0, 1])["input_ids"].shape == (2, 3)
-    assert seen == ["a", "b"]
+    assert set(seen) == {"a", "b"} and seen[-2:] == ["a", "b"]
 
 
 def test_a_collator_of_transformers_is_spared_the_texts(tokenizer):
@@ -366,15 +366,15 @@ def test_a_collator_that_draws_is_seen_and_leaves_no_trace(tokenizer):
     rows = training_rows(dataset, data_collator=masking)
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    assert rows.draws_random([0, 1, 2]) is True
+    assert rows.draws_random is True
     rows.check()
     assert torch.equal(torch.get_rng_state(), state)
-    assert training_rows(dataset).draws_random([0, 1, 2]) is False
+    assert training_rows(dataset).draws_random is False
 
     tokenizer.mask_token = tokenizer.convert_ids_to_tokens(7)
     seeded = DataCollatorForLanguageModeling(tokenizer, seed=3, mask_replace_prob=1.0, random_replace_prob=0.0)
     tokens = Dataset.from_dict({"input_ids": [[8, 9, 10, 11] * 5] * 3})
-    assert training_rows(tokens, data_collator=seeded).draws_random([0, 1]) is True
+    assert training_rows(tokens, data_collator=seeded).draws_random is True
     assert seeded.generator is None
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForTokenClassification, BertModel
+from transformers import BertConfig, BertForNextSentencePrediction, BertModel
 
 from lorif_hf.errors import ObjectiveError
 from lorif_hf.tasks import CausalLM, SequenceClassification, task_of
@@ -43,7 +43,7 @@ def test_the_task_is_found(build, kind, lora, cls, name, auto):
     "model",
     [
         BertModel,
-        BertForTokenClassification,
+        BertForNextSentencePrediction,
         lambda config: nn.Linear(2, 2),
     ],
 )

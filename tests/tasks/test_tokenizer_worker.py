@@ -58,6 +58,6 @@ def test_a_script_that_loads_neither_torch_nor_this_package_and_prints_answers_a
     closing = script.replace("print(", "sys.stderr.write(str(").replace("if m}))", "if m})))")
     done = subprocess.run([sys.executable, "-c", closing], input=lines, capture_output=True, text=True, check=True)
     loaded, encoded = map(json.loads, done.stdout.splitlines())
-    assert loaded == {"value": {"pad_token_id": 0, "eos_token_id": 2, "chat_template": True}}
+    assert loaded == {"value": {"pad_token_id": 0, "eos_token_id": 2, "mask_token_id": None, "chat_template": True}}
     assert encoded["value"]["input_ids"] == tokenizer("The capital")["input_ids"]
     assert done.stderr.endswith("[]"), done.stderr
