@@ -122,10 +122,10 @@ class GradientRecorder:
                 held.callback(setattr, config, "use_cache", config.use_cache)
                 config.use_cache = False
             called = [layer for layer in self._layers.values() if not layer.tracked.followed]
-            experts = [layer for layer in called if isinstance(layer.tracked.kind, EXPERTS)]
-            held.enter_context(recorded_experts(experts))
+            held.enter_context(recorded_experts(called, self.model))
             for layer in called:
-                for module in () if layer in experts else (layer.tracked.module, *layer.tracked.shared):
+                experts = isinstance(layer.tracked.kind, EXPERTS)
+                for module in () if experts else (layer.tracked.module, *layer.tracked.shared):
                     held.callback(module.register_forward_hook(layer, with_kwargs=True).remove)
             self._held = held.pop_all()
         return self
