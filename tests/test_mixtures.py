@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from kinds import rows_of
 from mixtures import SIZES, mixture
 from torch.nn.utils.rnn import pad_sequence
@@ -123,3 +124,18 @@ def test_where_a_model_sorts_its_tokens_by_expert_rows_go_alone(tmp_path, caplog
     assert float((index.scores(model, ROWS).double() - expected).abs().max() / expected.abs().max()) < 1e-4
     assert sum(entry.kind == "stack" for entry in index.manifest.modules) == 8
     assert "cannot be told apart by example" in caplog.text and "one row at a time" in caplog.text
+
+
+def test_documents_that_are_packed_into_rows(tmp_path):
+    """A token's slots go with it to its document."""
+    model = mixture("mixtral", "grouped_mm", max_position_embeddings=64)
+    documents = [row["input_ids"] for row in rows_of((6, 3, 7, 2, 8, 4, 5))]
+    packs = [documents[:3], documents[3:5], documents[5:]]
+    rows = [
+        {"input_ids": [token for ids in pack for token in ids], "seq_lengths": [len(ids) for ids in pack]}
+        for pack in packs
+    ]
+    index = InfluenceIndex.build(model, Dataset.from_list(rows), tmp_path / "index", config=GRADIENTS, batch_size=2)
+    expected = projected_gram(index, model, [{"input_ids": ids} for ids in documents]).diagonal()
+    assert len(index) == 7 and index.manifest.objective == "causal-lm"
+    assert float((index.self_influence().double() - expected).abs().max() / expected.max()) < 1e-4

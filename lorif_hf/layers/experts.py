@@ -29,19 +29,19 @@ def dispatches(module: nn.Module) -> bool:
     forward = type(module).forward
     if ALL_EXPERTS_FUNCTIONS is None or not hasattr(forward, "__wrapped__"):
         return False
-    return inspect.getclosurevars(forward).nonlocals.get("experts_interface") is ALL_EXPERTS_FUNCTIONS
+    names = inspect.getclosurevars(forward)
+    return any(value is ALL_EXPERTS_FUNCTIONS for value in (*names.nonlocals.values(), *names.globals.values()))
+
+
+def is_stacked(weight: Tensor | None) -> bool:
+    """Whether a parameter holds a matrix for each of several experts, in numbers that training can change."""
+    return weight is not None and weight.dim() == 3 and weight.is_floating_point() and weight.dtype.itemsize > 1
 
 
 def _is_product(module: nn.Module, parameter: str, transposed: bool) -> bool:
-    weight = module._parameters[parameter]
-    return (
-        parameter in _PRODUCTS
-        and weight is not None
-        and weight.dim() == 3
-        and weight.is_floating_point()
-        and dispatches(module)
-        and bool(module.is_transposed) is transposed
-    )
+    if parameter not in _PRODUCTS or not is_stacked(module._parameters[parameter]) or not dispatches(module):
+        return False
+    return bool(module.is_transposed) is transposed
 
 
 def slots(tensor: Tensor, experts: Tensor, batch: BatchShape) -> Tensor | None:

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModuleError
 from .base import BatchShape, LayerKind, MatrixShape, Tokens
-from .experts import dispatches
+from .experts import dispatches, is_stacked
 
 
 def _is_stack(module: nn.Module, parameter: str) -> bool:
     """Whether a parameter holds a matrix for each of the experts that a module says it has."""
     weight = module._parameters[parameter]
-    if weight is None or weight.dim() != 3 or not weight.is_floating_point() or dispatches(module):
+    if weight is None or not is_stacked(weight) or dispatches(module):
         return False
     return any("expert" in name and value == len(weight) for name, value in vars(module).items())
 

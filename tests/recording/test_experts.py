@@ -125,6 +125,27 @@ def test_a_call_from_another_thread_is_served_and_noticed():
     torch.testing.assert_close(answers[0], expected)
 
 
+def test_two_models_of_one_config_recorded_at_once():
+    models = [mixture("mixtral", "grouped_mm")]
+    models.append(type(models[0])(models[0].config).eval())
+    batches = [batch_of(), batch_of((3, 6), seed=1)]
+    tracked = [of_experts(tracked_of(model)) for model in models]
+    expected = [autograd(*each) for each in zip(models, tracked, batches, strict=True)]
+    found = [{}, {}]
+
+    def record(number):
+        for _ in range(5):
+            found[number] = recorded(models[number], tracked[number], batches[number]).gradients
+
+    threads = [threading.Thread(target=record, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(max(errors_of(*each).values()) < 1e-5 for each in zip(found, expected, strict=True))
+    assert models[0].config._experts_implementation == "grouped_mm"
+
+
 def test_experts_on_several_devices_are_refused():
     model = mixture("mixtral")
     model.model.layers[1].mlp.experts._is_expert_parallel = True
