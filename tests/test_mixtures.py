@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from kinds import rows_of
 from mixtures import SIZES, mixture
 from torch.nn.utils.rnn import pad_sequence
 from trainings import ARGUMENTS
-from transformers import AutoModelForCausalLM, MistralConfig, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, JetMoeConfig, MistralConfig, Trainer, TrainingArguments
 from truth import GRADIENTS, own_sum
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
@@ -110,3 +111,31 @@ def test_trained_with_the_callback(tmp_path, router_loss):
     expected = projected_gram(callback.index, model.eval(), ROWS).diagonal()
     assert float((callback.index.self_influence().double() - expected).abs().max() / expected.max()) < 1e-4
     assert model.config._experts_implementation == "grouped_mm"
+
+
+def test_where_a_model_sorts_its_tokens_by_expert_rows_go_alone(tmp_path, caplog):
+    torch.manual_seed(0)
+    sizes = {"kv_channels": 8, "num_attention_heads": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+    model = AutoModelForCausalLM.from_config(JetMoeConfig(**{**SIZES, **sizes})).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    index = InfluenceIndex.build(model, ROWS, tmp_path / "index", config=GRADIENTS)
+    expected = projected_gram(index, model, ROWS)
+    assert float((index.scores(model, ROWS).double() - expected).abs().max() / expected.abs().max()) < 1e-4
+    assert sum(entry.kind == "stack" for entry in index.manifest.modules) == 8
+    assert "cannot be told apart by example" in caplog.text and "one row at a time" in caplog.text
+
+
+def test_documents_that_are_packed_into_rows(tmp_path):
+    """A token's slots go with it to its document."""
+    model = mixture("mixtral", "grouped_mm", max_position_embeddings=64)
+    documents = [row["input_ids"] for row in rows_of((6, 3, 7, 2, 8, 4, 5))]
+    packs = [documents[:3], documents[3:5], documents[5:]]
+    rows = [
+        {"input_ids": [token for ids in pack for token in ids], "seq_lengths": [len(ids) for ids in pack]}
+        for pack in packs
+    ]
+    index = InfluenceIndex.build(model, Dataset.from_list(rows), tmp_path / "index", config=GRADIENTS, batch_size=2)
+    expected = projected_gram(index, model, [{"input_ids": ids} for ids in documents]).diagonal()
+    assert len(index) == 7 and index.manifest.objective == "causal-lm"
+    assert float((index.self_influence().double() - expected).abs().max() / expected.max()) < 1e-4

@@ -9,13 +9,14 @@ from .elementwise import Elementwise
 from .experts import Experts, ExpertsBias, TransposedExperts
 from .linear import Linear
 from .router import Router
+from .stacks import Stack, TransposedStack
 from .vector import Vector
 
 
 register = LAYER_KINDS.register
+_EXPERTS = (Experts, TransposedExperts, ExpertsBias, Stack, TransposedStack)
 # The last goes first: what all vectors have in common comes before what is known of some modules.
-_KINDS = (Vector, Elementwise, Bias, Convolution, Router, Linear, Conv1D, Experts, TransposedExperts, ExpertsBias)
-for _kind in _KINDS:
+for _kind in (Vector, Elementwise, Bias, Convolution, Router, Linear, Conv1D, *_EXPERTS):
     register(_kind)
 
 __all__ = [
@@ -30,8 +31,10 @@ __all__ = [
     "Linear",
     "MatrixShape",
     "Router",
+    "Stack",
     "Tokens",
     "TransposedExperts",
+    "TransposedStack",
     "Vector",
     "kind_of",
     "register",

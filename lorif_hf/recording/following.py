@@ -43,7 +43,7 @@ class ParameterFollower(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if func in _COPIES and isinstance(result, Tensor) and isinstance(args[0], Tensor):
+        if func in COPIES and isinstance(result, Tensor) and isinstance(args[0], Tensor):
             hook = self._hook_of(args[0])
             if hook is not None and result.data_ptr() != args[0].data_ptr():
                 self._casts[result.data_ptr()] = (result, hook)
@@ -54,7 +54,7 @@ class ParameterFollower(TorchFunctionMode):
             told = use.tokens(use.hook.batch)
             replaced = None if told.inputs is None else use.hook.see(told.inputs, result, told.output_gradients)
             result = result if replaced is None else replaced
-        operands = _OPERANDS.get(func)
+        operands = OPERANDS.get(func)
         if operands is None:
             return result
         left, right, transposed = operands(*args, **kwargs)
@@ -117,7 +117,7 @@ def _added(input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 
     return (mat1, mat2, False) if alpha == 1 else (None, None, False)
 
 
-_OPERANDS: dict[Any, Callable[..., tuple[Any, Any, bool]]] = {
+OPERANDS: dict[Any, Callable[..., tuple[Any, Any, bool]]] = {
     F.linear: _linear,
     torch.matmul: _product,
     torch.mm: _product,
@@ -129,4 +129,4 @@ _OPERANDS: dict[Any, Callable[..., tuple[Any, Any, bool]]] = {
     Tensor.__rmatmul__: _reflected,
     operator.matmul: _product,
 }
-_COPIES = {Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.type, Tensor.type_as}
+COPIES = {Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.type, Tensor.type_as}

@@ -20,12 +20,14 @@ from ..errors import NonFiniteGradientError, RecordingError, UnsupportedModuleEr
 from ..layers import BatchShape
 from ..layers.experts import EXPERTS
 from ..layers.modules import TrackedModule, base_model
+from ..layers.stacks import STACKS
 from ..tasks.base import batch_size
 from ..tasks.objectives import Objective, Values
 from ..tasks.segments import SEGMENTS, Segments, cut, in_place
 from .attention import whole_attention
 from .experts import recorded_experts
 from .following import ParameterFollower
+from .following_stacks import StackFollower
 from .layer_hook import InputChangedError, LayerHook
 from .model_lock import model_lock
 from .stored_weights import execution_device
@@ -120,10 +122,10 @@ class GradientRecorder:
                 held.callback(setattr, config, "use_cache", config.use_cache)
                 config.use_cache = False
             called = [layer for layer in self._layers.values() if not layer.tracked.followed]
-            experts = [layer for layer in called if isinstance(layer.tracked.kind, EXPERTS)]
-            held.enter_context(recorded_experts(experts))
+            held.enter_context(recorded_experts(called, self.model))
             for layer in called:
-                for module in () if layer in experts else (layer.tracked.module, *layer.tracked.shared):
+                experts = isinstance(layer.tracked.kind, EXPERTS)
+                for module in () if experts else (layer.tracked.module, *layer.tracked.shared):
                     held.callback(module.register_forward_hook(layer, with_kwargs=True).remove)
             self._held = held.pop_all()
         return self
@@ -227,9 +229,15 @@ class GradientRecorder:
     def _passed(self, batch: dict[str, Any], shape: BatchShape) -> Values:
         """The values of a forward and backward pass that brought the gradients."""
         followed = [layer for layer in self._layers.values() if layer.tracked.followed]
+        stacks = [layer for layer in followed if isinstance(layer.tracked.kind, STACKS)]
+        followed = [layer for layer in followed if layer not in stacks]
         while True:
             self._begin(shape)
-            with torch.enable_grad(), ParameterFollower(followed) if followed else ExitStack():
+            with (
+                torch.enable_grad(),
+                ParameterFollower(followed) if followed else ExitStack(),
+                StackFollower(stacks) if stacks else ExitStack(),
+            ):
                 values = self.objective(self.model, batch)
                 if self.alone and not values.losses.requires_grad and not bool(values.losses.any()):
                     return values  # a row without a target
