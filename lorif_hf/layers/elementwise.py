@@ -57,9 +57,7 @@ class Elementwise(LayerKind):
         return affine_tokens(call, example, batch, f"the output %s of a {type(module).__name__}", parameter)
 
 
-def affine_tokens(
-    call: Callable[[Tensor], Tensor], vector: Tensor, batch: BatchShape, what: str, name: str
-) -> Tokens:
+def affine_tokens(call: Callable[[Tensor], Tensor], vector: Tensor, batch: BatchShape, what: str, name: str) -> Tokens:
     """The tokens of a vector along which an output is affine, element by element.
 
     Args:

@@ -169,7 +169,13 @@ class Selection:
                 yield parameter, kind
         held = next(module.parameters(recurse=False), None)
         asked = matches(owner, self.target) if not self._active else is_part(owner) and id(held) in self._active
-        if held is not None and kinds.keys() <= {"bias"} and not self._all and asked and _asked_for(owner, "weight", self.target):
+        if (
+            held is not None
+            and kinds.keys() <= {"bias"}
+            and not self._all
+            and asked
+            and _asked_for(owner, "weight", self.target)
+        ):
             if not self._excluded(owner, "weight"):
                 raise _unsupported(owner, module)
 
