@@ -82,6 +82,12 @@ class Encoder:
                 reductions[name] = self._first_pass.reduction(tensors, width)
         return {name: reduction for name, reduction in reductions.items() if reduction is not None}
 
+    def in_scales(self) -> dict[str, Tensor]:
+        """By layer, what its inputs are multiplied with before they are projected, where there is anything."""
+        first_pass = self._first_pass
+        scales = {name: first_pass.in_scale(tensors) for name, tensors in self._first.items()} if first_pass else {}
+        return {name: scale for name, scale in scales.items() if scale is not None}
+
     def encode(self, gradients: Mapping[str, Matrices]) -> dict[str, Matrices]:
         """Projected gradients (B, d1, d2) of the tracked layers to those of the stored entries, float32.
 

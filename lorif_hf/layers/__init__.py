@@ -6,6 +6,7 @@ from .bias import Bias
 from .conv1d import Conv1D
 from .convolution import Convolution
 from .elementwise import Elementwise
+from .embedding import Embedding
 from .experts import Experts, ExpertsBias, TransposedExperts
 from .linear import Linear
 from .router import Router
@@ -16,7 +17,7 @@ from .vector import Vector
 register = LAYER_KINDS.register
 _EXPERTS = (Experts, TransposedExperts, ExpertsBias, Stack, TransposedStack)
 # The last goes first: what all vectors have in common comes before what is known of some modules.
-for _kind in (Vector, Elementwise, Bias, Convolution, Router, Linear, Conv1D, *_EXPERTS):
+for _kind in (Vector, Elementwise, Bias, Convolution, Router, Embedding, Linear, Conv1D, *_EXPERTS):
     register(_kind)
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Conv1D",
     "Convolution",
     "Elementwise",
+    "Embedding",
     "Experts",
     "ExpertsBias",
     "LayerKind",

@@ -67,6 +67,8 @@ class GradientRecorder:
         objective (`Objective`): what is differentiated.
         statistics (`Mapping[str, Statistic]`, *optional*): by module name; every batch is added to them.
         reductions (`Mapping[str, Reduction]`, *optional*): by module name; by default the gradient is formed.
+        scales (`Mapping[str, Tensor]`, *optional*): by module name, float32 (I,): what the inputs of a layer are
+            multiplied with before they are projected.
         unreached (`Container[str]`, *optional*): modules that may be called without a graph, since no gradient comes
             to them in truth either (what they make is only compared, or cut off).
         alone (`bool`, *optional*, defaults to `False`): whether each batch is a single row, whatever its tensors look
@@ -83,6 +85,7 @@ class GradientRecorder:
         reductions: Mapping[str, Reduction] | None = None,
         unreached: Container[str] = (),
         alone: bool = False,
+        scales: Mapping[str, Tensor] | None = None,
     ):
         self.model = model
         self.modules = modules
@@ -92,7 +95,11 @@ class GradientRecorder:
         self.statistics = statistics or {}
         self.reductions = reductions or {}
         self._projections = projections
-        self._layers = {t.name: LayerHook(t, projections[t.name], self._reduce) for t in modules}
+        scales, wide = scales or {}, {name for name, statistic in self.statistics.items() if statistic.takes_wide}
+        self._layers = {
+            t.name: LayerHook(t, projections[t.name], self._reduce, scales.get(t.name), t.name in wide)
+            for t in modules
+        }
         self._gradients: dict[str, Matrices] = {}
         self._counted: set[str] = set()
         self._segments: Segments | None = None  # of the batch, where its examples share sequences
@@ -251,11 +258,11 @@ class GradientRecorder:
 
     def _reduce(self, layer: LayerHook) -> None:
         """Make a layer's gradients of the tokens of all its calls, and let go of them."""
-        name, calls = layer.tracked.name, layer.tokens
-        layer.tokens = []
+        name, calls, wide = layer.tracked.name, layer.tokens, layer.wide
+        layer.tokens, layer.wide = [], []
         parts = [_joined(calls)] if self._segments is None else self._apart(name, calls, self._segments)
         if name in self.statistics and name not in self._counted:
-            for inputs, returned in parts:
+            for inputs, returned in wide or parts:
                 self.statistics[name].add(self.statistics[name].of(inputs, returned))
             self._counted.add(name)
         gradients = [self.reductions.get(name, _formed)(inputs, returned) for inputs, returned in parts]

@@ -29,7 +29,7 @@ def test_tokens_of_every_call_are_kept_projected_until_they_are_all_there(hooked
     first, second = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
     (layer(first) + layer(second)).sum().backward()
     assert complete == [hook] and hook.calls == 2 and len(hook.tokens) == 2
-    signs = hook._projection.in_signs.float() / 2**0.5
+    signs = hook._signs[0].float() / 2**0.5
     projected = sorted(float(inputs.sum()) for inputs, _ in hook.tokens)
     expected = sorted(float((x @ signs).sum()) for x in (first, second))
     assert projected == pytest.approx(expected, rel=1e-4, abs=1e-4)
@@ -59,7 +59,7 @@ def test_what_was_made_for_the_passes_can_be_let_go(hooked):
     hook.begin(BatchShape(2, 5))
     layer(torch.randn(2, 5, 4)).sum().backward()
     hook.release()
-    assert hook.tokens == [] and hook._placed is None
+    assert hook.tokens == [] and hook._placed == {}
 
 
 def test_the_gradient_of_an_output_that_is_a_permuted_view():
