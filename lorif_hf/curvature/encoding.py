@@ -40,7 +40,7 @@ def stored_entries(config: InfluenceConfig, modules: Sequence[ModuleEntry]) -> l
     """What the factor files hold: the modules, or the one gradient that stands for all of them."""
     if config.projection_dim is None:
         return list(modules)
-    size = sum(module.in_features * module.out_features for module in modules)
+    size = sum(module.d1 * module.d2 for module in modules)
     return [ModuleEntry(GLOBAL, "global", size, 1, config.projection_dim, 1, "")]
 
 
