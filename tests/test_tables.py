@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from datasets import Dataset
 from kinds import VOCABULARY, bert, built, llama, rows_of
 from projections import rademacher
 from safetensors.torch import load_file
@@ -87,6 +88,21 @@ def test_a_row_has_the_scores_of_itself_alone(tmp_path):
     together = built(model, rows, tmp_path, DENSE, batch_size=4).scores(model, rows)
     others = InfluenceIndex.build(model, rows, tmp_path / "alone", config=DENSE, batch_size=1)
     torch.testing.assert_close(together, others.scores(model, rows, batch_size=1), rtol=1e-4, atol=1e-4)
+
+
+def test_packed_documents_are_recorded_as_those_alone(tmp_path):
+    """Positions start anew in each document, and the head sees no other: the same gradients, moments and scores."""
+    model, rows = llama(tie_word_embeddings=True), rows_of((6, 3, 7, 2, 5, 4))
+    packs = [rows[:3], rows[3:]]
+    packed = Dataset.from_dict(
+        {
+            "input_ids": [[token for row in pack for token in row["input_ids"]] for pack in packs],
+            "seq_lengths": [[len(row["input_ids"]) for row in pack] for pack in packs],
+        }
+    )
+    index, other = (built(model, given, tmp_path / str(len(given)), DENSE, batch_size=2) for given in (packed, rows))
+    assert len(index) == len(other) == 6
+    torch.testing.assert_close(index.scores(model, rows), other.scores(model, rows), rtol=1e-4, atol=1e-4)
 
 
 CONFIGS = {
