@@ -17,7 +17,7 @@ class BatchShape:
 
     Args:
         examples (`int`): B.
-        tokens (`int` or `None`): T of its `input_ids`; `None` where it has none.
+        tokens (`int` or `None`): T of its `input_ids`, all choices of an example together; `None` where it has none.
         sequences (`int`): how many sequences of the model's belong to each example, one after the other: choices.
     """
 

@@ -203,7 +203,7 @@ class GradientRecorder:
             ids = moved.get("input_ids")
             axes = ids.shape if isinstance(ids, Tensor) else torch.Size()
             choices = axes[1] if len(axes) == 3 else task.sequences
-            shape = BatchShape(size, axes[1] if len(axes) == 2 else None, choices)
+            shape = BatchShape(size, axes[1:].numel() if len(axes) in (2, 3) else None, choices)
         else:
             shape, self._cuts = BatchShape(*self._segments.shape), self._segments.cuts(device)
         self._counted = set() if counted is None else counted
