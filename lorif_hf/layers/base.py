@@ -96,7 +96,7 @@ class LayerKind(ABC):
         forward_of (`type`, `tuple[type, ...]` or `None`): the class, or the classes, whose `forward` computes
             y = x W + b. A module of a subclass with another one may do something else with its weight, which is then
             followed instead of the module's calls ([`~lorif_hf.recording.following.ParameterFollower`]). `None`:
-            calls are all there is.
+            calls are all there is; `()`: they tell nothing.
 
     Example: `docs/extending.md` writes one.
     """

@@ -12,6 +12,8 @@ from tiny import make_gpt2
 from torch import nn
 from transformers import (
     BertForSequenceClassification,
+    MambaConfig,
+    MambaForCausalLM,
     ResNetConfig,
     ResNetForImageClassification,
     ViTConfig,
@@ -19,6 +21,7 @@ from transformers import (
 )
 from truth import GRADIENTS, gram, relative_error
 
+from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.errors import RecordingCheckError, UnsupportedModuleError
 
 
@@ -106,6 +109,22 @@ def test_of_a_classifier_all_but_its_embeddings(tmp_path, make, rows):
     assert _stored_error(index, model, rows, _loss) < 1e-4
     assert _share(index, EMBEDDINGS) == 1
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_of_mamba_all_but_its_embedding_and_decay(tmp_path):
+    """It multiplies with the weights of convolutions and layers that it never calls, and with a bare vector, D."""
+    config = MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, state_size=4, pad_token_id=0)
+    torch.manual_seed(0)
+    model, rows = spread(MambaForCausalLM(config)), rows_of()
+    index = built(model, rows, tmp_path, ALL)
+    assert relative_error(index, model, rows) < 1e-4
+    assert _share(index, ("embeddings.weight", "A_log")) == 1 and not index.manifest.alone
+    followed = {
+        entry.name.removeprefix("backbone.layers.0.mixer.") for entry in index.manifest.modules if entry.followed
+    }
+    assert {"D", "conv1d", "conv1d.bias", "dt_proj", "dt_proj.bias"} <= followed
+    again = InfluenceIndex.from_pretrained(tmp_path / "index")
+    assert relative_error(again, model, rows) < 1e-4
 
 
 class Squashed(nn.Module):
@@ -196,3 +215,30 @@ def test_frames_that_a_model_puts_where_the_examples_are_are_recorded_one_row_at
         return model(torch.tensor([row["video"]]), torch.tensor([row["labels"]]))["loss"]
 
     assert _stored_error(index, model, rows, loss) < 1e-4
+
+
+CONFIGS = {
+    "the default": {},
+    "best": InfluenceConfig.best,
+    "smallest": InfluenceConfig.smallest,
+    "paper": InfluenceConfig.paper,
+    "logra": InfluenceConfig.logra,
+    "trak": lambda **changes: InfluenceConfig.trak(projection_dim=64, **changes),
+    "low-rank, of more pairs than a vector has": {"curvature": "low-rank", "whitening": "none", "factor_rank": 3},
+    "low-rank of whitened": {"curvature": "low-rank", "curvature_rank": None},
+    "normalised": {"normalize": True},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_takes_vectors(tmp_path, name):
+    make = CONFIGS[name]
+    config = make(target_modules="all") if callable(make) else InfluenceConfig(target_modules="all", **make)
+    model, rows = spread(make_gpt2()), rows_of((6, 3, 7, 2, 8, 4, 5, 9))
+    index = built(model, rows, tmp_path, config)
+    vectors = [entry for entry in index.manifest.modules if entry.in_features == 1]
+    assert len(vectors) == 18 and all(entry.d1 == 1 for entry in vectors)
+    influence = index.self_influence()
+    assert bool(torch.isfinite(influence).all()) and bool((influence > 0).all())
+    scores = index.scores(model, rows)
+    assert bool(torch.isfinite(scores).all()) and int((scores.argmax(dim=1) == torch.arange(8)).sum()) >= 5

@@ -74,7 +74,7 @@ def test_of_a_vector(how):
     model = Uses(C, VECTORS[how])
     before = model.v.detach().clone()
     found, expected = compared(model, torch.randn(B, T, C))
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.float(), expected, atol=1e-4, rtol=1e-4)
     assert bool(expected.any()) and torch.equal(model.v, before) and model.v._version == 0
 
 
@@ -150,7 +150,11 @@ def test_what_is_not_affine_is_not_seen(what):
 def test_what_is_done_with_it_alone_is_no_use_of_an_example():
     """1 + v has no axis of examples: it is passed over, and the check of the first batch finds what is missing."""
     model = Uses(C, lambda m, x: x * (1 + m.v))
-    found, expected = compared(model, torch.randn(B, T, C), lambda model, batch: model(batch["x"]) + batch["x"].requires_grad_().flatten(1).sum(dim=1))
+    found, expected = compared(
+        model,
+        torch.randn(B, T, C),
+        lambda model, batch: model(batch["x"]) + batch["x"].requires_grad_().flatten(1).sum(dim=1),
+    )
     assert not bool(found.any()) and bool(expected.any())
     alone, expected = compared(Uses(C, lambda m, x: x * (1 + m.v)), torch.randn(1, T, C))
     torch.testing.assert_close(alone, expected, atol=1e-4, rtol=1e-4)
