@@ -119,9 +119,8 @@ def test_of_mamba_all_but_its_embedding_and_decay(tmp_path):
     index = built(model, rows, tmp_path, ALL)
     assert relative_error(index, model, rows) < 1e-4
     assert _share(index, ("embeddings.weight", "A_log")) == 1 and not index.manifest.alone
-    followed = {
-        entry.name.removeprefix("backbone.layers.0.mixer.") for entry in index.manifest.modules if entry.followed
-    }
+    mixer = "backbone.layers.0.mixer."
+    followed = {entry.name.removeprefix(mixer) for entry in index.manifest.modules if entry.followed}
     assert {"D", "conv1d", "conv1d.bias", "dt_proj", "dt_proj.bias"} <= followed
     again = InfluenceIndex.from_pretrained(tmp_path / "index")
     assert relative_error(again, model, rows) < 1e-4
