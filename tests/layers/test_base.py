@@ -34,7 +34,10 @@ def test_the_input_of_a_layer_comes_by_position_or_by_name():
 
 def test_kinds():
     assert kind_of(nn.Linear(2, 3)).name == "linear" and kind_of(nn.GRU(2, 2), "weight_ih_l0") is None
-    assert {name: kind.name for name, kind in kinds_of(nn.Linear(2, 3)).items()} == {"weight": "linear", "bias": "bias"}
+    assert {name: kind.name for name, kind in kinds_of(nn.Linear(2, 3)).items()} == {
+        "weight": "linear",
+        "bias": "bias",
+    }
     assert {kind.name for kind in kinds_of(nn.LayerNorm(2)).values()} == {"elementwise"}
     with pytest.raises(TypeError, match="abstract"):
         LayerKind()

@@ -29,15 +29,21 @@ def test_the_gradient_is_that_of_autograd(case):
 
 
 def test_of_flattened_tokens():
-    torch.testing.assert_close(*both_gradients(spread(nn.Linear(4, 3)), "bias", torch.randn(6, 4), examples=2, tokens=3))
+    torch.testing.assert_close(
+        *both_gradients(spread(nn.Linear(4, 3)), "bias", torch.randn(6, 4), examples=2, tokens=3)
+    )
 
 
-@pytest.mark.parametrize("module, shape", [(nn.Linear(4, 3), (4,)), (nn.Conv1d(4, 3, 2), (4, 7))], ids=["linear", "conv"])
+@pytest.mark.parametrize(
+    "module, shape", [(nn.Linear(4, 3), (4,)), (nn.Conv1d(4, 3, 2), (4, 7))], ids=["linear", "conv"]
+)
 def test_of_a_single_input_without_an_axis_for_examples(module, shape):
     torch.testing.assert_close(*both_gradients(spread(module), "bias", torch.randn(shape), examples=1))
 
 
-@pytest.mark.parametrize("module, shape", [(nn.Linear(4, 3), (5, 4)), (nn.Conv1d(4, 3, 2), (5, 4, 7))], ids=["linear", "conv"])
+@pytest.mark.parametrize(
+    "module, shape", [(nn.Linear(4, 3), (5, 4)), (nn.Conv1d(4, 3, 2), (5, 4, 7))], ids=["linear", "conv"]
+)
 def test_examples_that_cannot_be_told_apart(module, shape):
     tokens = Bias().tokens(module, "bias", (torch.randn(shape),), {}, BatchShape(3, None))
     assert tokens.inputs is None and tokens.output_gradients(module(torch.randn(shape))) is None

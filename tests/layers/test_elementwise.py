@@ -143,7 +143,10 @@ def test_what_is_none():
     accepts = Elementwise().accepts
     assert not accepts(nn.ParameterList([torch.ones(3)]), "0")
     assert not accepts(nn.GRU(2, 3), "bias_ih_l0") and not accepts(nn.Bilinear(2, 3, 4), "bias")
-    assert {name: kind.name for name, kind in kinds_of(nn.Linear(3, 1)).items()} == {"weight": "linear", "bias": "bias"}
+    assert {name: kind.name for name, kind in kinds_of(nn.Linear(3, 1)).items()} == {
+        "weight": "linear",
+        "bias": "bias",
+    }
 
     class Mixer(nn.Module):
         def __init__(self):

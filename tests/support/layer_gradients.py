@@ -18,7 +18,12 @@ def spread(module: nn.Module) -> nn.Module:
 
 
 def both_gradients(
-    module: nn.Module, parameter: str, *inputs: Tensor, examples: int | None = None, tokens: int | None = None, **kw: Any
+    module: nn.Module,
+    parameter: str,
+    *inputs: Tensor,
+    examples: int | None = None,
+    tokens: int | None = None,
+    **kw: Any,
 ) -> tuple[Tensor, Tensor]:
     """X^T dY of every example, and autograd's gradient of each alone, both (B, I, O), for a random output gradient.
 
