@@ -104,6 +104,7 @@ class GradientRecorder:
         self._counted: set[str] = set()
         self._segments: Segments | None = None  # of the batch, where its examples share sequences
         self._cuts: list[tuple[list[int], Tensor]] = []  # where their tokens are
+        self._order = torch.empty(0)  # where they stand among those
 
     def __enter__(self) -> "GradientRecorder":
         with ExitStack() as held:
@@ -206,6 +207,7 @@ class GradientRecorder:
             shape = BatchShape(size, axes[1:].numel() if len(axes) in (2, 3) else None, choices)
         else:
             shape, self._cuts = BatchShape(*self._segments.shape), self._segments.cuts(device)
+            self._order = in_place(self._cuts).to(device)
         self._counted = set() if counted is None else counted
         values = self._passed(moved, shape)
         self._check_undisturbed()
@@ -267,7 +269,7 @@ class GradientRecorder:
             self._counted.add(name)
         gradients = [self.reductions.get(name, _formed)(inputs, returned) for inputs, returned in parts]
         # Documents of like length throughout are in order.
-        self._gradients[name] = gradients[0] if len(gradients) == 1 else in_order(gradients, in_place(self._cuts))
+        self._gradients[name] = gradients[0] if len(gradients) == 1 else in_order(gradients, self._order)
 
     def _apart(
         self, name: str, calls: Sequence[tuple[Tensor, Tensor]], segments: Segments
