@@ -1,6 +1,7 @@
 """Kinds of layer: what their inputs and output gradients are, token by token, example by example. One file a kind."""
 
 from ..registry import LAYER_KINDS
+from .adapter_matrix import AdapterMatrix
 from .base import BatchShape, LayerKind, MatrixShape, Tokens, kind_of
 from .bias import Bias
 from .conv1d import Conv1D
@@ -17,10 +18,11 @@ from .vector import Vector
 register = LAYER_KINDS.register
 _EXPERTS = (Experts, TransposedExperts, ExpertsBias, Stack, TransposedStack)
 # The last goes first: what all vectors have in common comes before what is known of some modules.
-for _kind in (Vector, Elementwise, Bias, Convolution, Router, Embedding, Linear, Conv1D, *_EXPERTS):
+for _kind in (Vector, Elementwise, Bias, Convolution, Router, Embedding, Linear, Conv1D, AdapterMatrix, *_EXPERTS):
     register(_kind)
 
 __all__ = [
+    "AdapterMatrix",
     "BatchShape",
     "Bias",
     "Conv1D",

@@ -144,7 +144,7 @@ class Selection:
         taken: set[int] = set()
         for full_name, module in self.model.named_modules():
             owner = full_name.removeprefix(PEFT_PREFIX)
-            if not owner or (id(module) in left_out and ".lora_" not in owner):
+            if not owner or (id(module) in left_out and not _is_adapter(owner)):
                 continue
             for parameter in self._chosen(owner, module):
                 tracked = self._tracked(*self._leading(owner, module, parameter))
@@ -286,6 +286,11 @@ def _asked_for(owner: str, parameter: str, pattern: str | list[str]) -> bool:
     if matches(tracked_name(owner, parameter), pattern):
         return True
     return parameter != "bias" and (matches(owner, pattern) or matches(adapted_layer(owner), pattern))
+
+
+def _is_adapter(owner: str) -> bool:
+    """Whether a module is a part of an adapter; a copy of a whole module (`modules_to_save`) is none."""
+    return is_part(owner) and ".modules_to_save." not in owner
 
 
 def _unsupported(name: str, module: nn.Module) -> UnsupportedModuleError:

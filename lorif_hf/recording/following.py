@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from ..layers.modules import TrackedModule
 from .followed_functions import uses_of
 from .followed_lookups import Lookup, lookup_of
+from .followed_rows import ReplacedRows
 from .layer_hook import LayerHook
 
 
@@ -35,10 +36,7 @@ class ParameterFollower(TorchFunctionMode):
         super().__init__()
         self._hooks = {hook.tracked.weight.data_ptr(): hook for hook in hooks}
         self._casts: dict[int, tuple[Tensor, LayerHook]] = {}  # copies of a weight in another dtype, kept for a pass
-
-    def begin(self) -> None:
-        """Be ready for a pass."""
-        self._casts = {}
+        self._rows = ReplacedRows(self._hook_of)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -52,6 +50,8 @@ class ParameterFollower(TorchFunctionMode):
             return result
         if not torch.is_grad_enabled() or not isinstance(result, Tensor):
             return result
+        self._rows.note(func, args, kwargs, result)
+        result = self._rows.seen(func, args, kwargs, result)
         for use in uses_of(func, args, kwargs, self._hook_of):
             told = use.tokens(use.hook.batch)
             replaced = None if told.inputs is None else use.hook.see(told.inputs, result, told.output_gradients)
@@ -61,7 +61,6 @@ class ParameterFollower(TorchFunctionMode):
             return self._seen_lookup(looked_up, result)
         operands = OPERANDS.get(func)
         if operands is None:
-            return result
             return result
         left, right, transposed = operands(*args, **kwargs)
         if not isinstance(left, Tensor) or not isinstance(right, Tensor):
