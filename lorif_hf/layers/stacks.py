@@ -21,13 +21,17 @@ def _is_stack(module: nn.Module, parameter: str) -> bool:
     return any("expert" in name and value == len(weight) for name, value in vars(module).items())
 
 
-def _code(module: nn.Module, parameter: str) -> tuple[bool, bool]:
-    """Whether the module's `forward` multiplies by `F.linear`, and whether as a matrix product from the right."""
+def _multiplied(module: nn.Module, parameter: str) -> str | None:
+    """By what the module's `forward` multiplies, `"linear"` or `"product"`; `None`: by neither, or not with this
+    parameter. It tells the orientation in most models, and where it does not, what is recorded is right all the same:
+    the matrices are only called transposed."""
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
     if code is None or parameter not in code.co_names:
-        return False, False
-    operators = {instruction.argrepr for instruction in dis.get_instructions(code)} & {"@"}
-    return "linear" in code.co_names, bool(operators or {"bmm", "matmul", "mm"} & set(code.co_names))
+        return None
+    if "linear" in code.co_names:
+        return "linear"
+    operators = {instruction.argrepr for instruction in dis.get_instructions(code)}
+    return "product" if "@" in operators or {"bmm", "matmul", "mm"} & set(code.co_names) else None
 
 
 def _never_called(module: nn.Module) -> Tokens:
@@ -45,7 +49,7 @@ class Stack(LayerKind):
     forward_of = nn.Linear  # which none of them has: they are followed
 
     def accepts(self, module: nn.Module, parameter: str) -> bool:
-        return _is_stack(module, parameter) and _code(module, parameter) == (True, False)
+        return _is_stack(module, parameter) and _multiplied(module, parameter) == "linear"
 
     def shape(self, module: nn.Module, parameter: str) -> MatrixShape:
         count, size_out, size_in = module._parameters[parameter].shape  # type: ignore[union-attr]
@@ -68,7 +72,7 @@ class TransposedStack(LayerKind):
     forward_of = nn.Linear
 
     def accepts(self, module: nn.Module, parameter: str) -> bool:
-        return _is_stack(module, parameter) and _code(module, parameter) == (False, True)
+        return _is_stack(module, parameter) and _multiplied(module, parameter) == "product"
 
     def shape(self, module: nn.Module, parameter: str) -> MatrixShape:
         count, size_in, size_out = module._parameters[parameter].shape  # type: ignore[union-attr]

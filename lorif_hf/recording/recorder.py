@@ -238,13 +238,13 @@ class GradientRecorder:
     def _passed(self, batch: dict[str, Any], shape: BatchShape) -> Values:
         """The values of a forward and backward pass that brought the gradients."""
         followed = [layer for layer in self._layers.values() if layer.tracked.followed]
-        stacks = [layer for layer in followed if isinstance(layer.tracked.kind, STACKS)]
-        followed = [layer for layer in followed if layer not in stacks]
+        plain = [layer for layer in followed if not isinstance(layer.tracked.kind, STACKS)]
+        stacks = [layer for layer in followed if layer not in plain or layer.tracked.weight.dim() == 2]
         while True:
             self._begin(shape)
             with (
                 torch.enable_grad(),
-                ParameterFollower(followed) if followed else ExitStack(),
+                ParameterFollower(plain) if plain else ExitStack(),
                 StackFollower(stacks) if stacks else ExitStack(),
             ):
                 values = self.objective(self.model, batch)

@@ -50,7 +50,7 @@ class Both(Own):
         (ByProduct, "stack-transposed"),
         (ByBatch, "stack-transposed"),
         (ByEinsum, None),
-        (Both, None),
+        (Both, "stack"),
     ],
 )
 def test_the_orientation_is_that_of_the_product(cls, name):

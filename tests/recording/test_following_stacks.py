@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, JetMoeConfig, Llama4TextConfig
 
 from lorif_hf.errors import UnsupportedModuleError
+from lorif_hf.layers import Linear
 from lorif_hf.layers.modules import TrackedModule
 from lorif_hf.layers.stacks import Stack, TransposedStack
 from lorif_hf.recording.recorder import GradientRecorder
@@ -85,11 +86,41 @@ def test_products_from_the_right(how, size_out):
     torch.testing.assert_close(record(model, TransposedStack(), x), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [Stack(), TransposedStack()], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("how", TURNED.values(), ids=TURNED)
-def test_products_with_transposes(how):
+def test_products_with_transposes(how, kind):
     torch.manual_seed(0)
     model, x = Mixed(how), torch.randn(B, T, SIZE)
-    torch.testing.assert_close(record(model, Stack(), x), by_autograd(model, Stack(), x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(record(model, kind, x), by_autograd(model, kind, x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Stack(), TransposedStack()], ids=lambda kind: kind.name)
+def test_whatever_the_kind_takes_the_orientation_to_be(kind):
+    torch.manual_seed(0)
+    model, x = Mixed(lambda x, w: x @ w[1] + (x.flatten(0, 1) @ w)[2].view(len(x), -1, 6), 6), torch.randn(B, T, SIZE)
+    torch.testing.assert_close(record(model, kind, x), by_autograd(model, kind, x), rtol=1e-4, atol=1e-4)
+
+
+class Grouped(nn.Linear):
+    """A layer (O, I) whose rows come in groups, each for an input of its own, as DeepSeek-V4's."""
+
+    def forward(self, x):
+        weight = self.weight.view(3, -1, self.in_features).transpose(1, 2)
+        y = torch.bmm(x.reshape(-1, 3, self.in_features).transpose(0, 1), weight)
+        return (y.transpose(0, 1).reshape(len(x), -1).sin() * torch.arange(y.numel() // len(x))).sum(dim=1)
+
+
+@pytest.mark.parametrize("size_out", [12, 6])
+def test_a_plain_matrix_as_a_stack_of_its_rows(size_out):
+    torch.manual_seed(0)
+    model, x = Grouped(SIZE, size_out, bias=False), torch.randn(B, T, 3, SIZE)
+    tracked = TrackedModule.of("layer", Linear(), model)
+    objective = LossObjective(task_of(model, lambda model, batch: model(batch["x"])))
+    with GradientRecorder(model, [tracked], draw([tracked], 1), objective) as recorder:
+        found = recorder.record({"x": x, "input_ids": torch.zeros(B, T)}).gradients["layer"]
+    expected = torch.stack([torch.autograd.grad(model(x)[row], [model.weight])[0].mT for row in range(B)])
+    assert tracked.followed
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def routed(x, w):
