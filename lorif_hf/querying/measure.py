@@ -144,7 +144,8 @@ class Measurement:
         if query.is_pair:
             return pair_text(query.features, shown_by)
         generates = bool(getattr(getattr(base_model(self.model), "config", None), "is_encoder_decoder", False))
-        return query_text(query.features[0], shown_by, targets=generates and not task.labelled_queries)
+        said = (generates or task.label_kind == "tokens") and not (task.labelled_queries or task.makes_labels)
+        return query_text(query.features[0], shown_by, targets=said)
 
     def _find_tokens(self, task: Task) -> None:
         """Find the tokens of each query's answer; with `token`, leave that alone."""

@@ -39,6 +39,7 @@ _PREFERENCES: dict[_Keys, _Keys] = {
 _PLAIN: dict[_Keys, _Keys] = {**_PREFERENCES, ("text",): (), ("messages",): _TEMPLATE}
 _LABELLED: dict[_Keys, _Keys] = {("text",): ("text_pair", *_LABEL), ("messages",): (*_TEMPLATE, *_LABEL)}
 _NAMES = ("id", "example_id")  # a row's name for people
+_PICTURES = ("images", "image", "videos")
 _TRANSCRIPTS = ("text", "sentence", "transcription")
 _MASKS = ("completion_mask", "assistant_masks")  # TRL's names of which tokens were trained on
 
@@ -238,6 +239,13 @@ class _QueryReader:
             item = {IMAGE[0] if key == IMAGE[1] else key: value for key, value in item.items()}
         kinds = self._kinds()
         keys = [key for key in item if key not in _NAMES]
+        pictures = [key for key in keys if key in _PICTURES]
+        if pictures and ("messages" in keys or "prompt" in keys):
+            raise QueryError(
+                f"Query {number} is a chat with {shown(pictures)}: where they stand among its tokens, only the "
+                "processor knows. Pass what it makes of both, a dict with input_ids, pixel_values and the labels of "
+                "the answer (processor.apply_chat_template(messages, tokenize=True, return_dict=True))."
+            )
         needed = next((kind for kind in kinds if set(kind) <= set(keys)), None)
         if needed is None:
             known = "; ".join(shown(kind) + (f" (and {shown(more)})" if more else "") for kind, more in kinds.items())

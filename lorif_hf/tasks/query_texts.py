@@ -48,9 +48,11 @@ def pair_text(features: Sequence[Feature], processing_class: Any) -> str:
 def decoded(ids: list[int], processing_class: Any) -> str:
     """Tokens as text; their first numbers where they cannot be decoded."""
     tokenizer = inner_tokenizer(processing_class)
+    # Tokenizers of speech take a letter twice for one that lasts.
+    options = {"group_tokens": False} if hasattr(tokenizer, "word_delimiter_token") else {}
     if tokenizer is not None:
         try:
-            return str(tokenizer.decode(ids))
+            return str(tokenizer.decode(ids, **options))
         except BaseException as error:
             if not is_failure(error):
                 raise

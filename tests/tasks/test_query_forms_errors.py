@@ -180,6 +180,17 @@ def test_an_image_for_a_language_model_is_a_query_of_another_task(causal, tokeni
     assert "holds 'text'" not in message
 
 
+@pytest.mark.parametrize("name", ["images", "image", "videos"])
+@pytest.mark.parametrize("chat", ["messages", "prompt"])
+def test_a_chat_with_pictures_says_what_to_pass(causal, tokenizer, name, chat):
+    query = {chat: [{"role": "assistant", "content": "a"}], name: [Image.new("RGB", (4, 4))]}
+    message = _fails([GOOD, query], causal, tokenizer)
+    assert message.startswith(
+        f"Query 1 is a chat with '{name}': where they stand among its tokens, only the processor"
+    )
+    assert "Pass what it makes of both, a dict with input_ids, pixel_values and the labels" in message
+
+
 def test_labels_that_a_models_own_loss_is_made_of_are_missed(tokenizer):
     model = T5ForConditionalGeneration(T5Config(vocab_size=320, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
     task = ModelLoss()

@@ -31,6 +31,16 @@ def test_labels_that_are_a_text_of_their_own_stand_behind_an_arrow(tokenizer):
     assert query_text(feature, tokenizer) == "The capital"
 
 
+def test_letters_that_are_said_twice_are_two():
+    class Speech:
+        word_delimiter_token = "|"
+
+        def decode(self, ids, group_tokens=True):
+            return "helo" if group_tokens else "hello"
+
+    assert decoded([1, 2, 3, 3, 4], Speech()) == "hello"
+
+
 def test_both_sides_of_a_pair_stand_under_what_they_share(tokenizer):
     rows = [tokenizer(text)["input_ids"] for text in (TEXT, "The capital of France is Rome")]
     features = [{"input_ids": row, "labels": row} for row in rows]
