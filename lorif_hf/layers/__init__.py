@@ -8,6 +8,7 @@ from .convolution import Convolution
 from .elementwise import Elementwise
 from .experts import Experts, ExpertsBias, TransposedExperts
 from .linear import Linear
+from .positions import Positions
 from .router import Router
 from .stacks import Stack, TransposedStack
 from .vector import Vector
@@ -16,7 +17,7 @@ from .vector import Vector
 register = LAYER_KINDS.register
 _EXPERTS = (Experts, TransposedExperts, ExpertsBias, Stack, TransposedStack)
 # The last goes first: what all vectors have in common comes before what is known of some modules.
-for _kind in (Vector, Elementwise, Bias, Convolution, Router, Linear, Conv1D, *_EXPERTS):
+for _kind in (Vector, Positions, Elementwise, Bias, Convolution, Router, Linear, Conv1D, *_EXPERTS):
     register(_kind)
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "LayerKind",
     "Linear",
     "MatrixShape",
+    "Positions",
     "Router",
     "Stack",
     "Tokens",

@@ -80,7 +80,7 @@ def _share(index, without):
     return 1 - left / index.coverage.trained
 
 
-EMBEDDINGS = ("wte.weight", "wpe.weight", "embed_tokens.weight", "_embeddings.weight", "_embeddings", "cls_token")
+EMBEDDINGS = ("wte.weight", "wpe.weight", "embed_tokens.weight", "_embeddings.weight")
 
 
 @pytest.mark.parametrize("make", [make_gpt2, llama], ids=["gpt2", "llama"])
