@@ -10,6 +10,7 @@ from .elementwise import Elementwise
 from .embedding import Embedding
 from .experts import Experts, ExpertsBias, TransposedExperts
 from .linear import Linear
+from .positions import Positions
 from .router import Router
 from .stacks import Stack, TransposedStack
 from .vector import Vector
@@ -18,7 +19,8 @@ from .vector import Vector
 register = LAYER_KINDS.register
 _EXPERTS = (Experts, TransposedExperts, ExpertsBias, Stack, TransposedStack)
 # The last goes first: what all vectors have in common comes before what is known of some modules.
-for _kind in (Vector, Elementwise, Bias, Convolution, Router, Embedding, Linear, Conv1D, AdapterMatrix, *_EXPERTS):
+_TABLES = (Embedding, Positions, AdapterMatrix)
+for _kind in (Vector, *_TABLES, Elementwise, Bias, Convolution, Router, Linear, Conv1D, *_EXPERTS):
     register(_kind)
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "LayerKind",
     "Linear",
     "MatrixShape",
+    "Positions",
     "Router",
     "Stack",
     "Tokens",

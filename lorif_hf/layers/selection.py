@@ -250,10 +250,16 @@ class Selection:
             frozen = (
                 f" What is trained is {', '.join(list(self.trained)[:3])}{', ...' if len(self.trained) > 3 else ''}."
             )
+            if self._linear and any(self._of_a_kind(parameter) for parameter in self.trained.values()):
+                frozen += " target_modules='all' takes it."
         return UnsupportedModuleError(
             f"target_modules={self.target!r} with exclude_modules={self.exclude!r} selects no module of "
             f"{type(self.model).__name__}: {others}. Supported are {_supported()}.{frozen}"
         )
+
+    def _of_a_kind(self, parameter: Tensor) -> bool:
+        holders = self._holders.of(parameter)
+        return any(kind_of(m, n) for _, m in holders for n, held in m._parameters.items() if held is parameter)
 
 
 def _trained(model: nn.Module, known: Container[str]) -> dict[str, nn.Parameter]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from kinds import bert, built, llama, rows_of
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny import make_gpt2
 from torch import nn
@@ -79,7 +80,7 @@ def _share(index, without):
     return 1 - left / index.coverage.trained
 
 
-EMBEDDINGS = ("wte.weight", "wpe.weight", "embed_tokens.weight", "_embeddings.weight", "_embeddings", "cls_token")
+EMBEDDINGS = ("wte.weight", "wpe.weight", "embed_tokens.weight", "_embeddings.weight")
 
 
 @pytest.mark.parametrize("make", [make_gpt2, llama], ids=["gpt2", "llama"])
@@ -182,6 +183,26 @@ def test_what_cannot_be_recorded_is_left_out_and_told(tmp_path, caplog, make, na
     config = replace(ALL, target_modules=[name, "q_proj"])
     with pytest.raises((RecordingCheckError, UnsupportedModuleError), match=f"exclude_modules=.'{name}'"):
         built(model, rows, tmp_path / "named", config)
+
+
+def dora():
+    adapter = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], use_dora=True, init_lora_weights=False)
+    return get_peft_model(llama(), adapter)
+
+
+def biases():
+    model = llama(attention_bias=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    return model
+
+
+@pytest.mark.parametrize("make, count", [(dora, 12), (biases, 8)])
+def test_magnitudes_of_dora_and_biases_alone(tmp_path, make, count):
+    model, rows = spread(make()), rows_of()
+    index = built(model, rows, tmp_path, ALL)
+    assert index.coverage.share == 1 and len(index.manifest.modules) == count
+    assert relative_error(index, model, rows) < 1e-4
 
 
 def test_a_probe_of_norms_alone(tmp_path):

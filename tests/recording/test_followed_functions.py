@@ -58,13 +58,13 @@ VECTORS = {
 }
 
 
-def compared(model, x, loss=None):
+def compared(model, x, loss=None, parameter="v"):
     """What is recorded, and autograd's gradient of each row alone."""
-    tracked = TrackedModule.of("uses", kind_of(model, "v"), model, parameter="v", followed=True)
+    tracked = TrackedModule.of("uses", kind_of(model, parameter), model, parameter=parameter, followed=True)
     objective = LossObjective(task_of(model, loss or (lambda model, batch: model(batch["x"]))))
     with GradientRecorder(model, [tracked], draw([tracked], 1), objective) as recorder:
-        found = recorder.record({"x": x}).gradients["uses.v"]
-    rows = [torch.autograd.grad(model(row[None]).sum(), model.v, allow_unused=True)[0] for row in x]
+        found = recorder.record({"x": x}).gradients[tracked.name]
+    rows = [torch.autograd.grad(model(row[None]).sum(), tracked.weight, allow_unused=True)[0] for row in x]
     return found, torch.stack([tracked.kind.as_matrix(row).float() for row in rows])
 
 
@@ -122,6 +122,24 @@ def test_of_a_convolution(how):
         found = recorder.record({"x": x}).gradients["uses"]
     rows = [tracked.kind.as_matrix(torch.autograd.grad(model(row[None]).sum(), model.weight)[0]) for row in x]
     torch.testing.assert_close(found, torch.stack(rows), atol=1e-4, rtol=1e-4)
+
+
+TABLES = {
+    "a sum": lambda m, x: x + m.position,
+    "first": lambda m, x: m.position + x,
+    "before a layer": lambda m, x: m.part(x + m.position).cos(),
+    "after one": lambda m, x: m.part(x) + m.position,
+    "without an axis of examples": lambda m, x: torch.add(x, m.position[0]),
+}
+
+
+@pytest.mark.parametrize("examples", [1, B])
+@pytest.mark.parametrize("how", TABLES)
+def test_of_a_table_of_positions(how, examples):
+    torch.manual_seed(0)
+    model, x = Uses(C, TABLES[how]), torch.randn(examples, T, C)
+    model.position = nn.Parameter(torch.randn(1, T, C))
+    torch.testing.assert_close(*compared(model, x, parameter="position"), atol=1e-4, rtol=1e-4)
 
 
 UNSEEN = {
