@@ -265,7 +265,7 @@ def sft_rows(kind: str, count: int) -> dict[str, Any]:
         return {"text": asked}
     if kind == "completion":
         return {"prompt": asked, "completion": said}
-    pairs = zip(asked, said, strict=True)
+    pairs = [(a.strip(), b.strip()) for a, b in zip(asked, said, strict=True)]
     return {"messages": [[{"role": "user", "content": a}, {"role": "assistant", "content": b}] for a, b in pairs]}
 
 
