@@ -253,9 +253,10 @@ def make_tokenizer() -> Any:
 
 
 def texts(seed: int, count: int = ROWS) -> list[str]:
+    """Short texts that begin with a space, so that they go behind each other."""
     generator = torch.Generator().manual_seed(seed)
     chosen = [torch.randint(len(WORDS), (4 + n % 3,), generator=generator).tolist() for n in range(count)]
-    return [f"{n} " + " ".join(WORDS[i] for i in row) for n, row in enumerate(chosen)]
+    return [f" {n} " + " ".join(WORDS[i] for i in row) for n, row in enumerate(chosen)]
 
 
 def sft_rows(kind: str, count: int) -> dict[str, Any]:

@@ -62,11 +62,15 @@ class InfluenceConfig:
         seed (`int`, *optional*, defaults to 0):
             Seed of the projections.
         target_modules (`str` or `list[str]`, *optional*, defaults to `"all-linear"`):
-            The layers to track, as in PEFT: `"all-linear"`, a regular expression that the whole module name must
-            match, or a list of names or name suffixes.
+            The layers to track, as in PEFT: `"all-linear"`, a regular expression that the whole name must match, or a
+            list of names or name suffixes. `"all"` takes every trained parameter that is of a kind (biases, norms,
+            convolutions, ... and the output head), and leaves out, with a warning, what cannot be recorded rightly. A
+            module's name means all of its parameters that are of a kind but the bias, which is named itself
+            ("q_proj.bias").
         exclude_modules (`str` or `list[str]`, *optional*):
-            Layers to leave out, a regular expression or list of suffixes as above. By default `"all-linear"` leaves
-            out the output head (the language-model head or the classification head).
+            What to leave out, a regular expression or list of suffixes as above: of a module (with all of its
+            parameters) or of a parameter ("lm_head.bias"). By default `"all-linear"` leaves out the output head (the
+            language-model head or the classification head).
         dtype (`str`, *optional*, defaults to `"bfloat16"`):
             Storage type of the factors: `"float32"`, `"bfloat16"` or `"float16"`.
         codec (`str`, *optional*):

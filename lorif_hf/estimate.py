@@ -133,14 +133,14 @@ def _encoding_flops(
 ) -> float:
     """Of an example in a layer: projecting its tokens, its gradient, whitening it, factorising it."""
     dim = entry.d1 * entry.d2
-    projecting = 2.0 * length * (entry.in_features * entry.d1 + entry.out_features * entry.d2)
-    flops = projecting if config.projection_factor > 1 else 0.0
+    sides = (entry.in_features, entry.d1), (entry.out_features, entry.d2)
+    flops = 2.0 * length * sum(features * d for features, d in sides if features != d)
     width = reduced_width(codec, config, entry.d1, entry.d2)
     if whitening_flops and width is not None:
-        sides, pairs = entry.d1 + entry.d2, codec.pairs or 1
+        both, pairs = entry.d1 + entry.d2, codec.pairs or 1
         short, long = sorted((entry.d1, entry.d2))
-        search = 4.0 * width * length * sides + 2.0 * width * (2 * short**2 + long**2)
+        search = 4.0 * width * length * both + 2.0 * width * (2 * short**2 + long**2)
         # Inner products of all vectors, the pairs among them, and for each pair four products with either side.
-        fitting = 2.0 * sides * (width + pairs) ** 2 + 8.0 * pairs * (width + pairs) * sides
+        fitting = 2.0 * both * (width + pairs) ** 2 + 8.0 * pairs * (width + pairs) * both
         return flops + search + fitting
     return flops + 2.0 * length * dim + whitening_flops + 2.0 * dim * codec.products

@@ -2,18 +2,16 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from kinds import rows_of
 from mixtures import SIZES, mixture
 from torch.nn.utils.rnn import pad_sequence
 from trainings import ARGUMENTS
-from transformers import AutoModelForCausalLM, MistralConfig, Trainer, TrainingArguments
-from truth import GRADIENTS, own_sum
+from transformers import AutoModelForCausalLM, JetMoeConfig, MistralConfig, Trainer, TrainingArguments
+from truth import GRADIENTS, gram, relative_error
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
-from lorif_hf.algebra.projection import project
 from lorif_hf.callbacks import InfluenceCallback
-from lorif_hf.curvature.encoding import checked_projection
-from lorif_hf.layers.modules import modules_by_name
 
 
 # Of usual proportions: an expert is no narrower than the model, the vocabulary is a small part of the weights. (Of
@@ -52,31 +50,13 @@ def padded(rows):
     return {key: pad_sequence(value, True, padding) for key, (value, padding) in columns.items()}
 
 
-def projected_gram(index, model, rows):
-    """Inner products of the rows' gradients by autograd, each projected as the index says."""
-    kinds = {entry.name: (entry.kind, entry.parameter) for entry in index.manifest.modules}
-    tracked = modules_by_name(model, kinds)
-    gradients = []
-    for row in rows:
-        parts = torch.autograd.grad(own_sum(model, row), [t.weight for t in tracked.values()], allow_unused=True)
-        flat = []
-        for entry, t, part in zip(index.manifest.modules, tracked.values(), parts, strict=True):
-            drawn = checked_projection(entry, index.config).to(torch.device("cpu"), torch.float64)
-            matrix = t.kind.as_matrix(torch.zeros_like(t.weight) if part is None else part).double()
-            flat.append(project(project(matrix, drawn.out_signs).mT, drawn.in_signs).flatten())
-        gradients.append(torch.cat(flat))
-    stacked = torch.stack(gradients)
-    return stacked @ stacked.T
-
-
 @pytest.mark.parametrize("target", ["all-linear", "all"])
 @pytest.mark.parametrize("name", ["mixtral", "gpt-oss", "deepseek-v3"])
 def test_scores_are_those_of_projected_gradients(tmp_path, name, target):
     model = mixture(name, "batched_mm")
     config = InfluenceConfig.grad_dot(projection_factor=1, dtype="float32", target_modules=target)
     index = InfluenceIndex.build(model, ROWS, tmp_path / "index", config=config)
-    expected = projected_gram(index, model, ROWS)
-    assert float((index.scores(model, ROWS).double() - expected).abs().max() / expected.abs().max()) < 1e-4
+    assert relative_error(index, model, ROWS) < 1e-4
     assert any(entry.kind == "experts-bias" for entry in index.manifest.modules) == (
         name == "gpt-oss" and target == "all"
     )
@@ -107,6 +87,33 @@ def test_trained_with_the_callback(tmp_path, router_loss):
     callback = InfluenceCallback(tmp_path / "index", trainer=trainer, config=GRADIENTS, raise_errors=True)
     trainer.add_callback(callback)
     trainer.train()
-    expected = projected_gram(callback.index, model.eval(), ROWS).diagonal()
+    expected = gram(callback.index, model.eval(), ROWS).diagonal()
     assert float((callback.index.self_influence().double() - expected).abs().max() / expected.max()) < 1e-4
     assert model.config._experts_implementation == "grouped_mm"
+
+
+def test_where_a_model_sorts_its_tokens_by_expert_rows_go_alone(tmp_path, caplog):
+    torch.manual_seed(0)
+    sizes = {"kv_channels": 8, "num_attention_heads": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+    model = AutoModelForCausalLM.from_config(JetMoeConfig(**{**SIZES, **sizes})).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    index = InfluenceIndex.build(model, ROWS, tmp_path / "index", config=GRADIENTS)
+    assert relative_error(index, model, ROWS) < 1e-4
+    assert sum(entry.kind == "stack" for entry in index.manifest.modules) == 8
+    assert "cannot be told apart by example" in caplog.text and "one row at a time" in caplog.text
+
+
+def test_documents_that_are_packed_into_rows(tmp_path):
+    """A token's slots go with it to its document."""
+    model = mixture("mixtral", "grouped_mm", max_position_embeddings=64)
+    documents = [row["input_ids"] for row in rows_of((6, 3, 7, 2, 8, 4, 5))]
+    packs = [documents[:3], documents[3:5], documents[5:]]
+    rows = [
+        {"input_ids": [token for ids in pack for token in ids], "seq_lengths": [len(ids) for ids in pack]}
+        for pack in packs
+    ]
+    index = InfluenceIndex.build(model, Dataset.from_list(rows), tmp_path / "index", config=GRADIENTS, batch_size=2)
+    expected = gram(index, model, [{"input_ids": ids} for ids in documents]).diagonal()
+    assert len(index) == 7 and index.manifest.objective == "causal-lm"
+    assert float((index.self_influence().double() - expected).abs().max() / expected.max()) < 1e-4

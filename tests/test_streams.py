@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from datasets import interleave_datasets
+from datasets import Dataset, interleave_datasets
 from digests import digests
 from streams import Counted, Loose
 from tiny import make_gpt2, make_rows, plain_config
-from transformers import Trainer, TrainingArguments
+from trainings import ARGUMENTS, make_llama
+from transformers import DataCollatorWithFlattening, Trainer, TrainingArguments
 from truth import GRADIENTS, relative_error
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
@@ -202,3 +203,25 @@ def test_what_cannot_be_indexed_is_refused_before_training(tmp_path):
         with pytest.raises(DatasetError, match=message):
             train(tmp_path, dataset, Watching(tmp_path / "index", **options), max_steps=3, **arguments)
     assert steps == []
+
+
+PACKED = {"input_ids": [[5, 6, 7, 8, 9, 3], [4, 4, 2], [9, 8, 7, 6, 1]] * 8, "seq_lengths": [[4, 2], [3], [2, 3]] * 8}
+
+
+def test_a_packed_stream_is_indexed_by_its_documents(tmp_path):
+    model, rows = make_llama(), Dataset.from_dict(PACKED)
+    index = InfluenceIndex.build(model, Counted(30, rows=rows), tmp_path / "a", config=GRADIENTS, examples_seen=24)
+    whole = InfluenceIndex.build(model, rows, tmp_path / "b", config=GRADIENTS)
+    assert len(index) == 5 * 8 and same_factors(index, whole) and index.examples([39]) == whole.examples([39])
+
+
+@pytest.mark.parametrize("steps", [4, 9])
+def test_a_packed_stream_that_was_trained_on(tmp_path, steps):
+    """24 rows, of which the training sees 16, or all and some again."""
+    callback = InfluenceCallback(tmp_path / "index", config=GRADIENTS, raise_errors=True)
+    args = TrainingArguments(str(tmp_path / "out"), **{**ARGUMENTS, "max_steps": steps})
+    stream = Dataset.from_dict(PACKED).to_iterable_dataset()
+    collator = DataCollatorWithFlattening()
+    Trainer(make_llama(), args, train_dataset=stream, data_collator=collator, callbacks=[callback]).train()
+    held = [row["source_row"] for row in callback.index.examples(list(range(len(callback.index))))]
+    assert sorted(set(held)) == list(range(16 if steps == 4 else 24))

@@ -28,7 +28,7 @@ class RangeFinder:
     Costs 4 width T (d1 + d2) + 2 width (2 d1^2 + d2^2) operations per example, d1 <= d2.
 
     Args:
-        in_whitener (`Tensor`): W_in, symmetric (d1, d1).
+        in_whitener (`Tensor` or `None`): W_in, symmetric (d1, d1); `None` stands for the identity.
         out_whitener (`Tensor`): W_out, symmetric (d2, d2).
         width (`int`): directions in all, even.
 
@@ -36,36 +36,40 @@ class RangeFinder:
     estimator (Hutchinson 1990) over the columns of Omega, but for those of which all is found.
     """
 
-    def __init__(self, in_whitener: Tensor, out_whitener: Tensor, width: int):
+    def __init__(self, in_whitener: Tensor | None, out_whitener: Tensor, width: int):
         # The side that is whitened less often is the longer one.
-        self._turned = len(in_whitener) > len(out_whitener)
-        self._sides = (out_whitener, in_whitener) if self._turned else (in_whitener, out_whitener)
-        length = len(self._sides[1])
+        self._turned = in_whitener is not None and len(in_whitener) > len(out_whitener)
+        self._short: Tensor | None = in_whitener
+        self._long: Tensor = out_whitener
+        if in_whitener is not None and self._turned:
+            self._short, self._long = out_whitener, in_whitener
+        length = len(self._long)
         generator = torch.Generator(device="cpu").manual_seed(0)
         # Orthogonal columns: their mean square estimates a norm better than that of independent ones.
         start = torch.linalg.qr(torch.randn(length, width // 2, generator=generator)).Q
-        self._start = (start * length**0.5).T @ self._sides[1]
+        self._start = (start * length**0.5).T @ self._long
 
     @torch.inference_mode()
     def __call__(self, inputs: Tensor, output_gradients: Tensor) -> LowRankMatrices:
         """(n, T, d1) and (n, T, d2), float32, to the gradients of n examples."""
         device = inputs.device
-        self._sides, self._start = (self._sides[0].to(device), self._sides[1].to(device)), self._start.to(device)
+        self._short = None if self._short is None else self._short.to(device)
+        self._long, self._start = self._long.to(device), self._start.to(device)
         if self._turned:
             return self._found(output_gradients, inputs).mT
         return self._found(inputs, output_gradients)
 
     def _found(self, inputs: Tensor, outputs: Tensor) -> LowRankMatrices:
         # All vectors are rows: a product with few columns takes several times as long as one with few rows.
-        short_whitener, long_whitener = self._sides
-        rows = (self._start.expand(len(inputs), -1, -1) @ outputs.mT @ inputs) @ short_whitener
+        long_whitener = self._long
+        rows = self._whitened(self._start.expand(len(inputs), -1, -1) @ outputs.mT @ inputs)
         sizes = _squared_sizes(rows)
         squares = sizes / rows.shape[1]
         lefts = _orthonormal(rows, sizes)
-        rights = (lefts @ short_whitener @ inputs.mT @ outputs) @ long_whitener
-        rows = (unit(rights * long_whitener.diagonal(), dim=2) @ outputs.mT @ inputs) @ short_whitener
+        rights = (self._whitened(lefts) @ inputs.mT @ outputs) @ long_whitener
+        rows = self._whitened(unit(rights * long_whitener.diagonal(), dim=2) @ outputs.mT @ inputs)
         further = _orthonormal(rows - (rows @ lefts.mT) @ lefts, _squared_sizes(rows))
-        others = (further @ short_whitener @ inputs.mT @ outputs) @ long_whitener
+        others = (self._whitened(further) @ inputs.mT @ outputs) @ long_whitener
         # A direction that the first block holds only just is in the second too: it must not count twice.
         lefts = torch.cat([lefts, further], dim=1)
         turn = _inverse_root((lefts @ lefts.mT).double(), _SHARED)
@@ -77,6 +81,10 @@ class RangeFinder:
         if len(whole):
             squares[whole] = _squared_sizes(rights[whole])
         return LowRankMatrices(lefts.mT, rights.mT, squares)
+
+    def _whitened(self, rows: Tensor) -> Tensor:
+        """Of the shorter side."""
+        return rows if self._short is None else rows @ self._short
 
 
 def _squared_sizes(rows: Tensor) -> Tensor:

@@ -18,11 +18,13 @@ class OneHot:
         ids (`Tensor`): int64 (B, T); a negative one is a row of zeros.
         size (`int`): of the identity.
         dtype (`torch.dtype`): of the numbers that they stand for.
+        values (`Tensor`, *optional*): (B, T), what stands where the one would.
     """
 
     ids: Tensor
     size: int
     dtype: torch.dtype
+    values: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -31,6 +33,11 @@ class OneHot:
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.ids.shape[0], self.ids.shape[1], self.size
+
+    def entries(self, dtype: torch.dtype) -> Tensor:
+        """(B, T): what is not zero of each row; zero where there is nothing."""
+        known = (self.ids >= 0).to(dtype)
+        return known if self.values is None else known * self.values.to(dtype)
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,7 @@ def project_side(side: Side, signs: Tensor | BlockSigns | None) -> Tensor:
     wide = torch.float64 if side.dtype == torch.float64 else torch.float32
     if isinstance(side, OneHot):
         assert isinstance(signs, Tensor)  # only what comes back is projected in blocks
-        known = (side.ids >= 0).unsqueeze(-1)
-        return signs[side.ids.clamp_min(0)].to(wide) * known / signs.shape[1] ** 0.5
+        return signs[side.ids.clamp_min(0)].to(wide) * side.entries(wide).unsqueeze(-1) / signs.shape[1] ** 0.5
     width = side.values.shape[2]
     projected = side.values.new_zeros(*side.blocks.shape, signs.shape[1], dtype=wide)
     for block in side.blocks.unique().tolist():
@@ -94,7 +100,7 @@ def as_vectors(side: Side) -> Tensor:
         return side
     if isinstance(side, OneHot):
         vectors = torch.zeros(*side.shape, dtype=side.dtype, device=side.device)
-        return vectors.scatter_(2, side.ids.clamp_min(0).unsqueeze(2), (side.ids >= 0).unsqueeze(2).to(side.dtype))
+        return vectors.scatter_(2, side.ids.clamp_min(0).unsqueeze(2), side.entries(side.dtype).unsqueeze(2))
     batch, tokens, width = side.values.shape
     vectors = side.values.new_zeros(batch, tokens, side.count, width)
     places = side.blocks.view(batch, tokens, 1, 1).expand(-1, -1, 1, width)
@@ -106,8 +112,18 @@ def cast_side(side: Side, dtype: torch.dtype) -> Side:
     if isinstance(side, Tensor):
         return side.to(dtype)
     if isinstance(side, OneHot):
-        return OneHot(side.ids, side.size, dtype)
+        return OneHot(side.ids, side.size, dtype, side.values)
     return Blocks(side.values.to(dtype), side.blocks, side.count)
+
+
+def scale_side(side: Side, scale: Tensor) -> Side:
+    """Each feature times its number of `scale`, float32 (features,); 16-bit sides come out as float32."""
+    dtype = torch.promote_types(side.dtype, scale.dtype)
+    if isinstance(side, Tensor):
+        return side * scale
+    if isinstance(side, OneHot):
+        return OneHot(side.ids, side.size, dtype, side.entries(dtype) * scale[side.ids.clamp_min(0)])
+    return Blocks(side.values * scale.view(side.count, -1)[side.blocks], side.blocks, side.count)
 
 
 def cat_tokens(sides: Sequence[Side]) -> Side:
@@ -115,7 +131,7 @@ def cat_tokens(sides: Sequence[Side]) -> Side:
     first = sides[0]
     if len(sides) == 1:
         return first
-    if all(isinstance(side, OneHot) for side in sides):
+    if all(isinstance(side, OneHot) and side.values is None for side in sides):
         return OneHot(torch.cat([side.ids for side in sides], dim=1), first.shape[2], first.dtype)  # type: ignore[union-attr]
     if all(isinstance(side, Blocks) for side in sides):
         values, blocks = ([getattr(side, name) for side in sides] for name in ("values", "blocks"))

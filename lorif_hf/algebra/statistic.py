@@ -1,7 +1,7 @@
 """What a pass over tokens may add up of a layer."""
 
 from abc import ABC, abstractmethod
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
@@ -10,10 +10,16 @@ S = TypeVar("S", bound="Statistic")
 
 
 class Statistic(ABC):
-    """A sum over the tokens, or the examples, of one layer in the projected space. Starts at zero."""
+    """A sum over the tokens, or the examples, of one layer in the projected space. Starts at zero.
+
+    Attributes:
+        takes_wide (`bool`): whether it takes the inputs as they are instead, a `Side` (n, T, I), call by call.
+    """
+
+    takes_wide: ClassVar[bool] = False
 
     @abstractmethod
-    def of(self: S, inputs: Tensor, output_gradients: Tensor) -> S:
+    def of(self: S, inputs: Any, output_gradients: Tensor) -> S:
         """That of a batch alone, from its tokens (n, T, d1) and (n, T, d2), those of all calls of the layer."""
 
     @abstractmethod

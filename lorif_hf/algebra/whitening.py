@@ -34,9 +34,7 @@ class SecondMoments(Statistic):
     @classmethod
     def of(cls, inputs: Tensor, output_gradients: Tensor) -> "SecondMoments":
         """Those of some tokens: (..., T, d1) and (..., T, d2)."""
-        sizes = output_gradients.abs().amax(dim=-1).float()
-        # Where a gradient cancels (the query of a first token, which attends to itself alone), rounding is left of it.
-        counts = (sizes > _NOISE * sizes.amax(dim=-1, keepdim=True)).flatten()
+        counts = counted(output_gradients.abs().amax(dim=-1).float())
         inputs, output_gradients = inputs.flatten(0, -2), output_gradients.flatten(0, -2)
         inputs, output_gradients = inputs[counts].float(), output_gradients[counts].float()
         sides = [(side.T @ side).to("cpu", torch.float64) for side in (inputs, output_gradients)]
@@ -47,6 +45,14 @@ class SecondMoments(Statistic):
         self.inputs += other.inputs
         self.outputs += other.outputs
         self.tokens += other.tokens
+
+
+def counted(sizes: Tensor) -> Tensor:
+    """Which tokens have a gradient, by the sizes (..., T) of what comes back to them: bool, flattened.
+
+    Where a gradient cancels (the query of a first token, which attends to itself alone), rounding is left of it.
+    """
+    return (sizes > _NOISE * sizes.amax(dim=-1, keepdim=True)).flatten()
 
 
 def inverse_roots(moments: SecondMoments, *, damping: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -72,12 +78,17 @@ def inverse_roots(moments: SecondMoments, *, damping: float, scale: float = 1.0)
     """
     tokens = max(1, moments.tokens)
     return (
-        _damped_inverse_root(moments.inputs / tokens, damping),
-        _damped_inverse_root(moments.outputs * scale, damping),
+        damped_inverse_root(moments.inputs / tokens, damping),
+        damped_inverse_root(moments.outputs * scale, damping),
     )
 
 
-def _damped_inverse_root(moment: Tensor, damping: float) -> Tensor:
+def damped_inverse_root(moment: Tensor, damping: float) -> Tensor:
+    """(M + damping mean(M) I)^-1/2 of a moment (d, d), float32; the identity where there is none.
+
+    Raises:
+        `ValueError`: the moment is not finite.
+    """
     if not bool(torch.isfinite(moment).all()):
         raise ValueError("a second moment is not finite")
     eigenvalues, eigenvectors = torch.linalg.eigh(moment.double())

@@ -257,12 +257,9 @@ class IndexBuilder:
     def _recording(self) -> tuple[GradientRecorder, Encoder]:
         encoder = Encoder(self.config, self.entries, self._first_tensors())
         reductions = encoder.reductions()
-        return (
-            self._recorder(reductions=reductions),
-            encoder,
-        )
+        return self._recorder(reductions=reductions, scales=encoder.in_scales()), encoder
 
-    def _recorder(self, statistics: Any = None, reductions: Any = None) -> GradientRecorder:
+    def _recorder(self, statistics: Any = None, reductions: Any = None, scales: Any = None) -> GradientRecorder:
         return GradientRecorder(
             self.model,
             self.modules,
@@ -272,6 +269,7 @@ class IndexBuilder:
             reductions,
             self.way.unreached,
             self.way.alone,
+            scales,
         )
 
     def _recorded(self, shard: int) -> bool:

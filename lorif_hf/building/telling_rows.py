@@ -1,12 +1,15 @@
 """A few rows in which what is recorded wrongly shows, and each of them alone."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import DatasetError
 from ..recording.rows import TrainingRows
+from ..tasks.segments import SEGMENTS
 
 
 _LOOKED_AT = 1000  # rows, evenly spaced, of which these are chosen
@@ -74,6 +77,13 @@ def rows_of_each_label(rows: TrainingRows) -> list[int]:
             return []
         by_label.setdefault(labels.item(), row)
     return sorted(by_label.values())[:_MOST_LABELS] if len(by_label) > 1 else []
+
+
+def among_others(batch: Mapping[str, Any], place: int) -> dict[str, Any]:
+    """A batch whose examples share sequences, with other tokens in all of them but one."""
+    segments, ids = batch[SEGMENTS], batch["input_ids"]
+    own = (segments.owners() == place).to(ids.device)
+    return {**batch, "input_ids": torch.where(own, ids, ids.flip(1))}
 
 
 def _has_target(rows: TrainingRows, row: int) -> bool:

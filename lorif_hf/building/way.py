@@ -29,14 +29,15 @@ from ..tasks.contrastive import check_is_of_rows
 from ..tasks.objectives import OUTPUTS, LossObjective, Objective
 from ..tasks.own_loss import RowLoss, TrainerLoss, has_users_loss, model_loss, trainer_loss
 from ..tasks.preferences import preference_task
-from ..tasks.segments import without_segments
+from ..tasks.segments import SEGMENTS, without_segments
 from .recording_pass import packed, typed_error
-from .telling_rows import rows_of_each_label, telling_rows
+from .telling_rows import among_others, rows_of_each_label, telling_rows
 
 
 logger = logging.getLogger(__name__)
 
 _ROWS = 3  # that are compared
+_APART = 1e-3  # of a row's loss in 16 bits, that its neighbours' tokens may change by the order of sums
 
 _OWN = (
     "The Trainer's loss is your own: recording objective='trainer', one row at a time. If it is the model's loss, "
@@ -242,6 +243,8 @@ class WayFinder:
         batches, singles = self._batches(task.alone or single)
         objective = self.output(task)
         recorded = self.check.recorded(objective, batches)
+        if recorded.coarse and SEGMENTS in batches[0]:
+            self._check_apart(LossObjective(task), batches[0])
         margin = not isinstance(objective, LossObjective)  # is no loss: its gradients are compared with its own
         true = self._truth(objective, task if margin else truth, singles)
         unreached = frozenset(name for name, rows in true.gradients.items() if not bool(rows.any()))
@@ -266,6 +269,18 @@ class WayFinder:
             losses = LossObjective(task)
             comparison = self.check.compare(self.check.recorded(losses, batches), self._truth(losses, truth, singles))
         return way, comparison, recorded.seconds
+
+    def _check_apart(self, objective: Objective, batch: Mapping[str, Any]) -> None:
+        """See that rows that share a sequence do not see each other. In 16 bits that may be less than rounding; but of
+        the same tokens in the same places, hardly anything is."""
+        losses = self.check.losses(objective, batch)
+        for place, row in enumerate(self.row_ids):
+            loss, other = float(losses[place]), float(self.check.losses(objective, among_others(batch, place))[place])
+            if not math.isclose(loss, other, rel_tol=_APART, abs_tol=1e-6):
+                raise RecordingCheckError(
+                    f"the loss of row {row} is {loss:.6g}, and {other:.6g} among other documents of its sequence: "
+                    "they see each other"
+                )
 
     def _refuse_unreached(self, task: Task, batches: Sequence[Mapping[str, Any]], true: Probe) -> None:
         """Nothing that is tracked has a gradient. Where that is for want of targets, later rows may have some; where

@@ -84,6 +84,11 @@ class FirstPass(ABC):
         side is cut and stored."""
 
     @abstractmethod
+    def in_scale(self, tensors: Tensors) -> Tensor | None:
+        """What a layer's inputs (B, T, I) are multiplied with before they are projected, in recording and in queries
+        alike: float32 (I,). `None`: nothing."""
+
+    @abstractmethod
     def reduction(self, tensors: Tensors, width: int) -> Reduction | None:
         """What finds the `width` strongest directions of whitened gradients from their tokens, without forming them;
         `None`: they are formed."""

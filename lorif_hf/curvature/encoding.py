@@ -40,7 +40,7 @@ def stored_entries(config: InfluenceConfig, modules: Sequence[ModuleEntry]) -> l
     """What the factor files hold: the modules, or the one gradient that stands for all of them."""
     if config.projection_dim is None:
         return list(modules)
-    size = sum(module.in_features * module.out_features for module in modules)
+    size = sum(module.d1 * module.d2 for module in modules)
     return [ModuleEntry(GLOBAL, "global", size, 1, config.projection_dim, 1, "")]
 
 
@@ -81,6 +81,12 @@ class Encoder:
             if self._first_pass is not None and width is not None:
                 reductions[name] = self._first_pass.reduction(tensors, width)
         return {name: reduction for name, reduction in reductions.items() if reduction is not None}
+
+    def in_scales(self) -> dict[str, Tensor]:
+        """By layer, what its inputs are multiplied with before they are projected, where there is anything."""
+        first_pass = self._first_pass
+        scales = {name: first_pass.in_scale(tensors) for name, tensors in self._first.items()} if first_pass else {}
+        return {name: scale for name, scale in scales.items() if scale is not None}
 
     def encode(self, gradients: Mapping[str, Matrices]) -> dict[str, Matrices]:
         """Projected gradients (B, d1, d2) of the tracked layers to those of the stored entries, float32.

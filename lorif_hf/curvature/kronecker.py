@@ -8,6 +8,7 @@ from torch import Tensor
 from ..algebra.matrices import Reduction
 from ..algebra.rangefinder import RangeFinder
 from ..algebra.statistic import Statistic
+from ..algebra.tables import TableMoments, table_roots
 from ..algebra.whitening import SecondMoments, inverse_roots
 from ..config import InfluenceConfig
 from ..errors import ConfigError, RecordingError
@@ -17,11 +18,13 @@ from .base import Cost, FirstPass, FixedCurvature, Tensors
 
 
 SIDES = ("in_whitener", "out_whitener")
+TABLE_SIDES = ("in_scale", "out_whitener")
 
 
 @dataclass(frozen=True)
 class MomentsPass(FirstPass):
-    """The second moments of a layer's inputs and output gradients, and their damped inverse roots.
+    """The second moments of a layer's inputs and output gradients, and their damped inverse roots. Of a table (an
+    embedding) that of its inputs is a diagonal, whose root scales them before they are projected.
 
     Args:
         samples (`int`): rows of the sample.
@@ -36,12 +39,17 @@ class MomentsPass(FirstPass):
         """`None`: the config does not whiten."""
         return None if config.whitening == "none" else cls(config.whitening_samples, config.whitening_damping)
 
-    def statistic(self, entry: ModuleEntry) -> SecondMoments:
+    def statistic(self, entry: ModuleEntry) -> SecondMoments | TableMoments:
+        if entry.is_table:
+            return TableMoments.zeros(entry.in_features, entry.d2)
         return SecondMoments.zeros(entry.d1, entry.d2)
 
     def tensors(self, entry: ModuleEntry, statistic: Statistic, scale: float) -> Tensors:
-        assert isinstance(statistic, SecondMoments)  # its own
         try:
+            if isinstance(statistic, TableMoments):
+                roots = table_roots(statistic, damping=self.damping, scale=scale)
+                return dict(zip(TABLE_SIDES, roots, strict=True))
+            assert isinstance(statistic, SecondMoments)  # its own
             return dict(zip(SIDES, inverse_roots(statistic, damping=self.damping, scale=scale), strict=True))
         except ValueError as error:
             raise RecordingError(
@@ -50,16 +58,30 @@ class MomentsPass(FirstPass):
             ) from None
 
     def load(self, stored: ModuleTensors, entry: ModuleEntry) -> Tensors:
-        return {side: stored.read(side, (size, size)) for side, size in zip(SIDES, (entry.d1, entry.d2), strict=True)}
+        out_whitener = {"out_whitener": stored.read("out_whitener", (entry.d2, entry.d2))}
+        if entry.is_table:
+            return {"in_scale": stored.read("in_scale", (entry.in_features,), least=0)} | out_whitener
+        return {"in_whitener": stored.read("in_whitener", (entry.d1, entry.d1))} | out_whitener
 
     def whiten(self, gradients: Tensor, tensors: Tensors) -> Tensor:
-        in_whitener, out_whitener = (tensors[side].to(gradients.device) for side in SIDES)
-        return in_whitener @ gradients @ out_whitener
+        in_whitener = tensors.get("in_whitener")
+        scaled = gradients if in_whitener is None else in_whitener.to(gradients.device) @ gradients
+        return scaled @ tensors["out_whitener"].to(gradients.device)
+
+    def in_scale(self, tensors: Tensors) -> Tensor | None:
+        return tensors.get("in_scale")
 
     def reduction(self, tensors: Tensors, width: int) -> Reduction:
-        return RangeFinder(tensors["in_whitener"], tensors["out_whitener"], width)
+        return RangeFinder(tensors.get("in_whitener"), tensors["out_whitener"], width)
 
     def cost(self, entry: ModuleEntry) -> Cost:
+        if entry.is_table:
+            rows, square = entry.in_features, entry.d2**2
+            return Cost(
+                stored=torch.float32.itemsize * (rows + square),
+                memory=torch.float64.itemsize * 2 * (rows + square),
+                flops=2.0 * entry.d1 * square,
+            )
         squares = entry.d1**2 + entry.d2**2
         whitening = 2.0 * entry.d1 * entry.d2 * (entry.d1 + entry.d2)
         return Cost(stored=torch.float32.itemsize * squares, memory=torch.float64.itemsize * squares, flops=whitening)

@@ -7,6 +7,8 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnsupportedModuleError
+from .base import kind_of
+from .experts import Experts, TransposedExperts
 from .modules import PEFT_PREFIX, has_adapter
 
 
@@ -119,9 +121,18 @@ def check_adapter(name: str, layer: Any) -> None:
             )
 
 
+def adapts_experts(layer: Any) -> bool:
+    """Whether a LoRA layer adapts stacked experts that ask transformers' registry what to compute: their products are
+    seen."""
+    if type(layer).__name__ != "ParamWrapper":
+        return False
+    kind = kind_of(layer.get_base_layer(), layer.parameter_name)
+    return isinstance(kind, (Experts, TransposedExperts)) and layer.num_experts > 1
+
+
 def is_on_parameter(layer: Any) -> bool:
-    """Whether a LoRA layer adapts a bare parameter (`target_parameters`)."""
-    return type(layer).__name__ == "ParamWrapper"
+    """Whether a LoRA layer adapts a bare parameter (`target_parameters`) of which no product is seen."""
+    return type(layer).__name__ == "ParamWrapper" and not adapts_experts(layer)
 
 
 def _parameters(part: nn.Module | nn.Parameter) -> Iterator[nn.Parameter]:

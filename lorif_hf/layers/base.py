@@ -17,7 +17,7 @@ class BatchShape:
 
     Args:
         examples (`int`): B.
-        tokens (`int` or `None`): T of its `input_ids`; `None` where it has none.
+        tokens (`int` or `None`): T of its `input_ids`, all choices of an example together; `None` where it has none.
         sequences (`int`): how many sequences of the model's belong to each example, one after the other: choices.
     """
 
@@ -79,10 +79,13 @@ class Tokens:
         inputs (`Side` or `None`): X, (B, T, I); `None` where the examples cannot be told apart.
         output_gradients (`Callable`): from the gradient with regard to the module's output to dY, (B, T, O); `None` as
             above.
+        common (`bool`): whether it is one call for all examples, as a lookup of the positions (1, T). What comes out,
+            (1, T, ...) or (T, features), is then handed on as (B, T, ...), so that each example's gradient comes back.
     """
 
     inputs: Side | None
     output_gradients: Callable[[Tensor], Side | None]
+    common: bool = False
 
 
 class LayerKind(ABC):
@@ -96,7 +99,7 @@ class LayerKind(ABC):
         forward_of (`type`, `tuple[type, ...]` or `None`): the class, or the classes, whose `forward` computes
             y = x W + b. A module of a subclass with another one may do something else with its weight, which is then
             followed instead of the module's calls ([`~lorif_hf.recording.following.ParameterFollower`]). `None`:
-            calls are all there is.
+            calls are all there is; `()`: they tell nothing.
 
     Example: `docs/extending.md` writes one.
     """
@@ -139,6 +142,14 @@ def kind_of(module: nn.Module, parameter: str = "weight") -> LayerKind | None:
     if module._parameters.get(parameter) is None:
         return None
     return next((kind for kind in LAYER_KINDS if kind.accepts(module, parameter)), None)
+
+
+def go_together(kind: LayerKind | None, other: LayerKind | None) -> bool:
+    """Whether uses of a weight by modules of two kinds are recorded together: of one kind they are, and so are all
+    products with the weight and lookups in it, which are followed."""
+    if kind is None or other is None:
+        return False
+    return kind is other or bool(kind.forward_of and other.forward_of)
 
 
 def kinds_of(module: nn.Module) -> dict[str, LayerKind]:

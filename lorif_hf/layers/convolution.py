@@ -114,7 +114,8 @@ class Windows:
             x, dy = (side.unflatten(2, (self.groups, -1)).to(wide) for side in (x, dy))
             return torch.einsum("btgi,btgo->bigo", x, dy).flatten(2)
 
-        return Tokens(identity if batch.examples in (1, len(windows)) else None, gradients)
+        told_apart = batch.per_example(inputs.new_empty(len(windows), 1, 1)) is not None
+        return Tokens(identity if told_apart else None, gradients)
 
     def positions_first(self, values: Tensor) -> Tensor:
         """(B, C, ...positions) as (B, ...positions, C); of a single input too, which has no B."""

@@ -29,22 +29,22 @@ def dispatches(module: nn.Module) -> bool:
     forward = type(module).forward
     if ALL_EXPERTS_FUNCTIONS is None or not hasattr(forward, "__wrapped__"):
         return False
-    return inspect.getclosurevars(forward).nonlocals.get("experts_interface") is ALL_EXPERTS_FUNCTIONS
+    names = inspect.getclosurevars(forward)
+    return any(value is ALL_EXPERTS_FUNCTIONS for value in (*names.nonlocals.values(), *names.globals.values()))
+
+
+def is_stacked(weight: Tensor | None) -> bool:
+    """Whether a parameter holds a matrix for each of several experts, in numbers that training can change."""
+    return weight is not None and weight.dim() == 3 and weight.is_floating_point() and weight.dtype.itemsize > 1
 
 
 def _is_product(module: nn.Module, parameter: str, transposed: bool) -> bool:
-    weight = module._parameters[parameter]
-    return (
-        parameter in _PRODUCTS
-        and weight is not None
-        and weight.dim() == 3
-        and weight.is_floating_point()
-        and dispatches(module)
-        and bool(module.is_transposed) is transposed
-    )
+    if parameter not in _PRODUCTS or not is_stacked(module._parameters[parameter]) or not dispatches(module):
+        return False
+    return bool(module.is_transposed) is transposed
 
 
-def _slots(tensor: Tensor, experts: Tensor, batch: BatchShape) -> Tensor | None:
+def slots(tensor: Tensor, experts: Tensor, batch: BatchShape) -> Tensor | None:
     """(n k, F), a row for each slot, as (B, T k, F)."""
     apart = batch.per_example(tensor.reshape(len(experts), -1))
     return None if apart is None else apart.reshape(len(apart), -1, tensor.shape[-1])
@@ -52,13 +52,13 @@ def _slots(tensor: Tensor, experts: Tensor, batch: BatchShape) -> Tensor | None:
 
 def _tokens(inputs: Tensor, experts: Tensor, count: int, batch: BatchShape) -> Tokens:
     """Of inputs (n k, I), a row for each slot, and the experts of n tokens, (n, k)."""
-    blocks = _slots(experts.reshape(-1, 1), experts, batch)
+    blocks = slots(experts.reshape(-1, 1), experts, batch)
 
     def output_gradients(gradient: Tensor) -> Blocks | None:
-        values = _slots(gradient, experts, batch)
+        values = slots(gradient, experts, batch)
         return None if values is None or blocks is None else Blocks(values, blocks.squeeze(2), count)
 
-    return Tokens(_slots(inputs, experts, batch), output_gradients)
+    return Tokens(slots(inputs, experts, batch), output_gradients)
 
 
 class Experts(LayerKind):
@@ -130,10 +130,10 @@ class ExpertsBias(LayerKind):
         self, module: nn.Module, parameter: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: BatchShape
     ) -> Tokens:
         inputs, experts = args
-        ids = _slots(experts.reshape(-1, 1), experts, batch)
+        ids = slots(experts.reshape(-1, 1), experts, batch)
         size = len(module._parameters[parameter])  # type: ignore[arg-type]
         known = None if ids is None else OneHot(ids.squeeze(2), size, inputs.dtype)
-        return Tokens(known, lambda gradient: _slots(gradient, experts, batch))
+        return Tokens(known, lambda gradient: slots(gradient, experts, batch))
 
 
 EXPERTS = (Experts, TransposedExperts, ExpertsBias)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..registry import LAYER_KINDS
-from .base import LayerKind, MatrixShape, is_plain
+from .base import LayerKind, MatrixShape, go_together, is_plain, kind_of
 
 
 PEFT_PREFIX = "base_model.model."  # PeftModel's own wrapping; the same adapter injected by transformers lacks it
@@ -72,8 +72,9 @@ class TrackedModule:
 
 
 def _uses(module: nn.Module, weight: Tensor | None, kind: LayerKind) -> bool:
-    """Whether a module that holds a weight is of its kind, and does not only name it."""
-    return any(held is weight and kind.accepts(module, name) for name, held in module._parameters.items())
+    """Whether a module that holds a weight is of a kind that goes with its own, and does not only name it."""
+    names = [name for name, held in module._parameters.items() if held is weight]
+    return any(kind.accepts(module, name) or go_together(kind, kind_of(module, name)) for name in names)
 
 
 def tracked_name(owner: str, parameter: str) -> str:

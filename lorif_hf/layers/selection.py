@@ -18,7 +18,7 @@ from .adapters import (
     lora_layers,
     refuse_other_adapters,
 )
-from .base import LayerKind, kind_of, kinds_of
+from .base import LayerKind, go_together, kind_of, kinds_of
 from .modules import PEFT_PREFIX, Holders, TrackedModule, base_model, matches, tracked_name
 
 
@@ -144,20 +144,22 @@ class Selection:
         taken: set[int] = set()
         for full_name, module in self.model.named_modules():
             owner = full_name.removeprefix(PEFT_PREFIX)
-            if not owner or (id(module) in left_out and ".lora_" not in owner):
+            if not owner or (id(module) in left_out and not _is_adapter(owner)):
                 continue
-            for parameter, kind in self._chosen(owner, module):
-                tracked = self._tracked(owner, module, parameter, kind)
+            for parameter in self._chosen(owner, module):
+                tracked = self._tracked(*self._leading(owner, module, parameter))
                 if id(tracked.weight) not in taken:  # two modules of one weight are one layer
                     taken.add(id(tracked.weight))
                     yield tracked
 
-    def _chosen(self, owner: str, module: nn.Module) -> Iterator[tuple[str, LayerKind]]:
-        """The parameters of a module that are asked for, and their kinds."""
+    def _chosen(self, owner: str, module: nn.Module) -> Iterator[str]:
+        """The parameters of a module that are asked for and are of a kind."""
         kinds = kinds_of(module)
-        for parameter, kind in kinds.items():
+        for parameter in kinds:
             held = module._parameters[parameter]
-            if self._excluded(owner, parameter) or id(held) in self._inactive or self._is_on_parameter(owner):
+            leader, _, its_name, kind = self._leading(owner, module, parameter)
+            excluded = self._excluded(owner, parameter) or self._excluded(leader, its_name)
+            if excluded or id(held) in self._inactive or self._is_on_parameter(owner):
                 continue
             if self._all:
                 chosen = (kind.linear or not self._linear) and id(held) in self._trained
@@ -166,7 +168,7 @@ class Selection:
                 # Of what PEFT adapted, its own parts are meant, not what is frozen below them.
                 chosen = _asked_for(owner, parameter, self.target) and (not self._active or id(held) in self._trained)
             if chosen:
-                yield parameter, kind
+                yield parameter
         held = next(module.parameters(recurse=False), None)
         asked = matches(owner, self.target) if not self._active else is_part(owner) and id(held) in self._active
         if (
@@ -189,6 +191,7 @@ class Selection:
         return layer is not None and is_on_parameter(layer)
 
     def _tracked(self, owner: str, module: nn.Module, parameter: str, kind: LayerKind) -> TrackedModule:
+        """The parameter that a module calls so."""
         others = self._strangers(module, parameter)
         if others:
             raise UnsupportedModuleError(f"Module '{owner}' cannot be tracked: {others}. Untie them, or leave it out.")
@@ -200,8 +203,20 @@ class Selection:
             )
         return tracked
 
+    def _leading(self, owner: str, module: nn.Module, parameter: str) -> tuple[str, nn.Module, str, LayerKind]:
+        """Under whose name a weight is tracked, and as what. One that an output head shares with an embedding is the
+        embedding's: a head's inputs and output gradients would be kept whole, V x V."""
+        weight, kind = module._parameters[parameter], kind_of(module, parameter)
+        assert kind is not None
+        for name, other in self._holders.of(weight) if kind.linear else ():
+            for its_name in _names_of(weight, other):
+                its_kind = kind_of(other, its_name)
+                if its_kind is not None and not its_kind.linear and go_together(kind, its_kind):
+                    return name, other, its_name, its_kind
+        return owner, module, parameter, kind
+
     def _strangers(self, module: nn.Module, parameter: str) -> str | None:
-        """What is said of a weight that modules of other kinds use too: their part of its gradient is not recorded.
+        """What is said of a weight that others use too: their part of its gradient is not recorded.
 
         A module that contains this one only names the weight (BERT's heads: the bias of their decoder).
         """
@@ -209,9 +224,9 @@ class Selection:
         kind = kind_of(module, parameter)
         strangers = []
         for name, other in self._holders.of(weight):
-            kinds = {kind_of(other, n) for n, held in other._parameters.items() if held is weight}
-            only_names = kinds <= {None, LAYER_KINDS.get("vector")} and any(part is module for part in other.modules())
-            if kind not in kinds and not only_names:
+            kinds = [kind_of(other, its_name) for its_name in _names_of(weight, other)]
+            only_names = set(kinds) <= {None, LAYER_KINDS.get("vector")} and any(p is module for p in other.modules())
+            if not any(go_together(kind, its_kind) for its_kind in kinds) and not only_names:
                 strangers.append(f"'{name}' ({type(other).__name__})")
         return (
             f"its weight is also that of {', '.join(strangers)}, whose use of it is not recorded"
@@ -235,10 +250,16 @@ class Selection:
             frozen = (
                 f" What is trained is {', '.join(list(self.trained)[:3])}{', ...' if len(self.trained) > 3 else ''}."
             )
+            if self._linear and any(self._of_a_kind(parameter) for parameter in self.trained.values()):
+                frozen += " target_modules='all' takes it."
         return UnsupportedModuleError(
             f"target_modules={self.target!r} with exclude_modules={self.exclude!r} selects no module of "
             f"{type(self.model).__name__}: {others}. Supported are {_supported()}.{frozen}"
         )
+
+    def _of_a_kind(self, parameter: Tensor) -> bool:
+        holders = self._holders.of(parameter)
+        return any(kind_of(m, n) for _, m in holders for n, held in m._parameters.items() if held is parameter)
 
 
 def _trained(model: nn.Module, known: Container[str]) -> dict[str, nn.Parameter]:
@@ -261,11 +282,21 @@ def _heads(model: nn.Module) -> set[int]:
     return {id(module) for head in heads if isinstance(head, nn.Module) for module in head.modules()}
 
 
+def _names_of(weight: Any, module: nn.Module) -> list[str]:
+    """What a module calls a parameter."""
+    return [name for name, held in module._parameters.items() if held is weight]
+
+
 def _asked_for(owner: str, parameter: str, pattern: str | list[str]) -> bool:
     """Whether a pattern means a parameter: by its own name, or by its module's or adapted layer's, but for a bias."""
     if matches(tracked_name(owner, parameter), pattern):
         return True
     return parameter != "bias" and (matches(owner, pattern) or matches(adapted_layer(owner), pattern))
+
+
+def _is_adapter(owner: str) -> bool:
+    """Whether a module is a part of an adapter; a copy of a whole module (`modules_to_save`) is none."""
+    return is_part(owner) and ".modules_to_save." not in owner
 
 
 def _unsupported(name: str, module: nn.Module) -> UnsupportedModuleError:

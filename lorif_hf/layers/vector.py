@@ -28,7 +28,7 @@ class Vector(LayerKind):
 
     name = "vector"
     linear = False
-    forward_of = nn.Module  # which computes nothing: no module's calls tell all
+    forward_of = ()  # no module's calls tell all
 
     def accepts(self, module: nn.Module, parameter: str) -> bool:
         held = module._parameters[parameter]

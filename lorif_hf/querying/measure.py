@@ -176,7 +176,14 @@ class Measurement:
         preconditioned = Preconditioner(self.index, self.scored, count)
         losses = torch.zeros(count, dtype=torch.float64)
         sums = _Sums(Counter(part.query for part in parts))
-        recorder = GradientRecorder(self.model, self.modules, self._projections, self.objective, alone=self.alone)
+        recorder = GradientRecorder(
+            self.model,
+            self.modules,
+            self._projections,
+            self.objective,
+            alone=self.alone,
+            scales=self._encoder.in_scales(),
+        )
         with recorder, progress(len(parts), "Measuring queries", "queries") as bar:
             size = 1 if self.alone else self.options.batch_size
             for batch in _batches(parts, size, self.objective.task.padding_counts):

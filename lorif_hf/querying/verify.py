@@ -70,7 +70,7 @@ def verify_index(index: QueriedIndex, store: Store) -> None:
 def _check_projection(module: ModuleEntry, config: InfluenceConfig) -> None:
     """Draw a layer's projection and compare it with the hash of the one that was used."""
     (i, o), (d1, d2) = (module.in_features, module.out_features), (module.d1, module.d2)
-    drawn = i * d1 * (i != d1) + o * d2 * (o != d2) + (0 if config.projection_dim is None else 12 * i * o)
+    drawn = i * d1 * (i != d1) + o * d2 * (o != d2) + (0 if config.projection_dim is None else 12 * d1 * d2)
     if drawn > _MOST_DRAWN:
         raise IndexCorruptedError(MANIFEST, f"the projection of module '{module.name}' would take {drawn:,} bytes")
     try:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import DatasetError
-from .row_access import columns_of, read_rows
+from .row_access import columns_of, read_rows, without_media
 
 
 _SAMPLE = 200  # rows that are compared
@@ -31,7 +31,6 @@ _SAME, _OTHER = (
 )  # share of common content of one row; what its own example has at most, of that, where refused
 _NEEDED = 2  # rows found elsewhere, until it is no accident
 
-_MEDIA = {"Image", "Audio", "Video", "Pdf", "Nifti", "Array2D", "Array3D", "Array4D", "Array5D"}
 _SCALARS = (str, int, float, bytes)
 
 _Grams = frozenset[str]
@@ -60,7 +59,7 @@ def check_examples(dataset: Any, examples: Any, count: int, tokenizer: Any = Non
     Raises:
         [`~lorif_hf.errors.DatasetError`]: names the first row of the sample that is another one.
     """
-    dataset, examples = _without_media(dataset), _without_media(examples)
+    dataset, examples = without_media(dataset), without_media(examples)
     sample = _spaced(count, _SAMPLE)
     rows, shown = read_rows(dataset, sample), read_rows(examples, sample, "examples")
     if not all(isinstance(row, Mapping) for row in [*rows, *shown]):
@@ -85,15 +84,6 @@ def check_examples(dataset: Any, examples: Any, count: int, tokenizer: Any = Non
         agreed = agreed or own
     if disputed is not None and not agreed:  # else the rows were given other ids
         raise _refusal(disputed)
-
-
-def _without_media(dataset: Any) -> Any:
-    """A `datasets.Dataset` without the columns that take long to decode and say nothing."""
-    features, form = getattr(dataset, "features", None), getattr(dataset, "format", None)
-    if not isinstance(features, Mapping) or not isinstance(form, Mapping) or form.get("type") == "custom":
-        return dataset
-    media = {name for name, feature in features.items() if type(feature).__name__ in _MEDIA}
-    return dataset.select_columns([name for name in form["columns"] if name not in media]) if media else dataset
 
 
 def _tells_apart(pairs: list[tuple[Any, Any]]) -> bool:

@@ -1,4 +1,5 @@
-"""What functions do with a followed weight that is no matrix: convolutions with it, and what is affine in a vector."""
+"""What functions do with a followed weight that no product meets: convolutions, sums with a table of positions, and
+what is affine in a vector."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..algebra.sides import OneHot
 from ..errors import UnsupportedModuleError
-from ..layers import BatchShape, Tokens
+from ..layers import BatchShape, Positions, Tokens
 from ..layers.convolution import Windows
 from ..layers.elementwise import affine_tokens, is_vector, widened
 from .layer_hook import LayerHook
@@ -48,6 +50,8 @@ def uses_of(
         if func in _CONVOLUTIONS and name == "weight":
             if weight.dim() == _CONVOLUTIONS[func] + 2 and len(weight) == shape[1]:
                 yield Use(hook, _convolved(given))
+        elif func in _SUMS and shape == weight.shape[-2:] and hook.tracked.kind.name == Positions.name:
+            yield Use(hook, _added(given["other" if name == "input" else "input"], weight))
         elif shape == (1, weight.numel()) and is_vector(weight) and name == _VECTOR.get(func, name):
             yield Use(hook, _affine(func, args, kwargs, name))
 
@@ -56,6 +60,20 @@ def _convolved(given: Mapping[str, Any]) -> Callable[[BatchShape], Tokens]:
     options = {name: given[name] for name in ("stride", "padding", "dilation", "groups") if name in given}
     windows = Windows.called(given["weight"].shape[2:], **options)
     return lambda batch: windows.tokens(given["input"], batch)
+
+
+def _added(tokens: Any, table: Tensor) -> Callable[[BatchShape], Tokens]:
+    """Of a table (N, O) that is added to tokens (B, N, O)."""
+
+    def told(batch: BatchShape) -> Tokens:
+        apart = batch.per_example(tokens) if isinstance(tokens, Tensor) and tokens.dim() == 3 else None
+        if apart is None or tokens.shape[1:] != table.shape[-2:] or apart.shape[1] % table.shape[-2]:
+            return Tokens(None, lambda gradient: None)
+        size = table.shape[-2]
+        ids = torch.arange(apart.shape[1], device=table.device).remainder(size).expand(batch.examples, -1)
+        return Tokens(OneHot(ids, size, tokens.dtype), batch.per_example)
+
+    return told
 
 
 def _affine(
@@ -84,7 +102,8 @@ def _affine(
 
 _CONVOLUTIONS: dict[Any, int] = {F.conv1d: 1, F.conv2d: 2, F.conv3d: 3}
 _TRANSPOSED = F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d
-_SUMS = torch.add, torch.sub, Tensor.add, Tensor.sub, Tensor.__add__, Tensor.__radd__, Tensor.__sub__
+_SUMS = torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__
+_DIFFERENCES = torch.sub, Tensor.sub, Tensor.__sub__
 _PRODUCTS = torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__
 _QUOTIENTS = torch.div, Tensor.div, Tensor.__truediv__
 _ADDED_PRODUCTS = torch.addmm, Tensor.addmm
@@ -92,7 +111,7 @@ _ADDED_PRODUCTS = torch.addmm, Tensor.addmm
 _NAMES: dict[Any, Sequence[str]] = {
     **dict.fromkeys(_CONVOLUTIONS, ("input", "weight", "bias", "stride", "padding", "dilation", "groups")),
     **dict.fromkeys(_TRANSPOSED, ("input", "weight", "bias")),
-    **dict.fromkeys((*_SUMS, *_PRODUCTS, *_QUOTIENTS), ("input", "other")),
+    **dict.fromkeys((*_SUMS, *_DIFFERENCES, *_PRODUCTS, *_QUOTIENTS), ("input", "other")),
     **dict.fromkeys(_ADDED_PRODUCTS, ("input", "mat1", "mat2")),
     F.linear: ("input", "weight", "bias"),
     F.layer_norm: ("input", "normalized_shape", "weight", "bias"),

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..algebra.projection import TwoSidedProjection
-from ..algebra.sides import Side, cast_side, project_side
+from ..algebra.projection import BlockSigns, TwoSidedProjection
+from ..algebra.sides import Side, cast_side, project_side, scale_side
 from ..errors import UnsupportedModuleError
 from ..layers import BatchShape
 from ..layers.modules import TrackedModule
@@ -26,10 +26,13 @@ class LayerHook:
         tracked (`TrackedModule`): the layer.
         projection (`TwoSidedProjection`): its projection, on the CPU.
         complete (`Callable`): told once a gradient came back for every call of the layer.
+        scale (`Tensor`, *optional*): float32 (I,), what the inputs are multiplied with before they are projected.
+        keeps_wide (`bool`, *optional*, defaults to `False`): whether the inputs are wanted as they are, too.
 
     Attributes:
         tokens (`list[tuple[Tensor, Tensor]]`): per call whose gradient came back, projected inputs float32 (B, T, d1)
             and output gradients (B, T, d2).
+        wide (`list[tuple[Side, Tensor]]`): the same with the inputs (B, T, I) as they are, where they are wanted.
         calls (`int`): calls of the layer in this pass, with a graph.
         ran_without_graph (`bool`): whether it was called without one. Reentrant checkpoints do: there the layer runs
             again, with gradients, in the backward pass.
@@ -38,12 +41,19 @@ class LayerHook:
     """
 
     def __init__(
-        self, tracked: TrackedModule, projection: TwoSidedProjection, complete: Callable[["LayerHook"], None]
+        self,
+        tracked: TrackedModule,
+        projection: TwoSidedProjection,
+        complete: Callable[["LayerHook"], None],
+        scale: Tensor | None = None,
+        keeps_wide: bool = False,
     ):
         self.tracked = tracked
         self.complete = complete
-        self._projection = projection
-        self._placed: tuple[tuple[torch.device, torch.dtype], TwoSidedProjection] | None = None
+        self.keeps_wide = keeps_wide
+        self._scale = scale
+        self._signs = (projection.in_signs, projection.out_signs)
+        self._placed: dict[bool, tuple[tuple[torch.device, torch.dtype], Tensor | BlockSigns]] = {}
         self.inputs_stay: bool | None = None  # whether no input so far was changed in place; `None`: none was seen
         self.used_elsewhere = False
         self.dtype: torch.dtype | None = None
@@ -54,13 +64,14 @@ class LayerHook:
         self.batch = batch
         self._thread = threading.current_thread()
         self.tokens: list[tuple[Tensor, Tensor]] = []
+        self.wide: list[tuple[Side, Tensor]] = []
         self.calls = 0
         self.ran_without_graph = False
 
     def release(self) -> None:
         """Let go of everything that was made for the passes."""
         self.begin(BatchShape(0, None))
-        self._placed = None
+        self._placed = {}
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
         if is_probing():
@@ -76,7 +87,7 @@ class LayerHook:
             tokens = tracked.kind.tokens(module, tracked.parameter, args, kwargs, self.batch)
         except UnsupportedModuleError as error:
             raise self.unsupported(f"cannot be tracked: {error}. Leave it out") from error
-        return self.see(tokens.inputs, output, tokens.output_gradients)
+        return self.see(tokens.inputs, output, tokens.output_gradients, common=tokens.common)
 
     def unsupported(self, why: str) -> UnsupportedModuleError:
         """The error about this module, which may be left out."""
@@ -84,7 +95,12 @@ class LayerHook:
         return UnsupportedModuleError(f"Module '{name}' {why} with exclude_modules=['{name}'].", name)
 
     def see(
-        self, inputs: Side | None, output: Tensor, output_gradients: Callable[[Tensor], Side | None]
+        self,
+        inputs: Side | None,
+        output: Tensor,
+        output_gradients: Callable[[Tensor], Side | None],
+        common: bool = False,
+        turned: bool = False,
     ) -> Tensor | None:
         """Take note of a product of inputs with the weight.
 
@@ -92,6 +108,9 @@ class LayerHook:
             inputs (`Side` or `None`): X of the call, (B, T, I); `None` where the examples cannot be told apart.
             output (`Tensor`): what came out.
             output_gradients (`Callable`): from the gradient with regard to `output` to dY, (B, T, O), or `None`.
+            common (`bool`, *optional*, defaults to `False`): as of [`~lorif_hf.layers.Tokens`].
+            turned (`bool`, *optional*, defaults to `False`): whether the product is with the transposed weight, as
+                that of a head that is tied to an embedding: then `inputs` are dY, and X is what comes back.
 
         Returns:
             `Tensor` or `None`: what takes the output's place, if anything.
@@ -107,6 +126,9 @@ class LayerHook:
         self.dtype = output.dtype
         inputs = inputs.detach() if isinstance(inputs, Tensor) else inputs
         replaced = None
+        if common:
+            output = output if output.dim() > 2 else output.unsqueeze(0)
+            output = replaced = output.expand(self.batch.examples, *output.shape[1:]).clone()
         if not output.requires_grad:
             # The graph starts here. A copy, so that the caller may still change its output in place.
             output = replaced = output.detach().requires_grad_().clone()
@@ -115,43 +137,50 @@ class LayerHook:
         product = output._base
         if product is not None and (product.numel() != output.numel() or not product.is_contiguous()):
             product = None
-        call = _Call(self, inputs, output, product is not None, output_gradients)
+        call = _Call(self, inputs, output, product is not None, output_gradients, turned)
         (output if product is None else product).register_hook(call.receive)
         return replaced
 
-    def projection(self, inputs: Side) -> TwoSidedProjection:
-        """The projection where the inputs are, in their dtype."""
-        key = (inputs.device, inputs.dtype)
-        if self._placed is None or self._placed[0] != key:
-            self._placed = (key, self._projection.to(*key))
-        return self._placed[1]
+    def projected(self, side: Side, of_outputs: bool) -> Tensor:
+        """X or dY of a call as it is recorded: (B, T, d1) or (B, T, d2)."""
+        if self._scale is not None and not of_outputs:
+            self._scale = self._scale.to(side.device)
+            side = scale_side(side, self._scale)
+        signs = self._signs[of_outputs]
+        if signs is None:
+            return project_side(side, None)
+        key = (side.device, side.dtype)
+        if of_outputs not in self._placed or self._placed[of_outputs][0] != key:
+            self._placed[of_outputs] = (key, signs.to(*key))
+        return project_side(side, self._placed[of_outputs][1])
 
 
 class _Call:
-    """A call of the layer, until its output gradient comes back."""
+    """A call of the layer, until its gradient comes back: the second side of the product."""
 
     def __init__(
         self,
         hook: LayerHook,
-        inputs: Side | None,
+        given: Side | None,
         output: Tensor,
         is_view: bool,
-        output_gradients: Callable[[Tensor], Side | None],
+        returned: Callable[[Tensor], Side | None],
+        turned: bool,
     ):
-        self.hook, self.inputs, self.output_gradients = hook, inputs, output_gradients
+        self.hook, self.given, self.returned, self.turned = hook, given, returned, turned
         self.shape, self._strides = output.shape, output.stride() if is_view else None
-        if inputs is None:
+        if given is None:
             return
-        self.projection = hook.projection(inputs)
-        self.projected = project_side(inputs, self.projection.in_signs)
+        self.projected = hook.projected(given, of_outputs=turned)
         # Without a projection it is the caller's own tensor, which may be changed in place. (Not noticed: what is
         # written through `.data`.)
-        self.watched = inputs if isinstance(inputs, Tensor) else self.projected
-        shared = self.projected.data_ptr() == self.watched.data_ptr() and isinstance(inputs, Tensor)
+        self.watched = given if isinstance(given, Tensor) else self.projected
+        shared = self.projected.data_ptr() == self.watched.data_ptr() and isinstance(given, Tensor)
         self.version = None if self.watched.is_inference() else self.watched._version
         self.held = shared and hook.inputs_stay is True
         if shared and not self.held:
             self.projected = self.projected.clone()
+        self.wide = given.clone() if hook.keeps_wide and not turned and isinstance(given, Tensor) else given
         hook.calls += 1
 
     def receive(self, gradient: Tensor) -> None:
@@ -160,8 +189,8 @@ class _Call:
         hook = self.hook
         if self._strides is not None:  # it is that of the whole, of which the output is another view
             gradient = gradient.contiguous().as_strided(self.shape, self._strides)
-        per_example = self.output_gradients(gradient)
-        if self.inputs is None or per_example is None:
+        per_example = self.returned(gradient)
+        if self.given is None or per_example is None:
             rows = self.shape[0] if self.shape else 1
             raise hook.unsupported(
                 f"saw {rows} rows in a batch of {hook.batch.examples} examples, so its gradient cannot be told apart "
@@ -172,8 +201,12 @@ class _Call:
         hook.inputs_stay = stayed and hook.inputs_stay is not False
         if self.held and not stayed:
             raise InputChangedError
-        returned = cast_side(per_example, self.inputs.dtype)
-        hook.tokens.append((self.projected, project_side(returned, self.projection.out_signs)))
+        returned = cast_side(per_example, self.given.dtype)
+        projected = hook.projected(returned, of_outputs=not self.turned)
+        inputs, gradients = (projected, self.projected) if self.turned else (self.projected, projected)
+        hook.tokens.append((inputs, gradients))
+        if hook.keeps_wide:
+            hook.wide.append((returned if self.turned else self.wide, gradients))
         # Where checkpoints run a layer again one by one, the last gradient is not known before the end.
         if len(hook.tokens) == hook.calls and not hook.ran_without_graph:
             hook.complete(hook)

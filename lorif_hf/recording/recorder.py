@@ -20,12 +20,14 @@ from ..errors import NonFiniteGradientError, RecordingError, UnsupportedModuleEr
 from ..layers import BatchShape
 from ..layers.experts import EXPERTS
 from ..layers.modules import TrackedModule, base_model
+from ..layers.stacks import STACKS
 from ..tasks.base import batch_size
 from ..tasks.objectives import Objective, Values
 from ..tasks.segments import SEGMENTS, Segments, cut, in_place
 from .attention import whole_attention
 from .experts import recorded_experts
 from .following import ParameterFollower
+from .following_stacks import StackFollower
 from .layer_hook import InputChangedError, LayerHook
 from .model_lock import model_lock
 from .stored_weights import execution_device
@@ -65,6 +67,8 @@ class GradientRecorder:
         objective (`Objective`): what is differentiated.
         statistics (`Mapping[str, Statistic]`, *optional*): by module name; every batch is added to them.
         reductions (`Mapping[str, Reduction]`, *optional*): by module name; by default the gradient is formed.
+        scales (`Mapping[str, Tensor]`, *optional*): by module name, float32 (I,): what the inputs of a layer are
+            multiplied with before they are projected.
         unreached (`Container[str]`, *optional*): modules that may be called without a graph, since no gradient comes
             to them in truth either (what they make is only compared, or cut off).
         alone (`bool`, *optional*, defaults to `False`): whether each batch is a single row, whatever its tensors look
@@ -81,6 +85,7 @@ class GradientRecorder:
         reductions: Mapping[str, Reduction] | None = None,
         unreached: Container[str] = (),
         alone: bool = False,
+        scales: Mapping[str, Tensor] | None = None,
     ):
         self.model = model
         self.modules = modules
@@ -90,11 +95,16 @@ class GradientRecorder:
         self.statistics = statistics or {}
         self.reductions = reductions or {}
         self._projections = projections
-        self._layers = {t.name: LayerHook(t, projections[t.name], self._reduce) for t in modules}
+        scales, wide = scales or {}, {name for name, statistic in self.statistics.items() if statistic.takes_wide}
+        self._layers = {
+            t.name: LayerHook(t, projections[t.name], self._reduce, scales.get(t.name), t.name in wide)
+            for t in modules
+        }
         self._gradients: dict[str, Matrices] = {}
         self._counted: set[str] = set()
         self._segments: Segments | None = None  # of the batch, where its examples share sequences
         self._cuts: list[tuple[list[int], Tensor]] = []  # where their tokens are
+        self._order = torch.empty(0)  # where they stand among those
 
     def __enter__(self) -> "GradientRecorder":
         with ExitStack() as held:
@@ -120,10 +130,10 @@ class GradientRecorder:
                 held.callback(setattr, config, "use_cache", config.use_cache)
                 config.use_cache = False
             called = [layer for layer in self._layers.values() if not layer.tracked.followed]
-            experts = [layer for layer in called if isinstance(layer.tracked.kind, EXPERTS)]
-            held.enter_context(recorded_experts(experts))
+            held.enter_context(recorded_experts(called, self.model))
             for layer in called:
-                for module in () if layer in experts else (layer.tracked.module, *layer.tracked.shared):
+                experts = isinstance(layer.tracked.kind, EXPERTS)
+                for module in () if experts else (layer.tracked.module, *layer.tracked.shared):
                     held.callback(module.register_forward_hook(layer, with_kwargs=True).remove)
             self._held = held.pop_all()
         return self
@@ -194,9 +204,10 @@ class GradientRecorder:
             ids = moved.get("input_ids")
             axes = ids.shape if isinstance(ids, Tensor) else torch.Size()
             choices = axes[1] if len(axes) == 3 else task.sequences
-            shape = BatchShape(size, axes[1] if len(axes) == 2 else None, choices)
+            shape = BatchShape(size, axes[1:].numel() if len(axes) in (2, 3) else None, choices)
         else:
             shape, self._cuts = BatchShape(*self._segments.shape), self._segments.cuts(device)
+            self._order = in_place(self._cuts).to(device)
         self._counted = set() if counted is None else counted
         values = self._passed(moved, shape)
         self._check_undisturbed()
@@ -227,9 +238,15 @@ class GradientRecorder:
     def _passed(self, batch: dict[str, Any], shape: BatchShape) -> Values:
         """The values of a forward and backward pass that brought the gradients."""
         followed = [layer for layer in self._layers.values() if layer.tracked.followed]
+        plain = [layer for layer in followed if not isinstance(layer.tracked.kind, STACKS)]
+        stacks = [layer for layer in followed if layer not in plain or layer.tracked.weight.dim() == 2]
         while True:
             self._begin(shape)
-            with torch.enable_grad(), ParameterFollower(followed) if followed else ExitStack():
+            with (
+                torch.enable_grad(),
+                ParameterFollower(plain) if plain else ExitStack(),
+                StackFollower(stacks) if stacks else ExitStack(),
+            ):
                 values = self.objective(self.model, batch)
                 if self.alone and not values.losses.requires_grad and not bool(values.losses.any()):
                     return values  # a row without a target
@@ -243,16 +260,16 @@ class GradientRecorder:
 
     def _reduce(self, layer: LayerHook) -> None:
         """Make a layer's gradients of the tokens of all its calls, and let go of them."""
-        name, calls = layer.tracked.name, layer.tokens
-        layer.tokens = []
+        name, calls, wide = layer.tracked.name, layer.tokens, layer.wide
+        layer.tokens, layer.wide = [], []
         parts = [_joined(calls)] if self._segments is None else self._apart(name, calls, self._segments)
         if name in self.statistics and name not in self._counted:
-            for inputs, returned in parts:
+            for inputs, returned in wide or parts:
                 self.statistics[name].add(self.statistics[name].of(inputs, returned))
             self._counted.add(name)
         gradients = [self.reductions.get(name, _formed)(inputs, returned) for inputs, returned in parts]
         # Documents of like length throughout are in order.
-        self._gradients[name] = gradients[0] if len(gradients) == 1 else in_order(gradients, in_place(self._cuts))
+        self._gradients[name] = gradients[0] if len(gradients) == 1 else in_order(gradients, self._order)
 
     def _apart(
         self, name: str, calls: Sequence[tuple[Tensor, Tensor]], segments: Segments

@@ -10,6 +10,7 @@ from ..errors import DatasetError, LorifError, out_of_memory
 
 
 TABLES = {"pandas": "Dataset.from_pandas", "polars": "Dataset.from_polars", "pyarrow": "Dataset"}
+_MEDIA = {"Image", "Audio", "Video", "Pdf", "Nifti", "Array2D", "Array3D", "Array4D", "Array5D"}
 _TABLE_FORMATS = ("arrow", "pandas", "polars")
 
 
@@ -50,6 +51,24 @@ _MAP = (
     "Load it as a map-style dataset (datasets.load_dataset without streaming, or Dataset.from_generator), whose items "
     "are its rows."
 )
+
+
+def as_written(dataset: Any) -> Any:
+    """A `datasets.Dataset` with the columns that it was made with, as people may read them: no transform makes others
+    of them on the way, and those that take long to decode and say nothing are left out. Anything else as it is."""
+    form = getattr(dataset, "format", None)
+    if isinstance(form, Mapping) and form.get("type") == "custom":
+        dataset = dataset.with_format(None)
+    return without_media(dataset)
+
+
+def without_media(dataset: Any) -> Any:
+    """A `datasets.Dataset` without the columns that take long to decode and say nothing."""
+    features, form = getattr(dataset, "features", None), getattr(dataset, "format", None)
+    if not isinstance(features, Mapping) or not isinstance(form, Mapping) or form.get("type") == "custom":
+        return dataset
+    media = {name for name, feature in features.items() if type(feature).__name__ in _MEDIA}
+    return dataset.select_columns([name for name in form["columns"] if name not in media]) if media else dataset
 
 
 def read_rows(dataset: Any, row_ids: Sequence[int], called: str = "the dataset") -> list[Any]:

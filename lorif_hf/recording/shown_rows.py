@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import DatasetError
 from .example_match import check_examples
-from .row_access import column, columns_of, read_rows, readable
+from .row_access import as_written, column, columns_of, read_rows, readable
 from .streamed_rows import StreamedRows
 
 
@@ -43,12 +43,13 @@ class ShownRows:
         self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
         self.examples, self._given = (dataset, count) if examples is None else readable(examples, "examples")
         self.check_count(count)
+        self.examples = as_written(self.examples)
         columns = columns_of(self.examples)
         self.id_column = next((name for name in ("example_id", "id") if name in columns), None)
         self.text_columns = ["text"] if "text" in columns else []
         if examples is not None and not self.text_columns:
             (first,) = read_rows(self.examples, [0], "examples")
-            self.text_columns = [c for c in columns if c != self.id_column and isinstance(first[c], str)]
+            self.text_columns = [c for c in columns if c != self.id_column and isinstance(first.get(c), str)]
         if examples is not None and examples is not dataset:
             reach = dataset.reach if isinstance(dataset, StreamedRows) else count
             check_examples(dataset, self.examples, min(reach, self._given), self.tokenizer)

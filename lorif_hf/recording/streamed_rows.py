@@ -223,6 +223,8 @@ class StreamedRows:
         if self.at_most:
             self.count, self.at_most = found, False
             return _Ended(f"The stream has {found} rows.")
+        if not found:
+            return DatasetError(f"The stream is empty, and {self.count} rows were to be read.")
         return DatasetError(
             f"The stream ended after {found} rows, and {self.count} were to be read. Pass examples_seen={found}, or "
             "the stream that has as many as were trained on."

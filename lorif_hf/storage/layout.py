@@ -97,6 +97,11 @@ class ModuleEntry:
         """What a projection with `projection_factor=1` keeps of (I, O)."""
         return self.in_width or self.in_features, self.out_width or self.out_features
 
+    @property
+    def is_table(self) -> bool:
+        """Whether the side of I is too wide for a matrix I x I, so that its second moment is the diagonal of one."""
+        return self.in_width is not None
+
 
 @dataclass(frozen=True)
 class Manifest:

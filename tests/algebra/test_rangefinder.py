@@ -50,6 +50,15 @@ def test_gradients_of_few_tokens_are_found_whole(tokens, d1, d2, width, padding)
         torch.testing.assert_close(matrices.squares, exact, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize(("d1", "d2"), [(40, 60), (24, 24)])
+def test_a_side_need_not_be_whitened(d1, d2):
+    inputs, outputs, (_, other), _ = problem(20, 30, d1, d2)
+    plain, identity = (
+        RangeFinder(one, other.float(), 12)(inputs.float(), outputs.float()) for one in (None, torch.eye(d1))
+    )
+    torch.testing.assert_close(dense(plain), dense(identity))
+
+
 @pytest.mark.parametrize("tokens", [1, 5, 6, 7, 12, 13, 50])
 def test_no_direction_counts_twice(tokens):
     left = found(problem(300, tokens, 40, 60, seed=tokens), 12).left.double()

@@ -4,17 +4,18 @@ import pytest
 import torch
 
 from lorif_hf.algebra.projection import BlockSigns, draw_signs, project
-from lorif_hf.algebra.sides import Blocks, OneHot, as_vectors, cast_side, cat_tokens, project_side
+from lorif_hf.algebra.sides import Blocks, OneHot, as_vectors, cast_side, cat_tokens, project_side, scale_side
 
 
-@pytest.fixture(params=["vectors", "one-hot", "blocks"])
+@pytest.fixture(params=["vectors", "one-hot", "scaled", "blocks"])
 def side(request):
     """(3, 4, 12) of float64."""
     generator = torch.Generator().manual_seed(0)
     if request.param == "vectors":
         return torch.randn(3, 4, 12, generator=generator, dtype=torch.float64)
-    if request.param == "one-hot":
-        return OneHot(torch.randint(-1, 12, (3, 4), generator=generator), 12, torch.float64)
+    if request.param in ("one-hot", "scaled"):
+        values = torch.randn(3, 4, generator=generator) if request.param == "scaled" else None
+        return OneHot(torch.randint(-1, 12, (3, 4), generator=generator), 12, torch.float64, values)
     values = torch.randn(3, 4, 3, generator=generator, dtype=torch.float64)
     return Blocks(values, torch.randint(0, 4, (3, 4), generator=generator), 4)
 
@@ -58,9 +59,22 @@ def test_in_another_dtype(side):
     torch.testing.assert_close(as_vectors(cast), as_vectors(side).float())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_scaled(side, dtype):
+    scale, side = torch.rand(12) + 0.5, cast_side(side, dtype)
+    scaled = scale_side(side, scale)
+    assert type(scaled) is type(side) and scaled.dtype == torch.promote_types(dtype, torch.float32)
+    close = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {"rtol": 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(as_vectors(scaled), as_vectors(side) * scale, **close)
+    signs = draw_signs((12, 5), seed=0, name="layer/in").to(scaled.dtype)
+    torch.testing.assert_close(project_side(scaled, signs), project(as_vectors(side) * scale, signs), **close)
+
+
 def test_tokens_of_several_calls(side):
     both = cat_tokens([side, side])
-    assert type(both) is type(side)
+    assert type(both) is (
+        type(side) if getattr(side, "values", None) is None or isinstance(side, Blocks) else torch.Tensor
+    )
     torch.testing.assert_close(as_vectors(both), torch.cat([as_vectors(side)] * 2, dim=1))
     mixed = cat_tokens([side, as_vectors(side)])
     torch.testing.assert_close(mixed, as_vectors(both))

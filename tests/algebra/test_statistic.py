@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from lorif_hf.algebra.statistic import Statistic
+from lorif_hf.algebra.tables import TableMoments
 from lorif_hf.algebra.whitening import SecondMoments
 
 
-ZEROS = {SecondMoments: lambda: SecondMoments.zeros(4, 3)}
+ZEROS = {SecondMoments: lambda: SecondMoments.zeros(4, 3), TableMoments: lambda: TableMoments.zeros(4, 3)}
 
 
 def tokens(examples, seed=0):

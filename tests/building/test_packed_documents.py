@@ -193,3 +193,19 @@ def test_examples_are_of_documents_or_of_nothing(tmp_path, tokenizer):
     assert index.examples([5])[0]["text"] is None  # without a tokenizer nothing tells what a document says
     with pytest.raises(DatasetError, match="examples has 9 rows, and the 4 packed rows of the dataset hold 14 docum"):
         InfluenceIndex.build(model, rows, tmp_path / "wrong", examples=named.select(range(9)))
+
+
+def test_in_16_bits_neighbours_are_told_from_rounding(tmp_path, caplog):
+    """Attention that leaks by less than bfloat16 rounds between a batch and a row alone."""
+    model, rows = model_of("llama").bfloat16(), rows_of("seq_lengths")
+    index = InfluenceIndex.build(model, rows, tmp_path / "apart", config=GRADIENTS)
+    assert index.manifest.objective == "causal-lm" and not index.manifest.alone
+    layer = model.model.layers[0]
+
+    def leak(module, args, output):
+        return output + 0.01 * output.cumsum(dim=1).roll(1, dims=1)
+
+    layer.mlp.register_forward_hook(leak)
+    index = InfluenceIndex.build(model, rows, tmp_path / "leaking", config=GRADIENTS)
+    assert index.manifest.objective == "model" and index.manifest.alone
+    assert "among other documents of its sequence: they see each other" in caplog.text

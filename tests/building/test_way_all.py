@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from kinds import bert, built, llama, rows_of
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny import make_gpt2
 from torch import nn
 from transformers import (
     BertForSequenceClassification,
+    MambaConfig,
+    MambaForCausalLM,
     ResNetConfig,
     ResNetForImageClassification,
     ViTConfig,
@@ -19,6 +22,7 @@ from transformers import (
 )
 from truth import GRADIENTS, gram, relative_error
 
+from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.errors import RecordingCheckError, UnsupportedModuleError
 
 
@@ -76,7 +80,7 @@ def _share(index, without):
     return 1 - left / index.coverage.trained
 
 
-EMBEDDINGS = ("wte.weight", "wpe.weight", "embed_tokens.weight", "_embeddings.weight", "_embeddings", "cls_token")
+EMBEDDINGS = ("wte.weight", "wpe.weight", "embed_tokens.weight", "_embeddings.weight")
 
 
 @pytest.mark.parametrize("make", [make_gpt2, llama], ids=["gpt2", "llama"])
@@ -106,6 +110,21 @@ def test_of_a_classifier_all_but_its_embeddings(tmp_path, make, rows):
     assert _stored_error(index, model, rows, _loss) < 1e-4
     assert _share(index, EMBEDDINGS) == 1
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_of_mamba_all_but_its_embedding_and_decay(tmp_path):
+    """It multiplies with the weights of convolutions and layers that it never calls, and with a bare vector, D."""
+    config = MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, state_size=4, pad_token_id=0)
+    torch.manual_seed(0)
+    model, rows = spread(MambaForCausalLM(config)), rows_of()
+    index = built(model, rows, tmp_path, ALL)
+    assert relative_error(index, model, rows) < 1e-4
+    assert _share(index, ("embeddings.weight", "A_log")) == 1 and not index.manifest.alone
+    mixer = "backbone.layers.0.mixer."
+    followed = {entry.name.removeprefix(mixer) for entry in index.manifest.modules if entry.followed}
+    assert {"D", "conv1d", "conv1d.bias", "dt_proj", "dt_proj.bias"} <= followed
+    again = InfluenceIndex.from_pretrained(tmp_path / "index")
+    assert relative_error(again, model, rows) < 1e-4
 
 
 class Squashed(nn.Module):
@@ -166,6 +185,26 @@ def test_what_cannot_be_recorded_is_left_out_and_told(tmp_path, caplog, make, na
         built(model, rows, tmp_path / "named", config)
 
 
+def dora():
+    adapter = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], use_dora=True, init_lora_weights=False)
+    return get_peft_model(llama(), adapter)
+
+
+def biases():
+    model = llama(attention_bias=True)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    return model
+
+
+@pytest.mark.parametrize("make, count", [(dora, 12), (biases, 8)])
+def test_magnitudes_of_dora_and_biases_alone(tmp_path, make, count):
+    model, rows = spread(make()), rows_of()
+    index = built(model, rows, tmp_path, ALL)
+    assert index.coverage.share == 1 and len(index.manifest.modules) == count
+    assert relative_error(index, model, rows) < 1e-4
+
+
 def test_a_probe_of_norms_alone(tmp_path):
     model, rows = spread(llama()).requires_grad_(False), rows_of()
     for name, parameter in model.named_parameters():
@@ -196,3 +235,30 @@ def test_frames_that_a_model_puts_where_the_examples_are_are_recorded_one_row_at
         return model(torch.tensor([row["video"]]), torch.tensor([row["labels"]]))["loss"]
 
     assert _stored_error(index, model, rows, loss) < 1e-4
+
+
+CONFIGS = {
+    "the default": {},
+    "best": InfluenceConfig.best,
+    "smallest": InfluenceConfig.smallest,
+    "paper": InfluenceConfig.paper,
+    "logra": InfluenceConfig.logra,
+    "trak": lambda **changes: InfluenceConfig.trak(projection_dim=64, **changes),
+    "low-rank, of more pairs than a vector has": {"curvature": "low-rank", "whitening": "none", "factor_rank": 3},
+    "low-rank of whitened": {"curvature": "low-rank", "curvature_rank": None},
+    "normalised": {"normalize": True},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_takes_vectors(tmp_path, name):
+    make = CONFIGS[name]
+    config = make(target_modules="all") if callable(make) else InfluenceConfig(target_modules="all", **make)
+    model, rows = spread(make_gpt2()), rows_of((6, 3, 7, 2, 8, 4, 5, 9))
+    index = built(model, rows, tmp_path, config)
+    vectors = [entry for entry in index.manifest.modules if entry.in_features == 1]
+    assert len(vectors) == 18 and all(entry.d1 == 1 for entry in vectors)
+    influence = index.self_influence()
+    assert bool(torch.isfinite(influence).all()) and bool((influence > 0).all())
+    scores = index.scores(model, rows)
+    assert bool(torch.isfinite(scores).all()) and int((scores.argmax(dim=1) == torch.arange(8)).sum()) >= 5

@@ -23,7 +23,7 @@ from transformers import (
 )
 from truth import GRADIENTS, alone, relative_error
 
-from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf import InfluenceIndex
 from lorif_hf.errors import (
     UnsupportedModuleError,
 )
@@ -98,12 +98,6 @@ def test_two_layers_that_share_a_weight_are_one(tmp_path):
     index = built(model, rows, tmp_path)
     assert "model.layers.1.mlp.up_proj" not in {entry.name for entry in index.manifest.modules}
     assert relative_error(index, model, rows) < 1e-5
-
-
-def test_a_tied_head_that_is_named_is_refused(tmp_path):
-    config = InfluenceConfig.grad_dot(projection_factor=1, target_modules=["lm_head"])
-    with pytest.raises(UnsupportedModuleError, match=r"'lm_head' cannot be tracked: its weight is also that of"):
-        built(llama(tie_word_embeddings=True), rows_of(), tmp_path, config)
 
 
 @pytest.mark.parametrize("lengths", [(4,) * 8, (6, 3, 7, 2, 8, 4)], ids=["as many rows as tokens", "ragged"])

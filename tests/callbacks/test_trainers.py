@@ -163,7 +163,7 @@ def test_little_coverage_is_warned_of_before_the_training(tmp_path, tokenizer, c
     with caplog.at_level(logging.WARNING):
         _, index = trained(tmp_path, make)
     assert [entry.name for entry in index.manifest.modules] == ["model.layers.0.mlp.up_proj"]
-    assert "32.4% of the trained parameters are tracked; left out: 67.6% a parameter of Embedding" in caplog.text
+    assert "32.4% of the trained parameters are tracked; left out: 67.6% of the kind 'embedding'" in caplog.text
     assert index.coverage.share == 384 / (384 + 800)
 
 

@@ -121,7 +121,7 @@ def test_half_precision_gradients_come_out_as_float32(config):
 def test_stored_entries_are_the_layers_or_the_one_that_stands_for_all():
     modules = entries(PAPER)
     assert stored_entries(PAPER, modules) == modules
-    whole = sum(module.in_features * module.out_features for module in modules)
+    whole = sum(module.d1 * module.d2 for module in modules)
     assert stored_entries(TRAK, modules) == [ModuleEntry(GLOBAL, "global", whole, 1, 32, 1, "")]
 
 

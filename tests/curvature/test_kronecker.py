@@ -7,6 +7,8 @@ from dense import off
 
 from lorif_hf import InfluenceConfig
 from lorif_hf.algebra.matrices import dense
+from lorif_hf.algebra.sides import OneHot
+from lorif_hf.algebra.tables import TableMoments, table_roots
 from lorif_hf.algebra.whitening import SecondMoments, inverse_roots
 from lorif_hf.building.fitting import shape_of
 from lorif_hf.codecs import PackedCodec
@@ -63,6 +65,56 @@ def test_a_reduction_finds_the_whitened_gradients_of_tokens():
     reduced = FIRST.reduction(sides, 6)(inputs, outputs)
     expected = FIRST.whiten(inputs.mT @ outputs, sides)
     assert off(dense(reduced), expected.double()) < 1e-3
+
+
+TABLE = ModuleEntry("t", "embedding", 50, 6, 3, 4, "", in_width=6)
+
+
+def test_of_a_table_a_scale_of_its_rows_is_kept_and_no_matrix_of_them():
+    statistic = FIRST.statistic(TABLE)
+    assert isinstance(statistic, TableMoments) and statistic.inputs.shape == (2, 50)
+    statistic.add(statistic.of(OneHot(torch.tensor([[3, 3, 7]]), 50, torch.float32), random(1, 3, 4)))
+    tensors = FIRST.tensors(TABLE, statistic, 2.5)
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+        "in_scale": (50,),
+        "out_whitener": (4, 4),
+    }
+    for tensor, expected in zip(tensors.values(), table_roots(statistic, damping=0.1, scale=2.5), strict=True):
+        assert torch.equal(tensor, expected)
+    assert FIRST.in_scale(tensors) is tensors["in_scale"]
+    assert FIRST.cost(TABLE) == Cost(stored=4 * (50 + 16), memory=8 * 2 * (50 + 16), flops=2 * 3 * 4 * 4)
+
+
+def test_the_gradients_of_a_table_come_scaled_and_are_whitened_from_the_other_side():
+    tensors = {"in_scale": random(50).abs(), "out_whitener": random(8, 8, seed=1) + random(8, 8, seed=1).T}
+    inputs, outputs = random(3, 5, 6, seed=2), random(3, 5, 8, seed=3)
+    expected = (inputs.mT @ outputs).double() @ tensors["out_whitener"].double()
+    assert off(FIRST.whiten(inputs.mT @ outputs, tensors), expected) < 1e-5
+    assert off(dense(FIRST.reduction(tensors, 6)(inputs, outputs)), expected) < 1e-3
+    assert FIRST.in_scale({"in_whitener": random(2, 2), "out_whitener": random(3, 3)}) is None
+
+
+SCALES = {
+    "of another table": (torch.ones(49), r"'t.in_scale' is .* \(49,\), the manifest makes it .* \(50,\)"),
+    "a matrix": (torch.ones(50, 50), r"\(50, 50\), the manifest makes it torch.float32 \(50,\)"),
+    "negative": (torch.full((50,), -1.0), r"tensor 't.in_scale' holds NaN, infinity or numbers below 0\."),
+    "NaN": (torch.full((50,), torch.nan), r"tensor 't.in_scale' holds NaN, infinity"),
+    "absent": (None, "it has no tensor 't.in_scale'"),
+}
+
+
+@pytest.mark.parametrize("value, message", SCALES.values(), ids=SCALES)
+def test_a_scale_that_cannot_be_is_refused(tmp_path, value, message):
+    tensors = {"t.in_scale": value, "t.out_whitener": torch.eye(4), "t.in_whitener": torch.eye(3)}
+    with pytest.raises(IndexCorruptedError, match=message):
+        load(tmp_path, {name: tensor for name, tensor in tensors.items() if tensor is not None}, TABLE)
+
+
+def test_a_scale_comes_back_bit_by_bit(tmp_path):
+    tensors = {"t.in_scale": random(50).abs(), "t.out_whitener": random(4, 4)}
+    loaded = load(tmp_path, tensors, TABLE)
+    assert {f"t.{name}" for name in loaded} == set(tensors)
+    assert all(torch.equal(tensor, tensors[f"t.{name}"]) for name, tensor in loaded.items())
 
 
 def test_a_first_pass_costs_its_moments_its_whiteners_and_two_products_an_example():

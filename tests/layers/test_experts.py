@@ -72,5 +72,6 @@ def test_only_modules_that_ask_the_registry():
     assert dispatches(experts_of("mixtral")) and not dispatches(Alike())
     assert not Experts().accepts(Alike(), "down_proj") and not Experts().accepts(experts_of("gpt-oss"), "down_proj")
     quantised = experts_of("mixtral")
-    quantised.down_proj = nn.Parameter(torch.zeros(4, 16, 24, dtype=torch.int8), requires_grad=False)
-    assert not Experts().accepts(quantised, "down_proj")
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        quantised.down_proj = nn.Parameter(torch.zeros(4, 16, 24).to(dtype), requires_grad=False)
+        assert not Experts().accepts(quantised, "down_proj")

@@ -6,6 +6,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lorif_hf.errors import UnsupportedModuleError
+from lorif_hf.layers import MatrixShape
 from lorif_hf.layers.selection import Selection, tracked_modules
 
 
@@ -14,6 +15,12 @@ def _names(model, *args, **kwargs):
 
 
 _BESIDE_LINEAR = "of the kind '%s', which 'all-linear' leaves out: target_modules='all' takes it"
+
+
+def _tables(*args):
+    return [t.name for t in tracked_modules(*args) if t.kind.name == "embedding"]
+
+
 _LLAMA_LAYER = [f"self_attn.{side}_proj" for side in "qkvo"] + [f"mlp.{side}_proj" for side in ("gate", "up", "down")]
 LLAMA = [f"model.layers.{i}.{name}" for i in (0, 1) for name in _LLAMA_LAYER]
 GPT2 = [
@@ -57,10 +64,47 @@ def test_a_head_named_explicitly_is_tracked(build, target):
     assert _names(build("gpt2", tie_word_embeddings=False), target) == ["lm_head"]
 
 
-def test_a_head_that_is_tied_to_the_embedding_is_refused_by_name(build):
-    message = r"'lm_head' cannot be tracked: its weight is also that of 'transformer.wte' \(Embedding\).*Untie them"
-    with pytest.raises(UnsupportedModuleError, match=message):
-        tracked_modules(build("gpt2"), ["lm_head"])
+@pytest.mark.parametrize("target", [["lm_head"], ["wte"], ["lm_head", "wte"], r".*(lm_head|wte)"], ids=str)
+def test_a_head_that_is_tied_to_the_embedding_is_the_embeddings(build, target):
+    (tracked,) = tracked_modules(build("gpt2"), target)
+    assert (tracked.name, tracked.kind.name, tracked.followed) == ("transformer.wte", "embedding", True)
+    assert tracked.shape == MatrixShape(320, 16, in_width=16)
+
+
+def test_a_tied_head_is_no_linear_layer_and_goes_with_its_embedding(build):
+    model = build("gpt2")
+    assert _names(model, "all-linear", []) == GPT2
+    tables = ["transformer.wte", "transformer.wpe"]
+    assert _tables(model, "all") == _tables(model, "all", ["lm_head"]) == tables
+    assert _tables(model, "all", ["wte"]) == tables[1:] and "lm_head" not in _names(model, "all", ["wte"])
+    assert _tables(build("llama"), "all") == ["model.embed_tokens"]  # not tied
+    assert "lm_head" in _names(build("llama"), "all")
+
+
+def test_the_embedding_leads_wherever_it_stands():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.body, self.table = nn.Linear(2, 5), nn.Linear(2, 2), nn.Embedding(5, 2)
+            self.head.weight = self.table.weight
+
+    assert (
+        _tables(Model(), "all") == ["table"]
+        and "head" not in _names(Model(), "all")
+        and _names(Model(), ["head"]) == ["table"]
+    )
+
+
+def test_an_embedding_whose_weight_is_also_of_no_kind_is_refused(build):
+    model = build("gpt2")
+    model.other = nn.PReLU(16)
+    model.other.weight = model.transformer.wte.weight
+    with pytest.raises(
+        UnsupportedModuleError, match=r"'transformer.wte' cannot.*also that of 'other' \(PReLU\).*Untie"
+    ):
+        tracked_modules(model, ["wte"])
+    reasons = {u.name: u.reason for u in Selection(model, "all").coverage().untracked}
+    assert "'other' (PReLU), whose use of it is not recorded" in reasons["transformer.wte.weight"]
 
 
 def test_the_head_stays_out_whatever_else_is_excluded(build):
@@ -85,7 +129,7 @@ def test_targets(build, target, expected):
 
 @pytest.mark.parametrize("target", ["q_proj", "layers.0.self_attn.q_proj", ".*q_pro", ["_proj"], ["proj"], []])
 def test_a_regex_matches_the_whole_name_and_a_suffix_whole_parts(build, target):
-    with pytest.raises(UnsupportedModuleError, match="selects no module of LlamaForCausalLM: 20 could be"):
+    with pytest.raises(UnsupportedModuleError, match="selects no module of LlamaForCausalLM: 21 could be"):
         tracked_modules(build("llama"), target)
 
 
@@ -101,8 +145,8 @@ def test_nothing_left_names_choice_and_examples(build):
         tracked_modules(build("gpt2"), ["q_proj"], ["c_fc"])
     message = str(caught.value)
     assert "target_modules=['q_proj'] with exclude_modules=['c_fc']" in message
-    assert "14 could be, for example transformer.h.0.ln_1" in message
-    assert "modules of the kinds bias, conv1d, convolution, elementwise, " in message
+    assert "16 could be, for example transformer.wte, transformer.wpe, transformer.h.0.ln_1" in message
+    assert "modules of the kinds bias, conv1d, convolution, elementwise, embedding, " in message
 
 
 def test_a_model_without_a_layer_of_any_kind():
@@ -110,16 +154,12 @@ def test_a_model_without_a_layer_of_any_kind():
         tracked_modules(nn.Sequential(nn.GRU(3, 3), nn.ReLU()))
 
 
-@pytest.mark.parametrize(
-    ("target", "name", "kind"),
-    [
-        (["wte"], "transformer.wte", "Embedding"),
-        (r"transformer\.w.*", "transformer.wte", "Embedding"),
-    ],
-)
-def test_an_unsupported_module_is_named(build, target, name, kind):
-    with pytest.raises(UnsupportedModuleError, match=rf"Module '{name}' is a {kind}, .*exclude_modules"):
-        tracked_modules(build("gpt2"), target)
+@pytest.mark.parametrize("target", [["recurrent"], r"re.*"], ids=str)
+def test_an_unsupported_module_is_named(build, target):
+    model = build("gpt2")
+    model.recurrent = nn.GRU(16, 16)
+    with pytest.raises(UnsupportedModuleError, match=r"Module 'recurrent' is a GRU, .*exclude_modules"):
+        tracked_modules(model, target)
 
 
 def test_containers_that_match_are_passed_over(build):
@@ -212,7 +252,7 @@ def test_coverage_names_every_trained_parameter_that_is_left_out(build):
     assert {u.name: u.size for u in coverage.untracked} == {n: s for n, s in sizes.items() if n not in tracked}
     reasons = {u.name: u.reason for u in coverage.untracked}
     assert reasons["model.norm.weight"] == _BESIDE_LINEAR % "elementwise"
-    assert "Embedding" in reasons["model.embed_tokens.weight"]
+    assert reasons["model.embed_tokens.weight"] == _BESIDE_LINEAR % "embedding"
     assert reasons["lm_head.weight"].startswith("the output head")
     assert reasons["model.layers.0.self_attn.k_proj.weight"] == "left out by exclude_modules=['k_proj']"
 

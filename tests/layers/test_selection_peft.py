@@ -131,11 +131,6 @@ def test_other_methods_are_an_error_with_a_way_out(build, config, method):
     assert tracked_modules(base_model(model)) if method == "PROMPT_TUNING" else True
 
 
-def test_adapted_embeddings_have_nothing_to_track(build):
-    model = build("llama", lora={**LORA, "target_modules": ["embed_tokens", "q_proj"]})
-    assert _names(model) == _expected(layers=LAYERS[::2])
-
-
 def test_an_adapter_over_a_convolution_is_an_error():
     class Net(nn.Module):
         def __init__(self):
@@ -205,11 +200,3 @@ def test_adalora_is_refused_by_name(build):
     message = r"q_proj' is a SVDLinear, which keeps its matrices as bare parameters \(AdaLoRA\)"
     with pytest.raises(UnsupportedModuleError, match=message):
         tracked_modules(model)
-
-
-def test_matrices_over_an_embedding_are_told(build):
-    model = build("llama", lora={**LORA, "target_modules": ["embed_tokens", "q_proj"]})
-    reasons = {u.reason for u in Selection(model, "all-linear").coverage().untracked}
-    assert reasons == {
-        f"the lora_embedding_{side} of a ParameterDict, which is of no kind that is tracked" for side in "AB"
-    }

@@ -58,13 +58,13 @@ VECTORS = {
 }
 
 
-def compared(model, x, loss=None):
+def compared(model, x, loss=None, parameter="v"):
     """What is recorded, and autograd's gradient of each row alone."""
-    tracked = TrackedModule.of("uses", kind_of(model, "v"), model, parameter="v", followed=True)
+    tracked = TrackedModule.of("uses", kind_of(model, parameter), model, parameter=parameter, followed=True)
     objective = LossObjective(task_of(model, loss or (lambda model, batch: model(batch["x"]))))
     with GradientRecorder(model, [tracked], draw([tracked], 1), objective) as recorder:
-        found = recorder.record({"x": x}).gradients["uses.v"]
-    rows = [torch.autograd.grad(model(row[None]).sum(), model.v, allow_unused=True)[0] for row in x]
+        found = recorder.record({"x": x}).gradients[tracked.name]
+    rows = [torch.autograd.grad(model(row[None]).sum(), tracked.weight, allow_unused=True)[0] for row in x]
     return found, torch.stack([tracked.kind.as_matrix(row).float() for row in rows])
 
 
@@ -74,7 +74,7 @@ def test_of_a_vector(how):
     model = Uses(C, VECTORS[how])
     before = model.v.detach().clone()
     found, expected = compared(model, torch.randn(B, T, C))
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.float(), expected, atol=1e-4, rtol=1e-4)
     assert bool(expected.any()) and torch.equal(model.v, before) and model.v._version == 0
 
 
@@ -124,6 +124,24 @@ def test_of_a_convolution(how):
     torch.testing.assert_close(found, torch.stack(rows), atol=1e-4, rtol=1e-4)
 
 
+TABLES = {
+    "a sum": lambda m, x: x + m.position,
+    "first": lambda m, x: m.position + x,
+    "before a layer": lambda m, x: m.part(x + m.position).cos(),
+    "after one": lambda m, x: m.part(x) + m.position,
+    "without an axis of examples": lambda m, x: torch.add(x, m.position[0]),
+}
+
+
+@pytest.mark.parametrize("examples", [1, B])
+@pytest.mark.parametrize("how", TABLES)
+def test_of_a_table_of_positions(how, examples):
+    torch.manual_seed(0)
+    model, x = Uses(C, TABLES[how]), torch.randn(examples, T, C)
+    model.position = nn.Parameter(torch.randn(1, T, C))
+    torch.testing.assert_close(*compared(model, x, parameter="position"), atol=1e-4, rtol=1e-4)
+
+
 UNSEEN = {
     "its square": (torch.mul, lambda v: (v, v)),
     "a divisor": (torch.div, lambda v: (torch.ones(3, C), v)),
@@ -150,7 +168,11 @@ def test_what_is_not_affine_is_not_seen(what):
 def test_what_is_done_with_it_alone_is_no_use_of_an_example():
     """1 + v has no axis of examples: it is passed over, and the check of the first batch finds what is missing."""
     model = Uses(C, lambda m, x: x * (1 + m.v))
-    found, expected = compared(model, torch.randn(B, T, C), lambda model, batch: model(batch["x"]) + batch["x"].requires_grad_().flatten(1).sum(dim=1))
+    found, expected = compared(
+        model,
+        torch.randn(B, T, C),
+        lambda model, batch: model(batch["x"]) + batch["x"].requires_grad_().flatten(1).sum(dim=1),
+    )
     assert not bool(found.any()) and bool(expected.any())
     alone, expected = compared(Uses(C, lambda m, x: x * (1 + m.v)), torch.randn(1, T, C))
     torch.testing.assert_close(alone, expected, atol=1e-4, rtol=1e-4)

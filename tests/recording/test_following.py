@@ -74,13 +74,23 @@ def test_the_gradient_is_that_of_autograd(how):
     torch.testing.assert_close(recorded(model, x).float(), autograd(model, x), rtol=1e-5, atol=1e-4)
 
 
-def test_of_a_square_weight_the_transpose_is_told_apart():
+BOTH_SIDES = {
+    "linear": lambda layer, x: F.linear(layer(x).sin(), layer.weight.T),
+    "x @ W": lambda layer, x: layer(x).sin() @ layer.weight,
+    "W.T @ x": lambda layer, x: layer.weight.T @ layer(x).sin().mT,
+    "in another dtype": lambda layer, x: layer(x).sin().double() @ layer.weight.double(),
+}
+
+
+@pytest.mark.parametrize("out_features", [SIZE_OUT, SIZE_IN], ids=["oblong", "square"])
+@pytest.mark.parametrize("how", BOTH_SIDES.values(), ids=BOTH_SIDES)
+def test_a_weight_may_be_used_from_either_side(how, out_features):
     torch.manual_seed(0)
-    model, x = Used(lambda layer, x: x @ layer.weight.T, out_features=SIZE_IN), torch.randn(B, T, SIZE_IN)
-    torch.testing.assert_close(recorded(model, x), autograd(model, x))
-    transposed = Used(lambda layer, x: layer(x) + x @ layer.weight, out_features=SIZE_IN)
-    # Used from the other side it is not followed, which the check of the first batch finds.
-    assert not torch.allclose(recorded(transposed, x), autograd(transposed, x), atol=1e-2)
+    model, x = Used(how, out_features), torch.randn(B, T, SIZE_IN)
+    torch.testing.assert_close(recorded(model, x).float(), autograd(model, x), rtol=1e-5, atol=1e-4)
+    with torch.no_grad():
+        model.layer.weight.copy_(torch.randn(out_features, SIZE_IN))
+    torch.testing.assert_close(recorded(model, x).float(), autograd(model, x), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import nn
 
 from lorif_hf.errors import DatasetError
 from lorif_hf.recording import row_checks
-from lorif_hf.tasks import CausalLM
+from lorif_hf.tasks import DPO, CausalLM, MaskedLM, QuestionAnswering
 from lorif_hf.tasks.custom import Custom
 from lorif_hf.tasks.sequence_classification import SequenceClassification
 
@@ -175,3 +175,27 @@ def test_a_lack_of_memory_in_a_collator_passes(error):
 
     with pytest.raises(type(error)):
         row_checks.collated(fails, [1], [0])
+
+
+def test_a_preference_has_both_sides():
+    names = ("chosen_ids", "rejected_ids")
+    whole = {"chosen_ids": [1], "rejected_ids": torch.tensor([2]), "label": False}
+    row_checks.check_sides([whole, {"chosen": "a"}, "text"], [0, 1, 2], names)  # of another form: the collator's
+    row_checks.check_sides([whole], [0], (*names, "label"))
+    for value, what in ((None, "nothing"), ([], "no token"), (torch.tensor([]), "no token")):
+        with pytest.raises(DatasetError, match=rf"Row 7 has {what} in column 'rejected_ids': .* Leave such rows out"):
+            row_checks.check_sides([whole, whole | {"rejected_ids": value}], [3, 7], names)
+    with pytest.raises(DatasetError, match="Row 3 has nothing in column 'rejected_ids'"):
+        row_checks.check_sides([{"chosen_ids": [1]}], [3], names)
+
+
+def test_what_a_task_is_trained_on():
+    batch = {"input_ids": torch.ones(1, 2), "start_positions": torch.tensor([0])}
+    with pytest.raises(
+        DatasetError, match="no end_positions, which objective 'question-answering' needs; they have inp"
+    ):
+        row_checks.check_labelled(QuestionAnswering(), batch)
+    with pytest.raises(DatasetError, match="The rows have no labels, and nothing masks them: pass the data_collator"):
+        row_checks.check_labelled(MaskedLM(), batch)
+    row_checks.check_labelled(QuestionAnswering(), batch | {"end_positions": torch.tensor([1])})
+    row_checks.check_labelled(DPO(), batch)

@@ -159,6 +159,9 @@ class SquaresPass(FirstPass):
     def whiten(self, gradients: Tensor, tensors: Tensors) -> Tensor:
         return gradients
 
+    def in_scale(self, tensors: Tensors) -> None:
+        return None
+
     def reduction(self, tensors: Tensors, width: int) -> None:
         return None
 

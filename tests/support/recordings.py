@@ -153,8 +153,9 @@ def reference(model, batch, loss=own_loss, modules=None) -> dict[str, Tensor]:
         trained.zero_grad()
         loss(trained, {key: value[i : i + 1] for key, value in batch.items()}).sum().backward()
         for t in modules:
-            gradient = copies[names[id(t.module)]].weight.grad
-            gradients[t.name].append(gradient.T.clone() if t.kind.name == "linear" else gradient.clone())
+            weight = getattr(copies[names[id(t.module)]], t.parameter)
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            gradients[t.name].append(t.kind.as_matrix(gradient).clone())
     return {name: torch.stack(rows) for name, rows in gradients.items()}
 
 

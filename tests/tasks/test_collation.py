@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lorif_hf.errors import DatasetError
-from lorif_hf.tasks.collation import PaddingCollator, computable, goes_with, with_a_token
+from lorif_hf.tasks.collation import PaddingCollator, computable, goes_with, joined, with_a_token
 
 
 def test_padding():
@@ -171,3 +171,17 @@ PICTURE = torch.ones(3, 4, 4)
 def test_rows_go_together_where_padding_changes_neither(first, second, together, unpadded):
     assert goes_with(first, second) is together
     assert goes_with(first, second, unpadded=True) is unpadded
+
+
+def test_batches_of_a_row_each_are_put_together():
+    first = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.tensor([[5, -100, 7]]), "n": torch.tensor([1])}
+    second = {"input_ids": torch.tensor([[8]]), "labels": torch.tensor([[8]]), "n": torch.tensor([2])}
+    whole = joined([first | {"name": "a"}, second | {"name": "b"}], {"input_ids": 9, "labels": -100})
+    assert whole["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]] and whole["n"].tolist() == [1, 2]
+    assert whole["labels"].tolist() == [[5, -100, 7], [8, -100, -100]] and whole["name"] == "a"
+    assert joined([first], {}) == first
+    choices = [{"x": torch.ones(1, count, 4)} for count in (2, 3)]
+    assert joined(choices, {})["x"].sum(dim=(1, 2)).tolist() == [8, 12]
+    for other in ({"labels": torch.tensor([[8]])}, {"input_ids": torch.ones(1, 2, 2)}):
+        with pytest.raises(DatasetError, match="The collator makes different entries 'input_ids' of single rows"):
+            joined([{"input_ids": torch.tensor([[5, 6, 7]])}, other], {})

@@ -2,10 +2,17 @@
 
 import pytest
 import torch
+from every_task import row_loss
+from kinds import bert, rows_of
+from trainings import ARGUMENTS, errors_of
+from transformers import BertForSequenceClassification, Trainer, TrainingArguments
+from truth import GRADIENTS, relative_error
 
+from lorif_hf.callbacks import InfluenceCallback
 from lorif_hf.errors import ObjectiveError
 from lorif_hf.tasks import task_of
 from lorif_hf.tasks.base import losses_of
+from lorif_hf.tasks.collation import PaddingCollator
 
 
 _PROBLEMS = {
@@ -79,3 +86,27 @@ def test_no_prediction_stands_in_for_numbers(build, token_batch, options):
     name = options.get("problem_type", "regression")
     with pytest.raises(ObjectiveError, match=rf"A {name} query needs its target: pass \(text, label\)"):
         losses_of(task_of(model), model, batch)
+
+
+PAIRS = {
+    "classes": ({"num_labels": 3}, lambda i: i % 3),
+    "several": ({"num_labels": 3, "problem_type": "multi_label_classification"}, lambda i: [1.0, 0.0, float(i % 2)]),
+    "a number": ({"num_labels": 1}, lambda i: i / 4),
+}
+
+
+@pytest.mark.parametrize("options, label", PAIRS.values(), ids=PAIRS)
+def test_an_index_of_pairs_is_what_the_trainer_trained(tmp_path, options, label):
+    rows = [
+        row | {"token_type_ids": [int(place > 1) for place in range(len(row["input_ids"]))], "labels": label(i)}
+        for i, row in enumerate(rows_of())
+    ]
+    model = bert(BertForSequenceClassification, **options)
+    arguments = TrainingArguments(str(tmp_path / "out"), **ARGUMENTS)
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=PaddingCollator(0))
+    callback = InfluenceCallback(tmp_path / "index", config=GRADIENTS, raise_errors=True)
+    trainer.add_callback(callback)
+    trainer.train()
+    assert callback.index.manifest.objective == "sequence-classification" and not callback.index.manifest.alone
+    assert float(errors_of(callback.index, trainer).max()) < 1e-5
+    assert relative_error(callback.index, model, rows, row_loss) < 1e-5
