@@ -56,7 +56,7 @@ def measured_tokens(
     if not len(positions):
         raise QueryError(f"Query {number} has no token to measure: each label is -100, or of a first token.")
     kept = {key: value for key, value in feature.items() if key not in LABELS}
-    return {**kept, "labels": labels}, positions.tolist()
+    return {**kept, **_decoder_inputs(feature, model, labels), "labels": labels}, positions.tolist()
 
 
 def _counts(model: nn.Module, task: RowLoss, batch: dict[str, Any]) -> bool:
@@ -68,6 +68,21 @@ def _counts(model: nn.Module, task: RowLoss, batch: dict[str, Any]) -> bool:
     except (IndexError, ValueError, RuntimeError):
         return True  # it will fail again, and be told as the query's error
     return bool(torch.isfinite(loss).all()) and bool(loss.any())
+
+
+def _decoder_inputs(feature: Feature, model: nn.Module, labels: Tensor) -> Feature:
+    """What a decoder reads, of all labels: it makes that of the labels it gets, which are masked from here on."""
+    base = base_model(model)
+    config = getattr(base, "config", None)
+    if not getattr(config, "is_encoder_decoder", False) or "decoder_input_ids" in feature:
+        return {}
+    shifted = getattr(base, "prepare_decoder_input_ids_from_labels", None)
+    if shifted is not None:
+        ids: Tensor = shifted(labels=labels.unsqueeze(0))[0]
+        return {"decoder_input_ids": ids}
+    start, padding = getattr(config, "decoder_start_token_id", None), getattr(config, "pad_token_id", None)
+    ids = torch.cat([torch.tensor([start or 0]), labels[:-1]])
+    return {"decoder_input_ids": ids.masked_fill(ids == IGNORED, padding or 0)}
 
 
 def token_alone(feature: Feature, position: int) -> Feature:

@@ -3,7 +3,14 @@
 import pytest
 import torch
 from recordings import build
-from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+from transformers import (
+    T5Config,
+    T5ForConditionalGeneration,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
 from lorif_hf.errors import QueryError
 from lorif_hf.querying.query_tokens import measured_tokens, token_alone
@@ -76,3 +83,28 @@ def test_a_query_without_a_measured_token_is_named(causal):
     with pytest.raises(QueryError) as caught:
         measured_tokens(feature, causal, task_of(causal, "model"), PaddingCollator(0), 2)
     assert str(caught.value) == "Query 2 has no token to measure: each label is -100, or of a first token."
+
+
+@pytest.mark.parametrize("kind", ["T5", "Whisper"])
+def test_a_decoder_reads_all_labels_whichever_is_measured(kind):
+    """It makes its inputs of the labels: masked ones would be another context."""
+    torch.manual_seed(0)
+    if kind == "T5":
+        sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+        model, inputs = T5ForConditionalGeneration(T5Config(vocab_size=20, **sizes)), {"input_ids": [5, 6, 7]}
+    else:
+        sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+        heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_mel_bins": 4, "vocab_size": 20}
+        ends = {"decoder_start_token_id": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        limits = {"max_source_positions": 10, "max_target_positions": 10}
+        model = WhisperForConditionalGeneration(WhisperConfig(**sizes, **heads, **ends, **limits))
+        inputs = {"input_features": torch.ones(4, 20)}
+    feature, collator = {**inputs, "labels": [8, 9, 3, 4]}, PaddingCollator(0)
+    for objective in (None, "model"):
+        task = task_of(model.eval(), objective)
+        whole, positions = measured_tokens(feature, model, task, collator, 0)
+        with torch.no_grad():
+            parts = [losses_of(task, model, collator([token_alone(whole, place)])) for place in positions]
+            together = losses_of(task_of(model, objective), model, collator([feature]))
+        assert positions == [0, 1, 2, 3]
+        assert float(sum(parts)) == pytest.approx(float(together), rel=1e-5)
