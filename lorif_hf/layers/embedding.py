@@ -63,10 +63,13 @@ def _by_example(ids: Tensor, batch: BatchShape) -> tuple[Tensor | None, bool]:
     examples, rows = batch.examples, len(ids) if ids.dim() else 0
     if examples == 1:
         return ids.reshape(1, -1), False
+    sequences = examples * batch.sequences
+    if batch.sequences > 1 and ids.dim() > 1 and rows == sequences:
+        return ids.reshape(examples, -1), False
     if ids.dim() == 1 and batch.tokens is not None and rows == examples * batch.tokens:
         return ids.reshape(examples, -1), False  # of a model that flattens its tokens
     if (rows == 1 and ids.dim() > 1) or (rows != examples and ids.dim() == 1):
-        return ids.reshape(1, -1).expand(examples, -1), True
+        return ids.reshape(1, -1).expand(sequences, -1).reshape(examples, -1), True
     if rows != examples or _may_be_positions(ids, batch):
         return None, False
     return ids.reshape(examples, -1), False

@@ -128,7 +128,8 @@ class LayerHook:
         replaced = None
         if common:
             output = output if output.dim() > 2 else output.unsqueeze(0)
-            output = replaced = output.expand(self.batch.examples, *output.shape[1:]).clone()
+            sequences = self.batch.examples * self.batch.sequences
+            output = replaced = output.expand(sequences, *output.shape[1:]).clone()
         if not output.requires_grad:
             # The graph starts here. A copy, so that the caller may still change its output in place.
             output = replaced = output.detach().requires_grad_().clone()

@@ -50,6 +50,8 @@ def test_images_through_the_processor(tmp_path):
     trainer, index = trained(tmp_path, lambda path: training(path, vit(), dataset_of(pictures())))
     assert index.manifest.objective == "image-classification" and not index.manifest.alone and len(index) == 8
     assert float(errors_of(index, trainer).max()) < 1e-5
+    scores = index.scores(trainer.model, dataset_of(pictures()))
+    torch.testing.assert_close(scores.diagonal().double(), index.self_influence(), rtol=1e-4, atol=1e-6)
 
 
 def test_images_that_are_turned_at_random_are_turned_once(tmp_path):
@@ -99,3 +101,5 @@ def test_recordings_and_their_transcripts(tmp_path, tokenizer):
     assert index.manifest.objective == "speech-seq2seq" and not index.manifest.alone
     assert max(errors(index, trainer.model, spectrograms(8), token_sum)) < 1e-5
     assert index.examples([3])[0]["text"] == "sentence 3"
+    scores = index.scores(trainer.model, rows.select_columns(["input_features", "labels"]))
+    torch.testing.assert_close(scores.diagonal().double(), index.self_influence(), rtol=1e-4, atol=1e-6)

@@ -52,3 +52,11 @@ def test_a_parameter_that_is_computed_or_absent_is_of_no_kind():
 def test_a_side_is_as_wide_as_its_features_where_nothing_else_is_said():
     assert MatrixShape(5, 3).widths == MatrixShape(5, 3).features == (5, 3)
     assert MatrixShape(50, 8, in_width=8).widths == (8, 8)
+
+
+def test_the_sequences_of_an_example_are_one_after_the_other():
+    batch, tensor = BatchShape(2, 4, sequences=3), torch.randn(6, 4, 5)
+    assert torch.equal(batch.per_example(tensor), torch.stack([tensor[:3].flatten(0, 1), tensor[3:].flatten(0, 1)]))
+    assert torch.equal(batch.per_example(tensor.flatten(0, 1)), batch.per_example(tensor))
+    assert batch.per_example(tensor[:, 0]).shape == (2, 3, 5) and batch.per_example(torch.randn(5, 4, 5)) is None
+    assert batch.per_example(torch.randn(2, 7, 5)).shape == (2, 7, 5)  # of each example once

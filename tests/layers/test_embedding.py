@@ -134,3 +134,11 @@ def test_sparse_gradients_are_the_same_as_a_matrix():
 def test_what_is_not_of_the_kind(module):
     kind = kind_of(module)
     assert kind is None or kind.name != "embedding"
+
+
+def test_the_ids_of_an_examples_sequences_stand_one_after_the_other():
+    batch, ids = BatchShape(2, 5, sequences=2), torch.arange(20).view(4, 5) % ROWS
+    tokens = lookup(ids, torch.zeros(ROWS, WIDTH), batch)
+    assert torch.equal(tokens.inputs.ids, ids.view(2, 10)) and not tokens.common
+    positions = lookup(torch.arange(5)[None], torch.zeros(ROWS, WIDTH), batch)
+    assert positions.common and torch.equal(positions.inputs.ids, torch.arange(5).repeat(2, 2))

@@ -7,6 +7,7 @@ from kinds import bert, rows_of
 from transformers import BertForMultipleChoice, DataCollatorForMultipleChoice
 from truth import relative_error
 
+from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.errors import QueryError
 from lorif_hf.tasks import task_of
 
@@ -35,6 +36,14 @@ def test_choices_of_different_lengths_through_the_collator(tmp_path, tokenizer):
     collate = DataCollatorForMultipleChoice(tokenizer)
     index = index_of(model, rows, tmp_path, data_collator=collate)
     assert_recorded(index, model, rows, "multiple-choice", lambda model, row: model(**collate([dict(row)])).loss)
+
+
+def test_every_kind_of_layer_sees_the_choices_of_an_example_together(tmp_path):
+    model, rows = bert(BertForMultipleChoice), questions()
+    config = InfluenceConfig.grad_dot(projection_factor=1, dtype="float32", target_modules="all")
+    index = InfluenceIndex.build(model, rows, tmp_path / "index", config=config, batch_size=4)
+    assert index.coverage.share == 1
+    assert_recorded(index, model, rows, "multiple-choice")
 
 
 def test_without_a_label_the_prediction_is_measured():

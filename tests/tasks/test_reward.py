@@ -6,7 +6,8 @@ from datasets import Dataset
 from preferences import adapter, pairs, reward
 from trainings import errors_of, trained
 
-from lorif_hf import InfluenceIndex
+from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf.callbacks import InfluenceCallback
 from lorif_hf.errors import DatasetError, ObjectiveError, QueryError
 from lorif_hf.tasks import Reward
 
@@ -20,6 +21,16 @@ def test_an_index_of_pairs(tmp_path, options):
     assert float(errors_of(index, trainer).max()) < 1e-5
     pair = pairs()[4]
     assert index.examples([4])[0]["text"] == f"chosen: {pair['chosen']}1\nrejected: {pair['rejected']}1"
+
+
+def test_every_kind_of_layer_sees_the_two_of_a_pair_together(tmp_path):
+    config = InfluenceConfig.grad_dot(projection_factor=1, dtype="float32", target_modules="all")
+    trainer = reward(tmp_path)
+    callback = InfluenceCallback(tmp_path / "index", config=config, raise_errors=True)
+    trainer.add_callback(callback)
+    trainer.train()
+    assert callback.index.coverage.share == 1 and not callback.index.manifest.alone
+    assert float(errors_of(callback.index, trainer).max()) < 1e-5
 
 
 def test_margins_of_the_rows_count(tmp_path):
