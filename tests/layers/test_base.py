@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lorif_hf.layers import BatchShape, LayerKind, MatrixShape, kind_of
-from lorif_hf.layers.base import first_argument, kinds_of
+from lorif_hf.layers.base import first_argument, go_together, kinds_of
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,21 @@ def test_kinds():
     assert {kind.name for kind in kinds_of(nn.LayerNorm(2)).values()} == {"elementwise"}
     with pytest.raises(TypeError, match="abstract"):
         LayerKind()
+
+
+def test_which_uses_of_a_weight_are_recorded_together():
+    linear, table, norm, none = (
+        kind_of(module, parameter)
+        for module, parameter in (
+            (nn.Linear(2, 3), "weight"),
+            (nn.Embedding(3, 2), "weight"),
+            (nn.LayerNorm(2), "weight"),
+            (nn.Sequential(), "weight"),
+        )
+    )
+    assert go_together(linear, table) and go_together(table, linear) and go_together(norm, norm)
+    assert not go_together(linear, norm) and not go_together(norm, table)
+    assert none is None and not go_together(linear, none) and not go_together(none, none)
 
 
 def test_a_parameter_that_is_computed_or_absent_is_of_no_kind():

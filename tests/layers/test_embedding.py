@@ -95,7 +95,9 @@ def test_where_examples_cannot_be_told_apart_nothing_is_guessed(ids, batch):
 
 
 @pytest.mark.parametrize(
-    "ids", [torch.zeros(3, 3), torch.tensor([[1, 2, 3], [1, 2, 3], [1, 2, 3]]), torch.tensor([0, 2, 1])], ids=str
+    "ids",
+    [torch.zeros(3, 3), torch.tensor([[1, 2, 3], [1, 2, 3], [1, 2, 3]]), torch.tensor([0, 2, 1])],
+    ids=["token types", "positions of each row", "an id for each example"],
 )
 def test_as_many_rows_as_tokens_are_no_trouble_otherwise(ids):
     assert lookup(ids.long(), torch.zeros(ROWS, WIDTH), BatchShape(3, 3)).inputs.ids.tolist() == [

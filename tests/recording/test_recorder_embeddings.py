@@ -7,6 +7,8 @@ import torch
 from projections import rademacher
 from recordings import build as built
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -23,6 +25,7 @@ from transformers import (
 )
 
 from lorif_hf.algebra.projection import TwoSidedProjection
+from lorif_hf.algebra.tables import TableMoments, table_roots
 from lorif_hf.errors import UnsupportedModuleError
 from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
@@ -181,6 +184,33 @@ def test_the_row_of_padding_has_no_gradient_but_from_the_head(token_batch):
         expected = autograd(model, batch, modules)["model.embed_tokens"]
         torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
         assert bool(found[:, 0].any()) is tied
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor has that is made while it is entered."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        made = [part for part in tree_leaves(result) if isinstance(part, torch.Tensor) and part.is_contiguous()]
+        self.size = max([self.size, *(part.numel() for part in made)])
+        return result
+
+
+def test_nothing_is_made_of_the_vocabulary_by_itself_or_of_a_rows_whole_gradient(token_batch):
+    """Rows of 4 tokens and a width of 8: the logits are smaller than three gradients of V x H."""
+    rows, width, batch = 5000, 8, token_batch([4, 4, 4])
+    model = built("gpt2", vocab_size=rows, n_embd=width)
+    tracked = [t for t in tables_of(model) if t.name == "transformer.wte"]
+    drawn = {t.name: TwoSidedProjection.draw((rows, width), (width, width), seed=0, name=t.name) for t in tracked}
+    moments = {t.name: TableMoments.zeros(rows, width) for t in tracked}
+    scales = {t.name: torch.rand(rows) + 0.5 for t in tracked}
+    with Largest() as made:
+        recorded(model, [batch], tracked, drawn, statistics=moments)
+        recorded(model, [batch], tracked, drawn, scales=scales)
+        table_roots(moments["transformer.wte"], damping=0.1)
+    assert made.size == 3 * 4 * rows
 
 
 def test_in_bfloat16_they_are_close_to_float32(token_batch):
