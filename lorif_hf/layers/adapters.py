@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnsupportedModuleError
-from .base import kind_of
+from .base import is_plain, kind_of
 from .experts import Experts, TransposedExperts
+from .linear import Linear
 from .modules import PEFT_PREFIX, has_adapter
 
 
@@ -130,9 +131,18 @@ def adapts_experts(layer: Any) -> bool:
     return isinstance(kind, (Experts, TransposedExperts)) and layer.num_experts > 1
 
 
+def adapts_weight(layer: Any) -> bool:
+    """Whether a LoRA layer adapts the weight of a plain `nn.Linear` as a bare parameter: its calls are seen."""
+    if type(layer).__name__ != "ParamWrapper" or layer.parameter_name != "weight":
+        return False
+    below = layer.get_base_layer()
+    kind = kind_of(below)
+    return isinstance(kind, Linear) and is_plain(kind, below)
+
+
 def is_on_parameter(layer: Any) -> bool:
     """Whether a LoRA layer adapts a bare parameter (`target_parameters`) of which no product is seen."""
-    return type(layer).__name__ == "ParamWrapper" and not adapts_experts(layer)
+    return type(layer).__name__ == "ParamWrapper" and not adapts_experts(layer) and not adapts_weight(layer)
 
 
 def _parameters(part: nn.Module | nn.Parameter) -> Iterator[nn.Parameter]:

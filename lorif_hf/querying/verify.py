@@ -19,6 +19,7 @@ from .queried_index import QueriedIndex
 
 
 _MOST_DRAWN = 1 << 34  # bytes of a layer's projection: a manifest from anybody could claim any size
+_OF_BLOCKS = 40  # bytes for each output of a layer of experts, while their orders are drawn
 
 
 def verify_index(index: QueriedIndex, store: Store) -> None:
@@ -70,7 +71,8 @@ def verify_index(index: QueriedIndex, store: Store) -> None:
 def _check_projection(module: ModuleEntry, config: InfluenceConfig) -> None:
     """Draw a layer's projection and compare it with the hash of the one that was used."""
     (i, o), (d1, d2) = (module.in_features, module.out_features), (module.d1, module.d2)
-    drawn = i * d1 * (i != d1) + o * d2 * (o != d2) + (0 if config.projection_dim is None else 12 * d1 * d2)
+    outputs = _OF_BLOCKS * o if module.widths[1] < o else o * d2 * (o != d2)
+    drawn = i * d1 * (i != d1) + outputs + (0 if config.projection_dim is None else 12 * d1 * d2)
     if drawn > _MOST_DRAWN:
         raise IndexCorruptedError(MANIFEST, f"the projection of module '{module.name}' would take {drawn:,} bytes")
     try:

@@ -141,21 +141,21 @@ def _experts(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weig
     Args:
         module (`nn.Module`): the experts.
         hidden_states (`Tensor`): (n, H).
-        top_k_index (`Tensor`): the experts of each token, int64 (n, k).
+        top_k_index (`Tensor`): the experts of each token, integers (n, k).
         top_k_weights (`Tensor`): what they count for, (n, k).
 
     Returns:
         `Tensor`: (n, H).
     """
-    count, slots = top_k_index.shape
-    inputs = hidden_states.repeat_interleave(slots, dim=0)
-    hidden = _product(module, "gate_up_proj" if module.has_gate else "up_proj", inputs, top_k_index)
+    experts = top_k_index.reshape(-1, top_k_index.shape[-1]).long()
+    inputs = hidden_states.repeat_interleave(experts.shape[1], dim=0)
+    hidden = _product(module, "gate_up_proj" if module.has_gate else "up_proj", inputs, experts)
     hidden = module._apply_gate(hidden) if module.has_gate else module.act_fn(hidden)
-    hidden = _product(module, "down_proj", hidden, top_k_index)
+    hidden = _product(module, "down_proj", hidden, experts)
     if getattr(module, "has_post_expert_norm", False):
         hidden = module.post_expert_norm(hidden)
     weighted = hidden * top_k_weights.reshape(-1, 1)
-    return weighted.view(count, slots, -1).sum(dim=1).to(hidden_states.dtype)
+    return weighted.unflatten(0, experts.shape).sum(dim=1).to(hidden_states.dtype)
 
 
 def _product(module: Any, name: str, inputs: Tensor, experts: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from .following_stacks import StackFollower
 from .layer_hook import InputChangedError, LayerHook
 from .model_lock import model_lock
 from .stored_weights import execution_device
+from .weight_adapters import recorded_weight_adapters
 
 
 _SMALL_BUFFER = 1 << 22  # numbers; larger ones are tables, in which nothing is counted
@@ -131,6 +132,7 @@ class GradientRecorder:
                 config.use_cache = False
             called = [layer for layer in self._layers.values() if not layer.tracked.followed]
             held.enter_context(recorded_experts(called, self.model))
+            held.enter_context(recorded_weight_adapters(called, self.model))
             for layer in called:
                 experts = isinstance(layer.tracked.kind, EXPERTS)
                 for module in () if experts else (layer.tracked.module, *layer.tracked.shared):

@@ -146,7 +146,7 @@ def test_an_auxiliary_loss_is_recorded_as_trained(tmp_path, coefficient):
     index = built(model, rows, tmp_path)
     assert index.manifest.objective == "model"
     assert relative_error(index, model, rows) < 1e-5
-    assert "MixtralExperts" in str(index.coverage) and index.coverage.share < 0.5
+    assert "MixtralExperts" not in str(index.coverage) and index.coverage.share > 0.85
 
 
 def test_padding_whose_labels_count_is_recorded_as_trained(tmp_path):
@@ -211,7 +211,7 @@ def test_an_adapter_with_dora_and_one_over_a_parameter(tmp_path):
     adapter = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], use_dora=True, init_lora_weights=False)
     model, rows = get_peft_model(llama(), adapter), rows_of()
     assert relative_error(built(model, rows, tmp_path), model, rows) < 1e-5
-    adapter = LoraConfig(r=2, target_modules=[], target_parameters=["mlp.down_proj.weight"], init_lora_weights=False)
+    adapter = LoraConfig(r=2, target_modules=[], target_parameters=["embed_tokens.weight"], init_lora_weights=False)
     with pytest.raises(UnsupportedModuleError, match=r"on a bare parameter \(target_parameters\)"):
         InfluenceIndex.build(get_peft_model(llama(), adapter), rows, tmp_path / "other", config=GRADIENTS)
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,10 +16,11 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf.curvature.encoding import draw_projection
 from lorif_hf.errors import IndexCorruptedError, IndexFormatError
 from lorif_hf.querying import verify
 from lorif_hf.storage.examples import SCHEMA, write_examples
-from lorif_hf.storage.layout import CARD, CURVATURE, LDS, MANIFEST
+from lorif_hf.storage.layout import CARD, CURVATURE, LDS, MANIFEST, ModuleEntry
 from lorif_hf.storage.measured_lds import LDSRecord
 
 
@@ -197,6 +199,16 @@ def test_a_projection_of_any_size_that_somebody_claims_is_not_drawn(folder, monk
     ):
         InfluenceIndex.from_pretrained(folder).verify()
     assert drawn == []
+
+
+def test_experts_are_drawn_where_a_dense_layer_of_as_many_outputs_would_be_too_large():
+    config = InfluenceConfig.grad_dot(projection_factor=1)
+    entry = ModuleEntry("experts", "experts", 4, 1 << 21, 4, 1 << 15, "", out_width=1 << 15)
+    with pytest.raises(IndexCorruptedError, match="another hash"):
+        verify._check_projection(entry, config)
+    verify._check_projection(replace(entry, projection_sha256=draw_projection(entry, config)[1]), config)
+    with pytest.raises(IndexCorruptedError, match="would take 43,980,465,111,040 bytes"):
+        verify._check_projection(replace(entry, out_features=1 << 40, out_width=1 << 15), config)
 
 
 def test_a_header_that_is_not_the_one_that_is_vouched_for_is_found(folder):

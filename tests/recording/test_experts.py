@@ -168,3 +168,16 @@ def test_a_loss_of_the_router_is_recorded_where_rows_go_alone():
     assert max(errors_of(found, expected).values()) < 1e-5
     gate = "model.layers.0.mlp.gate"
     assert float((expected[gate] - without[gate]).norm()) > 1e-3
+
+
+@pytest.mark.parametrize("tokens, chosen", [(6, 2), (6, 1), (1, 4), (0, 2)])
+@pytest.mark.parametrize("name", ["mixtral", "gpt-oss", "nemotron-h"])
+def test_the_implementation_equals_that_of_transformers(name, tokens, chosen):
+    module = next(part for part in mixture(name).modules() if hasattr(part, "has_gate")).double()
+    hidden, weights = torch.randn(tokens, 16).double().requires_grad_(), torch.rand(tokens, chosen).double()
+    experts = torch.rand(tokens, 4).topk(chosen, dim=1).indices
+    found = ALL_EXPERTS_FUNCTIONS[NAME](module, hidden, experts.int(), weights)
+    expected = ALL_EXPERTS_FUNCTIONS["batched_mm"](module, hidden, experts, weights)
+    torch.testing.assert_close(found, expected)
+    parts = [torch.autograd.grad(output.sin().sum(), [hidden])[0] for output in (found, expected)]
+    torch.testing.assert_close(*parts)
