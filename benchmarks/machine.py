@@ -19,6 +19,11 @@ def machine() -> str:
     return f"{processor}, {os.cpu_count()} cores{device}, torch {torch.__version__}"
 
 
+def load() -> float:
+    """Processes that wanted a core in the last five minutes, on average; with more than cores, seconds are too long."""
+    return round(os.getloadavg()[1], 1)
+
+
 def peak_memory() -> int:
     """The most that this process has held so far, in bytes; of the GPU where there is one."""
     if torch.cuda.is_available():

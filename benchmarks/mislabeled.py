@@ -45,6 +45,8 @@ class MislabeledBed:
         data (`Path`, *optional*): folder with `valid.txt` and `test.txt`, the articles.
     """
 
+    sizes = (TRAIN, QUERIES, HELD_OUT)
+
     def __init__(self, folder: Path, data: Path = SHARED):
         self.folder, self.data = Path(folder), Path(data)
 
@@ -77,20 +79,22 @@ class MislabeledBed:
         return PreTrainedTokenizerFast.from_pretrained(path)
 
     def split(self) -> tuple[Dataset, Dataset]:
-        """1,200 training rows, a tenth of them with a wrong label (column `flipped`), and 100 clean queries."""
+        """The training rows, a tenth of them with a wrong label (column `flipped`), and clean queries."""
+        count, queries, _ = self.sizes
         snippets = self._snippets()
-        train = snippets[:TRAIN]
-        wrong = set(random.Random(1).sample(range(TRAIN), round(FLIPPED * TRAIN)))
+        train = snippets[:count]
+        wrong = set(random.Random(1).sample(range(count), round(FLIPPED * count)))
         draw = random.Random(2)
         for row in sorted(wrong):
             text, label = train[row]
             train[row] = text, (label + draw.randrange(1, CLASSES)) % CLASSES
-        flipped = [row in wrong for row in range(TRAIN)]
-        return self._dataset(train).add_column("flipped", flipped), self._dataset(snippets[TRAIN : TRAIN + QUERIES])
+        flipped = [row in wrong for row in range(count)]
+        return self._dataset(train).add_column("flipped", flipped), self._dataset(snippets[count : count + queries])
 
     def held_out(self) -> Dataset:
-        """200 clean rows that are neither trained on nor asked for, to measure accuracy."""
-        return self._dataset(self._snippets()[TRAIN + QUERIES : TRAIN + QUERIES + HELD_OUT])
+        """Clean rows that are neither trained on nor asked for, to measure accuracy."""
+        count, queries, held_out = self.sizes
+        return self._dataset(self._snippets()[count + queries : count + queries + held_out])
 
     def pretrained(self) -> BertForSequenceClassification:
         """The model that every training begins with: trained to tell the other articles apart, with a new head."""
@@ -159,7 +163,7 @@ class MislabeledBed:
 
     def _snippets(self) -> list[tuple[str, int]]:
         """Pieces of the articles with their class, as many of each, shuffled."""
-        each = -(-(TRAIN + QUERIES + HELD_OUT) // CLASSES)
+        each = -(-sum(self.sizes) // CLASSES)
         snippets = []
         for label, (_, text) in enumerate(self.articles()[:CLASSES]):
             snippets += [(piece, label) for piece in random.Random(label).sample(self._pieces(text), each)]

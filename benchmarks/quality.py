@@ -2,6 +2,7 @@
 
     python -m benchmarks.quality wikitext      # (a) a small GPT-2 fine-tuned on WikiText-2
     python -m benchmarks.quality mislabeled    # (b) a classifier, 10% of whose labels are flipped
+    python -m benchmarks.quality lora --subsets 40 --processes 1    # (c) LoRA adapters of rank 8 on a small Llama
 
 Makes the test bed and its retrain bank (or finds them made in --folder), builds every index of the table, and writes
 benchmarks/results/<bed>.json. `python -m benchmarks.report` makes the tables and the plot of it.
@@ -72,8 +73,42 @@ def ours() -> dict[str, InfluenceConfig]:
     return table
 
 
+def adapters() -> dict[str, InfluenceConfig]:
+    """Our own on LoRA adapters, whose gradients have no more than 8 rows or columns: over c, bits and damping."""
+    table = {
+        "default": InfluenceConfig(),
+        "smallest()": InfluenceConfig.smallest(),
+        "best()": InfluenceConfig.best(),
+        "whitened, c = 8, 16 bits": InfluenceConfig(factor_rank=8, bits=16, **OURS),
+        "not whitened, c = 3, 1 bit": InfluenceConfig(whitening="none", curvature="none"),
+        "not whitened, c = 8, 4 bits": InfluenceConfig.best(whitening="none", curvature="none"),
+        "not whitened, c = 8, 4 bits, LoGRA's curvature": InfluenceConfig.best(
+            whitening="none", curvature="low-rank", curvature_rank=None
+        ),
+    }
+    for damping in (0.01, 1.0, 10.0):
+        table[f"default, damping {damping:g}"] = InfluenceConfig(whitening_damping=damping)
+        table[f"best(), damping {damping:g}"] = InfluenceConfig.best(whitening_damping=damping)
+    return table
+
+
+def published_for_adapters() -> dict[str, InfluenceConfig]:
+    """The methods that ours is measured against; projected, and whole (f = 1), since adapters are small."""
+    return {
+        "TRAK, p = 2048": InfluenceConfig.trak(),
+        "gradient dot product, f = 4": InfluenceConfig.grad_dot(),
+        "gradient dot product, f = 1": InfluenceConfig.grad_dot(projection_factor=1),
+        "gradient cosine, f = 1": InfluenceConfig.grad_cos(projection_factor=1),
+        "LoGRA, f = 4": InfluenceConfig.logra(),
+        "LoGRA, f = 2": InfluenceConfig.logra(projection_factor=2),
+        "LoGRA, f = 1": InfluenceConfig.logra(projection_factor=1),
+        "LoRIF as published, c = 1": InfluenceConfig.paper(),
+        "LoRIF as published, c = 1, f = 1": InfluenceConfig.paper(projection_factor=1),
+    }
+
+
 def main(
-    bed: Annotated[str, typer.Argument(help="wikitext or mislabeled.")],
+    bed: Annotated[str, typer.Argument(help="wikitext, mislabeled or lora.")],
     folder: Annotated[Path, typer.Option(help="Where models, bank and indices are kept.")] = Path("benchmark-output"),
     processes: Annotated[int, typer.Option(help="Retrainings at once.")] = 2,
     subsets: Annotated[int, typer.Option(help="Half-subsets; each is retrained with two seeds.")] = 50,
@@ -114,7 +149,8 @@ def main(
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(results, indent=2) + "\n")
 
-    rows = {name: config for name, config in (ours() | published()).items() if only in name}
+    mine, theirs = (adapters(), published_for_adapters()) if bed == "lora" else (ours(), published())
+    rows = {name: config for name, config in (mine | theirs).items() if only in name}
     for name, config in rows.items():
         where = folder / bed / "index"
         shutil.rmtree(where, ignore_errors=True)
@@ -123,7 +159,7 @@ def main(
             model, train, where, config=config, processing_class=made.tokenizer, batch_size=25
         )
         built = time.perf_counter() - start
-        more = {"kind": "ours" if name in ours() else "published", "config": config.to_dict(), "build_seconds": built}
+        more = {"kind": "ours" if name in mine else "published", "config": config.to_dict(), "build_seconds": built}
         if "flipped" in train.column_names:
             detected = mislabel_detection(index.self_influence(), train["flipped"])
             more["mislabel_auroc"] = detected.auroc
@@ -149,7 +185,11 @@ def _bed(name: str, folder: Path) -> Any:
         from .mislabeled import MislabeledBed
 
         return MislabeledBed(folder)
-    raise typer.BadParameter(f"{name!r} is no test bed: take wikitext or mislabeled.")
+    if name == "lora":
+        from .lora import LoraBed
+
+        return LoraBed(folder)
+    raise typer.BadParameter(f"{name!r} is no test bed: take wikitext, mislabeled or lora.")
 
 
 if __name__ == "__main__":

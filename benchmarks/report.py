@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 TITLES = {
     "wikitext": "(a) A small GPT-2 fine-tuned on WikiText-2",
     "mislabeled": "(b) A text classifier, 10% of whose labels are flipped",
+    "lora": "(c) LoRA adapters of rank 8 on a small Llama",
 }
 SHOWN = (
     "TRAK, p = 2048",
@@ -40,7 +41,7 @@ def table(results: dict[str, Any], names: list[str] | None = None) -> str:
     head = ["index", "bytes per example", "LDS (95% over queries)", "LDS to LoRIF's"]
     head += ["AUROC of flipped labels"] if detected else []
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join(["---", *["---:"] * (len(head) - 1)]) + " |"]
-    chosen = [name for name in (names or rows) if name in rows]
+    chosen = [name for name in (names or rows) if name in rows and "lds" in rows[name]]
     for name in sorted(chosen, key=lambda name: (rows[name]["bytes"] is None, rows[name]["bytes"] or 0)):
         row = rows[name]
         cells = [
@@ -52,7 +53,8 @@ def table(results: dict[str, Any], names: list[str] | None = None) -> str:
         if detected:
             cells.append(f"{row['mislabel_auroc']:.3f}" if "mislabel_auroc" in row else "-")
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    failed = [f"{name}: {row['error']}" for name, row in rows.items() if "error" in row]
+    return "\n".join([*lines, *(["", "Did not run: " + "; ".join(failed) + "."] if failed else [])])
 
 
 def plot(results: dict[str, Any], title: str, path: Path) -> None:
@@ -65,13 +67,18 @@ def plot(results: dict[str, Any], title: str, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     groups = {
         "ours, whitened": lambda name: name.startswith("whitened"),
+        "ours, not whitened": lambda name: name.startswith("not whitened"),
+        "dattri-llm": lambda name: name.startswith("dattri-llm"),
+        "bergson": lambda name: name.startswith("bergson"),
         "LoGRA": lambda name: re.fullmatch(r"LoGRA, f = \d+", name),
         "LoRIF as published": lambda name: re.fullmatch(r"LoRIF as published, c = \d+", name),
         "TRAK": lambda name: name.startswith("TRAK"),
         "ours: smallest(), default, best()": lambda name: name in ("smallest()", "default", "best()"),
     }
-    for (label, belongs), marker in zip(groups.items(), ("o", "s", "D", "^", "*"), strict=True):
-        rows = sorted((row["bytes"], row["lds"]) for name, row in results["rows"].items() if belongs(name))
+    for (label, belongs), marker in zip(groups.items(), "oPXdsD^*", strict=True):
+        rows = sorted(
+            (row["bytes"], row["lds"]) for name, row in results["rows"].items() if belongs(name) and "lds" in row
+        )
         if rows:
             line = "-" if label in ("LoGRA", "LoRIF as published") else ""
             size = 16 if marker == "*" else 7
@@ -105,10 +112,16 @@ def speed() -> list[str]:
             results = json.loads(path.read_text())
             parts += [
                 f"## {title}",
-                f"`python -m benchmarks.{COMMANDS.get(name, name)}`. {results['machine']}.",
+                f"`python -m benchmarks.{COMMANDS.get(name, name)}`. {results['machine']}{_under(results)}."
+                + (NOTES[name](results) if name in NOTES else ""),
                 markdown(*rows_of(results)),
             ]
     return parts
+
+
+def _under(results: dict[str, Any]) -> str:
+    """The load, where it was noted."""
+    return f", {results['load']} processes wanted a core" if "load" in results else ""
 
 
 def _direct(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -190,6 +203,34 @@ def _end_to_end(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return [*head, "query peak, MiB", "Spearman with EK-FAC"], rows
 
 
+def _preferences(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    trainings = list(results["trainings"].values())
+    rows = []
+    for name, row in trainings[0]["rows"].items():
+        found = [_least_and_mean([each["rows"][name][key] for each in trainings]) for key in _FOUND_BY]
+        rows.append([name, f"{row['bytes']:,.0f}", *found])
+    rows.append(["loss alone, no index", "-", _least_and_mean([each["loss"] for each in trainings]), "-"])
+    head = [f"index, {len(trainings)} trainings", "bytes per pair", "AUROC, self-influence: mean (least)"]
+    return [*head, "AUROC, clean queries: mean (least)"], rows
+
+
+def _minilm(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for name, row in results["rows"].items():
+        score = f"{row['lds']:.3f} ({row['low']:.3f} to {row['high']:.3f})" if "lds" in row else "-"
+        rows.append([name, f"{row['bytes']:,.0f}", *(f"{row[key]:.3f}" for key in _FOUND_BY), score])
+    rows.append(["loss alone, no index", "-", f"{results['rows']['default']['loss']:.3f}", "-", "-"])
+    head = ["index", "bytes per example", "AUROC, self-influence", "AUROC, clean queries", "LDS (95% over queries)"]
+    return head, rows
+
+
+_FOUND_BY = ("self_influence", "clean_queries")
+
+
+def _least_and_mean(values: list[float]) -> str:
+    return f"{sum(values) / len(values):.3f} ({min(values):.3f})"
+
+
 COMMANDS = {
     "query": "query --max-examples 1000000",
     "end_to_end_8000": "end_to_end --examples 8000 --only plain,ours-default-f,dattri-disk --results "
@@ -200,9 +241,38 @@ SPEED = {
     "recording": ("Recording", _recording),
     "curvature": ("Curvature", _curvature),
     "query": ("Queries", _query),
+    "preferences": ("Flipped preference pairs of a DPO training with LoRA", _preferences),
+    "minilm": ("all-MiniLM-L6-v2 as a classifier, 10% of whose labels are flipped", _minilm),
     "end_to_end": ("2,000 rows and 100 queries, beside other systems", _end_to_end),
     "end_to_end_8000": ("8,000 rows and 100 queries, beside dattri", _end_to_end),
 }
+
+
+def _about_preferences(results: dict[str, Any]) -> str:
+    trainings = list(results["trainings"].values())
+    seconds = sum(each["seconds"] for each in trainings) / len(trainings)
+    return (
+        f" {results['pairs']} pairs, {results['flipped']} of them flipped, {results['epochs']} epochs of DPO with LoRA, "
+        f"{results['queries']} clean pairs as queries; {len(trainings)} trainings, each with pairs, flips and adapters "
+        f"of its own, of {seconds:.0f} s with all their indices. {trainings[0]['rows']['default']['coverage']:.0%} of "
+        "the trained parameters are tracked."
+    )
+
+
+def _about_minilm(results: dict[str, Any]) -> str:
+    reasons = "; ".join(f"{size:,} numbers: {reason}" for reason, size in results["untracked"].items())
+    bank = ""
+    if "subsets" in results:
+        bank = f" LDS: {results['subsets']} half-subsets, {results['seeds']} training(s) each."
+    return (
+        f" {results['examples']} snippets, {results['flipped']} with a wrong label, {results['queries']} clean "
+        f"queries; accuracy {results['accuracy']:.2f} on others. Training {results['training_seconds']:.0f} s, index "
+        f"{results['index_seconds']:.0f} s. {results['coverage']:.1%} of the trained parameters are tracked; left "
+        f"out: {reasons}.{bank}"
+    )
+
+
+NOTES = {"preferences": _about_preferences, "minilm": _about_minilm}
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ class System:
         options: more options of pip.
         unwanted: dependencies to take away again. They come from PyPI as CUDA builds, beside a CPU build of torch
             make transformers fail at import, and no runner uses them.
+        beside: what else the runner needs.
         environment: variables that the runner needs.
         note: what a reader of the table should know.
     """
@@ -26,12 +27,14 @@ class System:
     requirement: str
     options: tuple[str, ...] = ()
     unwanted: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     note: str = ""
 
 
 SYSTEMS = {
     "dattri": System("dattri==0.3.0"),
+    "dattri-llm": System("dattri-llm[transformers]==0.1.0", beside=("peft",)),
     "kronfluence": System("kronfluence==1.0.1", unwanted=("torchvision",)),
     "logix": System(
         "logix-ai==0.1.1",
@@ -55,7 +58,7 @@ def python_of(name: str, folder: Path) -> Path:
         return python
     venv.create(home, clear=True, with_pip=True)
     # The constraints pin torch and transformers, so that every system runs on the same ones.
-    wanted = [system.requirement, "torch", "transformers", "numpy"]
+    wanted = [system.requirement, "torch", "transformers", "numpy", *system.beside]
     constraints = str(ROOT / "constraints.txt")
     _pip(python, "install", "--quiet", "--constraint", constraints, *system.options, *wanted)
     if system.unwanted:
