@@ -1,4 +1,4 @@
-"""The test bed of benchmark (c): a small Llama, pre-trained on one file of WikiText-2, with LoRA adapters for the other.
+"""The test bed of benchmark (c): LoRA adapters on a small Llama that is pre-trained on the other file of WikiText-2.
 
 Only the adapters are trained, retrained and indexed.
 

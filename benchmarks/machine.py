@@ -20,7 +20,7 @@ def machine() -> str:
 
 
 def load() -> float:
-    """Processes that wanted a core in the last five minutes, on average; with more than cores, seconds are too long."""
+    """Processes that wanted a core in the last five minutes, on average: beyond the cores, seconds are too long."""
     return round(os.getloadavg()[1], 1)
 
 

@@ -252,10 +252,10 @@ def _about_preferences(results: dict[str, Any]) -> str:
     trainings = list(results["trainings"].values())
     seconds = sum(each["seconds"] for each in trainings) / len(trainings)
     return (
-        f" {results['pairs']} pairs, {results['flipped']} of them flipped, {results['epochs']} epochs of DPO with LoRA, "
-        f"{results['queries']} clean pairs as queries; {len(trainings)} trainings, each with pairs, flips and adapters "
-        f"of its own, of {seconds:.0f} s with all their indices. {trainings[0]['rows']['default']['coverage']:.0%} of "
-        "the trained parameters are tracked."
+        f" {results['pairs']} pairs, {results['flipped']} of them flipped, {results['epochs']} epochs of DPO with "
+        f"LoRA, {results['queries']} clean pairs as queries; {len(trainings)} trainings, each with pairs, flips and "
+        f"adapters of its own, of {seconds:.0f} s with all their indices. "
+        f"{trainings[0]['rows']['default']['coverage']:.0%} of the trained parameters are tracked."
     )
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of adapters, preferences and MiniLM are run on, small: it must not have rotted by the next run."""
+"""What the benchmarks of adapters, preferences and MiniLM are run on, small, so that none rots till its next run."""
 
 import builtins
 import sys

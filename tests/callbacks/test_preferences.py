@@ -37,7 +37,7 @@ def preferences(seed):
 
 
 def test_flipped_pairs_are_found_in_a_dpo_training_with_lora(tmp_path, tokenizer):
-    """Five seeds gave 0.86 to 1.00; this one, 1.00. Whitened, three gave 0.81 to 1.00 (`benchmarks/preferences.py`)."""
+    """Four seeds gave 0.86 to 1.00, this one 1.00. At size: `benchmarks/preferences.py`."""
     tokenizer.eos_token = "0"
     pairs, flipped = preferences(seed=0)
     torch.manual_seed(0)
