@@ -86,6 +86,7 @@ class LoraBed:
             trainer = self.make_trainer(self.split()[0], seed=0)
             trainer.train()
             trainer.save_model(str(path))
+            self.tokenizer.save_pretrained(path)  # bergson looks for it beside the adapter
         return PeftModel.from_pretrained(self.base(), path, is_trainable=True)
 
     def make_trainer(self, train_dataset: Dataset, seed: int) -> Trainer:

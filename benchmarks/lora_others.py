@@ -5,7 +5,8 @@
 Each runs in a virtual environment of its own (made in --folder at the first use) on the same adapters, rows and
 queries, over the same matrices. Its scores are compared with the bank as ours are; `dot` of each must rank as our
 unprojected gradient dot product does, which is told beside it. What cannot be installed or run is in the table with
-its error. Adds to benchmarks/results/lora.json.
+its error. What has run is in FOLDER/lora/others and taken from there the next time. Adds to
+benchmarks/results/lora.json.
 """
 
 import json
@@ -78,17 +79,23 @@ def _run(system: str, variant: str, bed: Path, venvs: Path) -> tuple[dict[str, A
         return row | {"error": f"does not install: {error}"}, None
     row["version"] = version_of(python, SYSTEMS[system].requirement.split("==")[0].split("[")[0])
     out = bed / "others" / f"{system}-{variant}"
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    if not (out / "facts.json").exists():
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        if error := _failure(python, system, variant, bed, out):
+            return row | {"error": error}, None
+    return row | json.loads((out / "facts.json").read_text()), np.load(out / "scores.npy")
+
+
+def _failure(python: Path, system: str, variant: str, bed: Path, out: Path) -> str | None:
+    """Run a system in a process of its own; what ended it, where something did."""
     module = f"benchmarks.lora_runners.{system.replace('-', '_')}"
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     with (out / "log").open("w") as stream:
         command = [python, "-m", module, bed, out, variant]
         ran = subprocess.run(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream, check=False)
-    if ran.returncode:
-        lines = [line for line in (out / "log").read_text(errors="replace").splitlines() if line.strip()]
-        return row | {"error": (lines or [f"exit status {ran.returncode}"])[-1][:300]}, None
-    return row | json.loads((out / "facts.json").read_text()), np.load(out / "scores.npy")
+    lines = [line for line in (out / "log").read_text(errors="replace").splitlines() if line.strip()]
+    return (lines or [f"exit status {ran.returncode}"])[-1][:300] if ran.returncode else None
 
 
 if __name__ == "__main__":
