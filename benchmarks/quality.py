@@ -169,7 +169,8 @@ def main(
     if only in "BM25":
         scores = references.bm25(train["text"], queries["text"])
         record("BM25", None, lds(scores, losses, membership), kind="reference")
-    if ekfac and only in "EK-FAC (kronfluence)" and references.has_kronfluence():
+    # Of adapters, benchmarks.lora_others has dattri-llm's EK-FAC and bergson's.
+    if ekfac and bed != "lora" and only in "EK-FAC (kronfluence)" and references.has_kronfluence():
         scores = references.kronfluence_scores(model, train, queries, folder / bed / "kronfluence")
         record("EK-FAC (kronfluence)", None, lds(scores, losses, membership), kind="reference")
     results["seconds"] = time.perf_counter() - began
