@@ -8,8 +8,8 @@ DPOTrainer, the model without its adapter as reference. `InfluenceCallback` inde
 AUROC (0.5 is chance):
 
 - self-influence: high for a pair that contradicts the others;
-- clean queries: minus the mean score for 40 clean pairs that nobody trained on. A pair's query is its margin,
-  log p(chosen) - log p(rejected), whose scores are the difference of those of two log-probabilities;
+- clean queries: minus the mean score for 40 clean pairs that nobody trained on, each measured by its difference
+  log p(chosen) - log p(rejected);
 - the pair's DPO loss after the training, which needs no index: the floor.
 
 Writes benchmarks/results/preferences.json.
@@ -29,7 +29,7 @@ from peft import LoraConfig
 from rich.console import Console
 from trl import DPOConfig, DPOTrainer
 
-from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf import InfluenceConfig
 from lorif_hf.callbacks import InfluenceCallback
 from lorif_hf.evaluation.mislabel_detection import mislabel_detection
 from lorif_hf.storage.examples import read_column
@@ -96,15 +96,6 @@ def make_trainer(bed: LoraBed, train: Dataset, folder: Path, seed: int) -> DPOTr
     )
 
 
-def margin_scores(index: InfluenceIndex, model: Any, clean: Dataset) -> np.ndarray:
-    """(Q, N) scores for the margins of clean pairs: positive: training on the row more widens the margin."""
-    sides = [
-        index.scores(model, [(row["prompt"], row[side]) for row in clean], objective="causal-lm").numpy()
-        for side in ("chosen", "rejected")
-    ]
-    return sides[0] - sides[1]
-
-
 def measure(bed: LoraBed, seed: int, configs: dict[str, InfluenceConfig], folder: Path) -> dict[str, Any]:
     """Train once with this seed; every config has a callback of its own."""
     train, clean, flipped = pairs(bed, seed)
@@ -120,7 +111,7 @@ def measure(bed: LoraBed, seed: int, configs: dict[str, InfluenceConfig], folder
     result: dict[str, Any] = {"seconds": time.perf_counter() - start, "rows": {}}
     for name, callback in callbacks.items():
         index = callback.index
-        scores = margin_scores(index, trainer.model, clean).mean(axis=0)
+        scores = index.scores(trainer.model, clean).mean(dim=0)
         result["rows"][name] = {
             "bytes": index.bytes_per_example,
             "coverage": index.coverage.share,

@@ -30,6 +30,12 @@ SHOWN = (
     "BM25",
     "EK-FAC (kronfluence)",
 )
+ABOUT = {
+    "lora": " `python -m benchmarks.quality lora --subsets 40 --processes 1`, then `python -m benchmarks.lora_others`. "
+    "Queries and rows are of the same few articles. Bytes of dattri-llm and bergson are those of the gradients that "
+    "their stores hold in float32; dattri-llm keeps each token's inputs and output gradients, and scores without a "
+    "store too. `dot` of both ranks as our gradient dot product at f = 1 does (Spearman 1.000).",
+}
 BEGIN, END = "<!-- benchmarks.report: begin -->", "<!-- benchmarks.report: end -->"
 
 
@@ -293,7 +299,7 @@ def main() -> None:
             f"## {title}",
             f"{results['examples']:,} examples, {results['queries']} queries, {results['subsets']} half-subsets "
             f"retrained with {results['seeds']} seeds each; two seeds agree with {results['seed_agreement']:.2f}. "
-            f"{results['machine']}.",
+            f"{results['machine']}." + ABOUT.get(bed, ""),
             table(results),
             f"![{title}: LDS against bytes per example]({bed}.png)",
         ]

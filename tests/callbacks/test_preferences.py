@@ -54,5 +54,5 @@ def test_flipped_pairs_are_found_in_a_dpo_training_with_lora(tmp_path, tokenizer
     trainer.add_callback(callback)
     trainer.train()
     index = callback.index
-    assert len(index) == PAIRS and index.manifest.objective == "trainer" and index.coverage.share == 1
+    assert len(index) == PAIRS and index.manifest.objective == "dpo" and index.coverage.share == 1
     assert mislabel_detection(index.self_influence(), flipped).auroc > 0.8
