@@ -91,6 +91,7 @@ class LoraBed:
 
     def make_trainer(self, train_dataset: Dataset, seed: int) -> Trainer:
         """The training that the bank repeats on subsets: new adapters, drawn with the seed."""
+        set_seed(seed)  # of the adapters, which are drawn before the Trainer seeds
         lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
         return self._trainer(get_peft_model(self.base(), lora), train_dataset, seed, EPOCHS, LEARNING_RATE)
 

@@ -27,6 +27,7 @@ import typer
 from datasets import Dataset
 from peft import LoraConfig
 from rich.console import Console
+from transformers import set_seed
 from trl import DPOConfig, DPOTrainer
 
 from lorif_hf import InfluenceConfig
@@ -87,6 +88,7 @@ def make_trainer(bed: LoraBed, train: Dataset, folder: Path, seed: int) -> DPOTr
         bf16=False,
         gradient_checkpointing=False,
     )
+    set_seed(seed)  # of the adapters, which are drawn before the Trainer seeds
     return DPOTrainer(
         model=bed.base(),
         args=args,

@@ -31,8 +31,8 @@ SHOWN = (
     "EK-FAC (kronfluence)",
 )
 ABOUT = {
-    "lora": " `python -m benchmarks.quality lora --subsets 40 --processes 1`, then `python -m benchmarks.lora_others`. "
-    "Queries and rows are of the same few articles. Bytes of dattri-llm and bergson are those of the gradients that "
+    "lora": " `python -m benchmarks.quality lora --subsets 40 --processes 1`, then `python -m benchmarks.lora_others`."
+    " Queries and rows are of the same few articles. Bytes of dattri-llm and bergson are those of the gradients that "
     "their stores hold in float32; dattri-llm keeps each token's inputs and output gradients, and scores without a "
     "store too. `dot` of both ranks as our gradient dot product at f = 1 does (Spearman 1.000).",
 }
