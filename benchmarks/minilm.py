@@ -28,6 +28,7 @@ from lorif_hf.callbacks import InfluenceCallback
 from lorif_hf.evaluation.evaluate_index import evaluate_lds
 from lorif_hf.evaluation.mislabel_detection import mislabel_detection
 from lorif_hf.evaluation.retraining.retrain import retrain
+from lorif_hf.layers.selection import Selection
 from lorif_hf.storage.examples import read_column
 from lorif_hf.storage.store import LocalStore
 
@@ -130,6 +131,7 @@ def main(
         "index_seconds": done - clock.ended,
         "coverage": index.coverage.share,
         "untracked": index.coverage.reasons,
+        "coverage_of_all": Selection(model, "all").coverage().share,
         "rows": {},
     }
     indices = {"default": index}

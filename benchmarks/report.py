@@ -274,7 +274,7 @@ def _about_minilm(results: dict[str, Any]) -> str:
         f" {results['examples']} snippets, {results['flipped']} with a wrong label, {results['queries']} clean "
         f"queries; accuracy {results['accuracy']:.2f} on others. Training {results['training_seconds']:.0f} s, index "
         f"{results['index_seconds']:.0f} s. {results['coverage']:.1%} of the trained parameters are tracked; left "
-        f"out: {reasons}.{bank}"
+        f"out: {reasons}. target_modules='all' tracks {results['coverage_of_all']:.1%}.{bank}"
     )
 
 
