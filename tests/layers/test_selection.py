@@ -146,7 +146,7 @@ def test_nothing_left_names_choice_and_examples(build):
     message = str(caught.value)
     assert "target_modules=['q_proj'] with exclude_modules=['c_fc']" in message
     assert "16 could be, for example transformer.wte, transformer.wpe, transformer.h.0.ln_1" in message
-    assert "modules of the kinds bias, conv1d, convolution, elementwise, embedding, " in message
+    assert "modules of the kinds " in message and ", linear, " in message
 
 
 def test_a_model_without_a_layer_of_any_kind():

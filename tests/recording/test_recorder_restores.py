@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lorif_hf.algebra.projection import TwoSidedProjection
+from lorif_hf.layers import Linear
 from lorif_hf.layers.modules import base_model
 from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
@@ -114,7 +115,7 @@ def test_an_error_on_the_way_in_restores_too(build, draw):
     before = _snapshot(model)
 
     class NoHooks:
-        name, followed, shared, weight = "broken", False, (), torch.ones(1)
+        name, kind, followed, shared, weight = "broken", Linear(), False, (), torch.ones(1)
 
         class module:
             @staticmethod
