@@ -28,8 +28,8 @@ at a time and then asked in batches.
 - **error**: the largest difference between a score and autograd's, in units of autograd's largest score.
 - **recorded**: in batches, or (in one of the four at least) a row at a time, where the check of the first batch found
   that a batch gives something else than the model is trained on. That is slower, and right for every loss.
-- **tracked**: the share of the trained parameters in these small models; most of the rest is embeddings, heads and
-  experts that are fused into one parameter.
+- **tracked**: the share of the trained parameters in these small models; most of the rest is embeddings and
+  heads.
 """
 _MEANING = {
     "equal": "the error is at most 1e-4, and no layer is off by more than 1% of its own largest score",

@@ -324,7 +324,11 @@ def page(results: list[dict[str, Any]], version: str = transformers.__version__)
             reason = result["refused"].replace("|", "\\|").replace("<", "&lt;")
             cells += [f"refused before the training: {reason}", *[MISSING] * 4]
         else:
-            cells += [", ".join(result["kinds"]), f"{result['error']:.0e}", f"{result['first']:.0%}"]
+            cells += [
+                ", ".join(result["kinds"]),
+                f"{result['error']:.0e}" if result["error"] else "0",
+                f"{result['first']:.0%}",
+            ]
             cells += [f"{result['coverage']:.1%}", result["recorded"]]
         lines.append(f"| {' | '.join(cells)} |\n")
     return "".join(lines)
