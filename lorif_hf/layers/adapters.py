@@ -83,13 +83,12 @@ def inactive_adapters(model: nn.Module, names: Iterable[str]) -> dict[str, list[
     return inactive
 
 
-def refuse_other_adapters(model: nn.Module, layers: dict[str, Any], trained: Iterable[nn.Parameter]) -> None:
+def refuse_other_adapters(model: nn.Module, layers: dict[str, Any]) -> None:
     """Raises [`~lorif_hf.errors.UnsupportedModuleError`] where PEFT trains something else than LoRA.
 
     Args:
         model (`nn.Module`): the unwrapped model.
         layers (`dict`): its LoRA layers.
-        trained (`Iterable[nn.Parameter]`): what is trained.
     """
     configs: Any = getattr(model, "peft_config", None)
     if not configs or not has_adapter(model) or layers:

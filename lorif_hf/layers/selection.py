@@ -72,7 +72,7 @@ class Selection:
         self._inactive = {id(p) for p in adapter_parameters(model, active=False)} - self._active
         self._heads = _heads(model)
         self._linear, self._all = target_modules == "all-linear", target_modules in ("all-linear", "all")
-        refuse_other_adapters(model, self._lora, self.trained.values())
+        refuse_other_adapters(model, self._lora)
         self._check_adapters()
         modules = list(self._layers(self._left_out()))
         if not modules and self._linear and not self._lora:

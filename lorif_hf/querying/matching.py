@@ -5,8 +5,8 @@ import warnings
 from torch import nn
 
 from ..errors import ModelMismatchError
-from ..layers.adapters import inactive_adapters
-from ..layers.modules import TrackedModule, modules_by_name
+from ..layers.adapters import adapted_layer, inactive_adapters, lora_layers
+from ..layers.modules import PEFT_PREFIX, TrackedModule, modules_by_name
 from ..recording.identity import identify
 from ..storage.layout import Manifest
 
@@ -21,14 +21,21 @@ _DIFFERENCES = {
 def matching_modules(model: nn.Module, manifest: Manifest, strict: bool) -> list[TrackedModule]:
     """The model's layers that the index records, or an error that says how the model differs."""
     expected = {entry.name: (entry.in_features, entry.out_features) for entry in manifest.modules}
+    widths = {entry.name: entry.widths for entry in manifest.modules}
     # By name, not by the manifest's pattern: a pattern from the Hub could be one that takes for ever.
     followed = {entry.name for entry in manifest.modules if entry.followed}
     kinds = {entry.name: (entry.kind, entry.parameter) for entry in manifest.modules}
     present = modules_by_name(model, kinds, followed)
     shapes = {name: tracked.matrix_shape for name, tracked in present.items()}
-    if shapes != expected:
+    if shapes != expected or widths != {name: tracked.shape.widths for name, tracked in present.items()}:
         different = [name for name in expected if shapes.get(name) != expected[name]]
-        name = different[0]
+        name = (different or list(expected))[0]
+        others = _other_adapters(model, name)
+        if others:
+            raise ModelMismatchError(
+                f"The index records '{name}', of an adapter that the query's model calls '{others[0]}': load it under "
+                f"the name in the index, PeftModel.from_pretrained(base, ..., adapter_name='{name.split('.')[-1]}')."
+            )
         raise ModelMismatchError(
             f"The index was made with another architecture ({manifest.model.get('model_class')}): {len(different)} "
             f"module(s) differ, first '{name}': indexed {expected[name]}, the query's model has "
@@ -55,3 +62,10 @@ def matching_modules(model: nn.Module, manifest: Manifest, strict: bool) -> list
             raise ModelMismatchError(f"{problem} Load the indexed model, or pass strict=False to go on all the same.")
         warnings.warn(f"{problem} The scores are those of another model.", stacklevel=4)
     return modules
+
+
+def _other_adapters(model: nn.Module, name: str) -> list[str]:
+    """What the adapters of a layer are called, where the index records a LoRA matrix of another one."""
+    layer = lora_layers(model).get(adapted_layer(name)) or lora_layers(model).get(PEFT_PREFIX + adapted_layer(name))
+    adapters = [] if layer is None else [*layer.lora_A, *layer.lora_embedding_A]
+    return [] if name.rsplit(".", maxsplit=1)[-1] in adapters else adapters

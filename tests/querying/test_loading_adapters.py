@@ -79,6 +79,21 @@ def test_an_adapter_under_another_name_than_default(base, tmp_path):
     torch.testing.assert_close(index.scores(folder, ROWS), index.scores(model, ROWS))
 
 
+def test_an_adapter_that_was_loaded_under_another_name(base, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = trained(base)
+    index = InfluenceIndex.build(model, ROWS, tmp_path / "index", config=InfluenceConfig.grad_dot())
+    model.save_pretrained(tmp_path / "adapter")
+    other = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter", adapter_name="mine"
+    )
+    with pytest.raises(ModelMismatchError, match="of an adapter that the query's model calls 'mine'") as caught:
+        index.attribute(other, ROWS[0])
+    assert "adapter_name='default'" in str(caught.value)
+
+
 def test_the_dtype_is_that_of_the_training(base, tmp_path):
     model = trained(base).bfloat16()
     index = InfluenceIndex.build(model, ROWS, tmp_path / "index", config=InfluenceConfig.grad_dot())
