@@ -28,6 +28,7 @@ from .attention import whole_attention
 from .experts import recorded_experts
 from .following import ParameterFollower
 from .following_stacks import StackFollower
+from .hooks_restored import hooks_restored
 from .layer_hook import InputChangedError, LayerHook
 from .model_lock import model_lock
 from .stored_weights import execution_device
@@ -111,6 +112,7 @@ class GradientRecorder:
         with ExitStack() as held:
             held.enter_context(model_lock(self.model))
             held.callback(self._forget)
+            held.enter_context(hooks_restored(self.model))
             for parameter in self.model.parameters():
                 held.callback(parameter.requires_grad_, parameter.requires_grad)
             for module in self.model.modules():
