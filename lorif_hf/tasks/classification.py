@@ -1,6 +1,6 @@
 """What classifiers of every input have in common: a loss by the model's `problem_type`, and labels by name."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -8,11 +8,49 @@ from torch import Tensor, nn
 
 from ..errors import ObjectiveError, QueryError
 from ..layers.modules import base_model
-from .base import batch_size, no_margin
+from .base import Feature, Task, batch_size, forward_inputs, no_margin
 from .cross_entropy import IGNORED
+from .model_classes import classes_of
 
 
 _NUMBERS = ("regression", "multi_label_classification")  # problems without a right class
+
+
+class Classifier(Task):
+    """Cross-entropy, mean squared error or binary cross-entropy, by the model's `problem_type`, as transformers does.
+
+    A query without labels is measured at the model's own prediction: why did the model say this? A kind says which
+    classes of transformers it is of, and what a query that is a text means.
+
+    Attributes:
+        table (`str`): as of [`classes_of`].
+    """
+
+    needs_labels = True
+    makes_labels = False
+    labelled_queries = True
+    label_kind = "classes"
+    table: ClassVar[str]
+
+    def accepts(self, model: nn.Module) -> bool:
+        return type(model).__name__ in classes_of(self.table)
+
+    def losses(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        return class_losses(model, _logits(model, batch), batch.get("labels"))
+
+    def targets(self, batch: dict[str, Any]) -> Tensor:
+        return class_targets(batch)
+
+    def predictions(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        return class_predictions(self.name, model, _logits(model, batch), batch.get("labels"))
+
+    def check_query(self, feature: Feature, number: int) -> None:
+        pass  # the model's own prediction can always be measured
+
+
+def _logits(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    logits: Tensor = model(**forward_inputs(model, batch)).logits
+    return logits.float()
 
 
 def class_losses(model: nn.Module, logits: Tensor, labels: Tensor | None) -> Tensor:

@@ -2,41 +2,20 @@
 
 from typing import Any
 
-from torch import Tensor, nn
-
-from .base import Feature, Task
+from .base import Feature
 from .classification import no_text
-from .cross_entropy import IGNORED, cross_entropy
-from .decoding import decoder_logits
-from .model_classes import classes_of
+from .decoding import EncoderDecoder
 from .text import TextReader
 
 
-class ImageToText(Task):
+class ImageToText(EncoderDecoder):
     """Cross-entropy of the text's tokens given an image, summed over the labels that are not -100."""
 
     name = "image-to-text"
     auto_class = "AutoModelForImageTextToText"
-    needs_labels = True
-    makes_labels = False
-    labelled_queries = False
     query_example = '{"pixel_values": pixels, "labels": tokens}'
-    label_kind = "tokens"
     decoded = ("labels",)
-
-    def accepts(self, model: nn.Module) -> bool:
-        encodes: Any = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-        return bool(encodes) and type(model).__name__ in classes_of("IMAGE_TEXT_TO_TEXT")
-
-    def losses(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
-        logits, labels = self.predictions(model, batch)
-        return cross_entropy(logits.flatten(0, 1), labels.flatten()).view(labels.shape).sum(dim=1)
-
-    def targets(self, batch: dict[str, Any]) -> Tensor:
-        return (batch["labels"] != IGNORED).sum(dim=1)
-
-    def predictions(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        return decoder_logits(model, batch), batch["labels"]
+    table = "IMAGE_TEXT_TO_TEXT"
 
     def query_pair(self, reader: TextReader, text: str, target: Any, number: int) -> Feature:
         raise no_text("such a model", "pixel_values", number)

@@ -3,17 +3,15 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from ..errors import QueryError
-from .base import Feature, Task
-from .cross_entropy import IGNORED, cross_entropy
-from .decoding import decoder_logits
-from .model_classes import classes_of
+from .base import Feature
+from .cross_entropy import IGNORED
+from .decoding import EncoderDecoder
 from .text import TextReader
 
 
-class Seq2Seq(Task):
+class Seq2Seq(EncoderDecoder):
     """Cross-entropy of the target's tokens given the source, summed over the labels that are not -100.
 
     The model makes its decoder's inputs of the labels by itself, as in training.
@@ -21,27 +19,10 @@ class Seq2Seq(Task):
 
     name = "seq2seq"
     auto_class = "AutoModelForSeq2SeqLM"
-    needs_labels = True
-    makes_labels = False
-    labelled_queries = False
     query_example = '("translate English to German: The house", "Das Haus")'
-    label_kind = "tokens"
     decoded = ("input_ids", "labels")
     pair_columns = (("source", "target"), ("text", "target"), ("input", "target"), ("document", "summary"))
-
-    def accepts(self, model: nn.Module) -> bool:
-        encodes: Any = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-        return bool(encodes) and type(model).__name__ in classes_of("SEQ_TO_SEQ_CAUSAL_LM")
-
-    def losses(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
-        logits, labels = self.predictions(model, batch)
-        return cross_entropy(logits.flatten(0, 1), labels.flatten()).view(labels.shape).sum(dim=1)
-
-    def targets(self, batch: dict[str, Any]) -> Tensor:
-        return (batch["labels"] != IGNORED).sum(dim=1)
-
-    def predictions(self, model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        return decoder_logits(model, batch), batch["labels"]
+    table = "SEQ_TO_SEQ_CAUSAL_LM"
 
     def query_pair(self, reader: TextReader, text: str, target: Any, number: int) -> Feature:
         """A source and its target, measured on the target."""
