@@ -310,8 +310,8 @@ beside autograd of the Trainer's own loss, row by row.
 - **covered**: the share of the trained parameters that the index tracks, in these small models.
 - **recorded**: several rows at once, or one after the other.
 
-| model | task | trainer | adapter | target_modules | layers | error | first | covered | recorded |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| model | task | target_modules | error | first | covered | recorded | layers |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -319,17 +319,18 @@ def page(results: list[dict[str, Any]], version: str = transformers.__version__)
     """`docs/support.md`, of what was measured."""
     lines = [_HEAD.format(version=version)]
     for result in results:
-        cells = [result[key] for key in KEYS[:-1]] + [f"`{result['target']}`"]
+        adapter, trainer = result["adapter"], result["trainer"]
+        cells = [
+            result["model"] + ("" if adapter == "none" else f", {adapter}"),
+            result["task"] + ("" if trainer == "Trainer" else f" ({trainer})"),
+            f"`{result['target']}`",
+        ]
         if "refused" in result:
             reason = result["refused"].replace("|", "\\|").replace("<", "&lt;")
-            cells += [f"refused before the training: {reason}", *[MISSING] * 4]
+            cells += [*[MISSING] * 4, f"refused before the training: {reason}"]
         else:
-            cells += [
-                ", ".join(result["kinds"]),
-                f"{result['error']:.0e}" if result["error"] else "0",
-                f"{result['first']:.0%}",
-            ]
-            cells += [f"{result['coverage']:.1%}", result["recorded"]]
+            cells += [f"{result['error']:.0e}" if result["error"] else "0", f"{result['first']:.0%}"]
+            cells += [f"{result['coverage']:.1%}", result["recorded"], ", ".join(result["kinds"])]
         lines.append(f"| {' | '.join(cells)} |\n")
     return "".join(lines)
 
