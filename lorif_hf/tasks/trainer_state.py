@@ -11,19 +11,25 @@ from torch import nn
 _PLAIN = (int, float, str, bool, type(None))
 _LONGEST = 1000
 _DEEPEST = 3
+_STEPS = "current_gradient_accumulation_steps"  # absent before the first step; TRL's loss of routers divides by it
 
 
 @contextmanager
 def notes_kept(trainer: Any) -> Iterator[None]:
-    """Leave the counts and metrics that a Trainer gathers in `compute_loss` as they were, and log nothing."""
+    """Leave the counts and metrics that a Trainer gathers in `compute_loss` as they were, and log nothing.
+
+    Meanwhile the Trainer takes the batch for a step of its own, whatever its steps are made of in the training.
+    """
     notes = {name: copy.deepcopy(value) for name, value in vars(trainer).items() if _is_note(value)}
     log = vars(trainer).get("log")
+    setattr(trainer, _STEPS, 1)
     trainer.log = lambda *_, **__: None  # a row that is only looked at is no step
     try:
         yield
     finally:
-        vars(trainer).update(notes)
         del trainer.log
+        delattr(trainer, _STEPS)
+        vars(trainer).update(notes)
         if log is not None:
             trainer.log = log
 

@@ -51,3 +51,15 @@ def test_flags_are_as_they_were_also_after_an_error():
         model[1].requires_grad_(False)
         raise ValueError("no loss")
     assert [parameter.requires_grad for parameter in model.parameters()] == [False, False, True, True]
+
+
+def test_the_batch_is_a_step_of_its_own_whatever_a_step_of_the_training_is():
+    """TRL's SFTTrainer divides the loss of a mixture's routers by it, and it is not known before the first step."""
+    trainer = Trainer()
+    with notes_kept(trainer):
+        assert trainer.current_gradient_accumulation_steps == 1
+    assert not hasattr(trainer, "current_gradient_accumulation_steps")
+    trainer.current_gradient_accumulation_steps = 4
+    with notes_kept(trainer):
+        assert trainer.current_gradient_accumulation_steps == 1
+    assert trainer.current_gradient_accumulation_steps == 4
