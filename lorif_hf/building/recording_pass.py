@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..algebra.matrices import LowRankMatrices, Matrices, squared_norms
 from ..codecs import Codec
-from ..errors import DatasetError, LorifError, RecordingError, out_of_memory
+from ..errors import DatasetError, LorifError, RecordingError, UnsupportedModuleError, out_of_memory
 from ..recording.recorder import GradientRecorder, Recording
 from ..recording.rows import TrainingRows
 from ..storage.layout import ModuleEntry
@@ -50,7 +50,14 @@ class RecordingPass:
                 part, before = waiting.pop(0)
                 counted = set(before)  # modules whose statistics have these rows already
                 numbers = [row for together in part for row in together]
-                recorded = self._record(recorder, numbers, counted)
+                try:
+                    recorded = self._record(recorder, numbers, counted)
+                except UnsupportedModuleError as error:
+                    if error.module is None or len(numbers) == 1:
+                        raise
+                    # By chance: as many rows as tokens, and nobody knows which of them the positions are of.
+                    waiting[:0] = [(half, frozenset(counted)) for half in _parts(part, 2)]
+                    continue
                 if recorded is not None:
                     yield numbers, *recorded
                     del recorded

@@ -64,22 +64,24 @@ def _by_example(ids: Tensor, batch: BatchShape) -> tuple[Tensor | None, bool]:
     if examples == 1:
         return ids.reshape(1, -1), False
     sequences = examples * batch.sequences
+    of_tokens = batch.tokens is not None and rows == examples * batch.tokens
+    if (of_tokens or rows in (examples, sequences)) and _may_be_positions(ids):
+        return None, False
     if batch.sequences > 1 and ids.dim() > 1 and rows == sequences:
         return ids.reshape(examples, -1), False
-    if ids.dim() == 1 and batch.tokens is not None and rows == examples * batch.tokens:
+    if ids.dim() == 1 and of_tokens:
         return ids.reshape(examples, -1), False  # of a model that flattens its tokens
     if (rows == 1 and ids.dim() > 1) or (rows != examples and ids.dim() == 1):
         return ids.reshape(1, -1).expand(sequences, -1).reshape(examples, -1), True
-    if rows != examples or _may_be_positions(ids, batch):
-        return None, False
-    return ids.reshape(examples, -1), False
+    return (None if rows != examples else ids.reshape(examples, -1)), False
 
 
-def _may_be_positions(ids: Tensor, batch: BatchShape) -> bool:
-    """Whether ids that have as many rows as there are examples look as if they were of as many tokens: 0, 1, 2, ...,
-    or made of the distances between tokens."""
+def _may_be_positions(ids: Tensor) -> bool:
+    """Whether ids that have as many rows as there are examples, or tokens of all of them, look as if all examples had
+    them in common: 0, 1, 2, ... (of a decoder too, whose tokens are others), or made of the distances between tokens.
+    """
     if ids.dim() == 1:
-        return batch.tokens in (None, len(ids)) and bool((ids.diff() == 1).all())
+        return len(ids) > 1 and bool((ids.diff() == 1).all())
     if ids.dim() > 2 or ids.shape[0] != ids.shape[1]:
         return False
     return bool((ids[1:, 1:] == ids[:-1, :-1]).all()) and bool((ids != ids[0, 0]).any())

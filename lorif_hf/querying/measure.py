@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..algebra.matrices import dense
 from ..algebra.scoring import QueryGroup
 from ..curvature.encoding import Encoder
-from ..errors import DatasetError, LorifError, ObjectiveError, QueryError
+from ..errors import DatasetError, LorifError, ObjectiveError, QueryError, UnsupportedModuleError
 from ..layers.modules import base_model, unwrap
 from ..progress import progress
 from ..recording.recorder import GradientRecorder, Recording
@@ -186,8 +186,9 @@ class Measurement:
         )
         with recorder, progress(len(parts), "Measuring queries", "queries") as bar:
             size = 1 if self.alone else self.options.batch_size
-            for batch in _batches(parts, size, self.objective.task.padding_counts):
-                collated, recording = self._recorded(recorder, batch)
+            batches = _batches(parts, size, self.objective.task.padding_counts)
+            recordings = (made for together in batches for made in self._recorded(recorder, together))
+            for batch, collated, recording in recordings:
                 # A bound of the gradient's rank: none is known of what is not made of tokens.
                 tokens = torch.zeros(len(batch), dtype=torch.int64)
                 if "input_ids" in collated:
@@ -203,8 +204,11 @@ class Measurement:
                 bar.update(len(batch))
         return MeasuredQueries(preconditioned.groups(), losses.tolist())
 
-    def _recorded(self, recorder: GradientRecorder, parts: Sequence[Part]) -> tuple[dict[str, Any], Recording]:
-        """Parts as a batch, and its gradients.
+    def _recorded(
+        self, recorder: GradientRecorder, parts: list[Part]
+    ) -> Iterator[tuple[list[Part], dict[str, Any], Recording]]:
+        """Parts as a batch, and its gradients; in two where they cannot be told apart together, as may happen where
+        there are as many as tokens.
 
         A model may have a limit that no table tells: what its forward pass raises beyond it is the query's error. Each
         part is tried alone, to name the query.
@@ -212,7 +216,14 @@ class Measurement:
         numbers = list(dict.fromkeys(part.number for part in parts))
         try:
             batch = self.collator([part.feature for part in parts])
-            return batch, recorder.record(batch, [part.number for part in parts])
+            recording = recorder.record(batch, [part.number for part in parts])
+        except UnsupportedModuleError as error:
+            if error.module is None or len(parts) == 1:
+                raise
+            middle = len(parts) // 2
+            for half in (parts[:middle], parts[middle:]):
+                yield from self._recorded(recorder, half)
+            return
         except LorifError as error:
             if not isinstance(error, DatasetError):  # of the collator, which speaks of columns
                 raise
@@ -221,9 +232,12 @@ class Measurement:
             raise
         except (IndexError, ValueError, RuntimeError) as error:
             failure = error
+        else:
+            yield parts, batch, recording
+            return
         if len(parts) > 1:
             for part in parts:
-                self._recorded(recorder, [part])
+                list(self._recorded(recorder, [part]))
         names = f"query {numbers[0]}" if len(numbers) == 1 else f"queries {', '.join(map(str, numbers))} together"
         ids = [part.feature["input_ids"] for part in parts if "input_ids" in part.feature]
         tokens = f" of {' and '.join(str(len(row)) for row in ids)} tokens" if ids else ""

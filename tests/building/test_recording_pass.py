@@ -3,6 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset
+from every_task import blenderbot
 from tiny import make_gpt2, make_rows, plain_config
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
@@ -135,3 +136,24 @@ def test_rows_without_tokens_have_no_budget(tmp_path):
 def test_an_impossible_budget_is_refused(tmp_path, budget):
     with pytest.raises(ConfigError, match="max_tokens_per_batch must be an integer of at least 1"):
         InfluenceIndex.build(make_gpt2(), make_rows(4), tmp_path / "index", max_tokens_per_batch=budget)
+
+
+@pytest.mark.parametrize("tokens", [(7, 4), (4, 7), (4, 4)], ids=["of the decoder", "of the encoder", "of both"])
+def test_as_many_rows_as_tokens_are_recorded_in_halves(tmp_path, tokens):
+    """Positions 0 to 3 could be one of each of four rows: nothing is guessed, and the pass goes on all the same."""
+    config = InfluenceConfig.grad_dot(target_modules="all", projection_factor=1, dtype="float32")
+    generator = torch.Generator().manual_seed(0)
+    rows = [
+        {
+            name: torch.randint(3, 30, (n,), generator=generator).tolist()
+            for name, n in zip(("input_ids", "labels"), pair, strict=True)
+        }
+        for pair in [(5, 6), (6, 5), (7, 7), (6, 6), *4 * [tokens]]
+    ]
+    together = InfluenceIndex.build(blenderbot(), rows, tmp_path / "4", config=config, batch_size=4)
+    apart = InfluenceIndex.build(blenderbot(), rows, tmp_path / "1", config=config, batch_size=1)
+    assert not together.manifest.alone
+    for held, expected in zip(factors(together), factors(apart), strict=True):
+        torch.testing.assert_close(held, expected, rtol=1e-4, atol=1e-5)
+    scores = together.scores(blenderbot(), rows[4:], batch_size=4)
+    torch.testing.assert_close(scores, apart.scores(blenderbot(), rows[4:], batch_size=1), rtol=1e-4, atol=1e-4)

@@ -85,9 +85,19 @@ DISTANCES = (torch.arange(3)[:, None] - torch.arange(3)).clamp_min(0)
         (DISTANCES, BatchShape(3, 3)),
         (torch.arange(3), BatchShape(3, 3)),
         (torch.arange(3), BatchShape(3, None)),
+        (torch.arange(3), BatchShape(3, 5)),
+        (torch.arange(6), BatchShape(3, 2)),
         (torch.tensor(2), BatchShape(3, 3)),
     ],
-    ids=["distances", "distances of as many tokens as rows", "positions of as many", "T unknown", "a single id"],
+    ids=[
+        "distances",
+        "distances of as many tokens as rows",
+        "positions of as many",
+        "T unknown",
+        "of a decoder",
+        "of a decoder with as many tokens as all encoders",
+        "a single id",
+    ],
 )
 def test_where_examples_cannot_be_told_apart_nothing_is_guessed(ids, batch):
     tokens = lookup(ids, torch.zeros(ROWS, WIDTH), batch)

@@ -5,6 +5,8 @@ from kinds import VOCABULARY, rows_of
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    BlenderbotConfig,
+    BlenderbotForConditionalGeneration,
     ResNetConfig,
     ResNetForImageClassification,
     T5Config,
@@ -35,6 +37,14 @@ def bart(cls=BartForConditionalGeneration):
     halves = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in _BART.items()}
     sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": 32, "d_model": 16, **halves}
     return cls(BartConfig(pad_token_id=0, decoder_start_token_id=2, init_std=0.2, **sizes))
+
+
+def blenderbot():
+    """Looks its positions up as (T,), in the encoder and the decoder."""
+    torch.manual_seed(0)
+    halves = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in _BART.items()}
+    sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": 32, "d_model": 16, **halves}
+    return BlenderbotForConditionalGeneration(BlenderbotConfig(pad_token_id=0, bos_token_id=1, init_std=0.2, **sizes))
 
 
 _BART = {"layers": 2, "attention_heads": 2, "ffn_dim": 24}
