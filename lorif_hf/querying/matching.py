@@ -14,7 +14,7 @@ from ..storage.layout import Manifest
 _DIFFERENCES = {
     "weights_sha256": "the recorded layers",
     "other_weights": "parameters outside of the recorded layers",
-    "adapter": "the adapters' settings",
+    "adapter": "the adapters' settings, or which of them are active,",
 }
 
 
@@ -58,6 +58,8 @@ def matching_modules(model: nn.Module, manifest: Manifest, strict: bool) -> list
             f"{manifest.model.get('name') or manifest.model.get('model_class')}): its training went on, "
             "another checkpoint was loaded, or the dtype differs."
         )
+        if any(layer.merged for layer in lora_layers(model).values()):
+            problem += " Its adapter is merged into it: model.unmerge_adapter() takes it out again."
         if strict:
             raise ModelMismatchError(f"{problem} Load the indexed model, or pass strict=False to go on all the same.")
         warnings.warn(f"{problem} The scores are those of another model.", stacklevel=4)

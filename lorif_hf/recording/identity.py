@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..layers.adapters import lora_layers
 from ..layers.modules import TrackedModule, base_model, has_adapter
 from ..tasks.base import auto_class
 from .stored_weights import Weight, stored_parts, weights_of
@@ -26,7 +27,8 @@ class ModelIdentity:
     weights_sha256 (`str`): hash over the names, dtypes and bytes of the tracked weights.
     other_weights (`str`): hash over the bit sums of all other parameters and saved buffers, which shape the
         gradients too.
-    adapter (`dict` or `None`): the PEFT adapters' configs and scalings by name, where there are any.
+    adapter (`dict` or `None`): the PEFT adapters' configs and scalings by name, where there are any, and whether
+        each takes part.
     dtype (`str` or `None`): of most of the weights that are no adapter's, for whoever loads the model.
     quantization (`dict` or `None`): the settings that it was quantised by, where it was when it was loaded.
     """
@@ -143,7 +145,11 @@ def _adapter_configs(model: nn.Module) -> dict[str, Any] | None:
         for name, config in sorted(configs.items())
     }
     scalings: list[Any] = [getattr(module, "scaling", None) for module in model.modules()]
+    active = {
+        name for layer in lora_layers(model).values() if not layer.disable_adapters for name in layer.active_adapters
+    }
     for name, values in kept_values.items():
+        values["active"] = name in active
         values["scaling"] = sorted({float(s[name]) for s in scalings if isinstance(s, dict) and name in s})
     return kept_values
 

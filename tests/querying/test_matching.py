@@ -31,5 +31,28 @@ def test_an_adapter_of_another_scaling_is_another_model(gpt2, rows, tmp_path):
     for module in model.modules():
         if isinstance(getattr(module, "scaling", None), dict):
             module.scaling["default"] *= 2
-    with pytest.raises(ModelMismatchError, match="the adapters' settings differ"):
+    with pytest.raises(ModelMismatchError, match="the adapters' settings, or which of them are active, differ"):
         index.attribute(model, rows.select([0]))
+
+
+def test_an_adapter_that_is_active_too_is_another_model(gpt2, rows, tmp_path):
+    """Its weights were there all along, but had no part in what was recorded."""
+    config = LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+    model = get_peft_model(gpt2, config)
+    model.add_adapter("other", config)
+    index = InfluenceIndex.build(model, rows, tmp_path / "index", config=plain_config(projection_factor=1))
+    scores = index.scores(model, rows.select([0]))
+    model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ModelMismatchError, match="or which of them are active, differ"):
+        index.scores(model, rows.select([0]))
+    model.set_adapter("default")
+    torch.testing.assert_close(index.scores(model, rows.select([0])), scores)
+
+
+def test_of_a_merged_adapter_the_way_out_is_told(gpt2, rows, tmp_path):
+    config = LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+    model = get_peft_model(gpt2, config)
+    index = InfluenceIndex.build(model, rows, tmp_path / "index", config=plain_config(projection_factor=1))
+    model.merge_adapter()
+    with pytest.raises(ModelMismatchError, match=r"merged into it: model\.unmerge_adapter\(\) takes it out again"):
+        index.scores(model, rows.select([0]))
