@@ -7,7 +7,9 @@ from torch import nn
 
 
 _HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks")
-_HANDLES = ("_require_grads_hook", "_require_grads_hooks")  # of transformers' enable_input_require_grads
+# Of transformers' enable_input_require_grads, and whether it has hooked what a model puts out beside its logits (those
+# of a mixture's routers): without the hooks it would find none.
+_HANDLES = ("_require_grads_hook", "_require_grads_hooks", "_output_capturing_hooks_installed")
 
 
 @contextmanager

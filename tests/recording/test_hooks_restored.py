@@ -1,7 +1,9 @@
 """Hooks that a loss adds or takes away are no trace of a recording."""
 
+import torch
 from recordings import build
 from torch import nn
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from lorif_hf.recording.hooks_restored import hooks_restored
 
@@ -46,3 +48,13 @@ def test_also_after_an_error():
     except ValueError:
         pass
     assert hooks_of(model) == [[]]
+
+
+def test_transformers_hooks_its_routers_again_where_its_hooks_were_taken_away():
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MixtralConfig(vocab_size=12, num_key_value_heads=1, num_local_experts=2, **sizes)
+    model = MixtralForCausalLM(config)
+    asked = {"input_ids": torch.tensor([[1, 2, 3]]), "output_router_logits": True}
+    with hooks_restored(model):
+        inside = model(**asked).aux_loss
+    torch.testing.assert_close(model(**asked).aux_loss, inside)
