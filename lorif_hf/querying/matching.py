@@ -5,6 +5,7 @@ import warnings
 from torch import nn
 
 from ..errors import ModelMismatchError
+from ..layers import MatrixShape
 from ..layers.adapters import adapted_layer, inactive_adapters, lora_layers
 from ..layers.modules import PEFT_PREFIX, TrackedModule, modules_by_name
 from ..recording.identity import identify
@@ -20,16 +21,18 @@ _DIFFERENCES = {
 
 def matching_modules(model: nn.Module, manifest: Manifest, strict: bool) -> list[TrackedModule]:
     """The model's layers that the index records, or an error that says how the model differs."""
-    expected = {entry.name: (entry.in_features, entry.out_features) for entry in manifest.modules}
-    widths = {entry.name: entry.widths for entry in manifest.modules}
+    expected = {
+        entry.name: MatrixShape(entry.in_features, entry.out_features, entry.in_width, entry.out_width)
+        for entry in manifest.modules
+    }
     # By name, not by the manifest's pattern: a pattern from the Hub could be one that takes for ever.
     followed = {entry.name for entry in manifest.modules if entry.followed}
     kinds = {entry.name: (entry.kind, entry.parameter) for entry in manifest.modules}
     present = modules_by_name(model, kinds, followed)
-    shapes = {name: tracked.matrix_shape for name, tracked in present.items()}
-    if shapes != expected or widths != {name: tracked.shape.widths for name, tracked in present.items()}:
+    shapes = {name: tracked.shape for name, tracked in present.items()}
+    if shapes != expected:
         different = [name for name in expected if shapes.get(name) != expected[name]]
-        name = (different or list(expected))[0]
+        name = different[0]
         others = _other_adapters(model, name)
         if others:
             raise ModelMismatchError(
@@ -38,8 +41,8 @@ def matching_modules(model: nn.Module, manifest: Manifest, strict: bool) -> list
             )
         raise ModelMismatchError(
             f"The index was made with another architecture ({manifest.model.get('model_class')}): {len(different)} "
-            f"module(s) differ, first '{name}': indexed {expected[name]}, the query's model has "
-            f"{shapes.get(name, 'no such module')}. Query with the model that was indexed."
+            f"module(s) differ, first '{name}': indexed {_shown(expected[name])}, the query's model has "
+            f"{_shown(shapes[name]) if name in shapes else 'no such module'}. Query with the model that was indexed."
         )
     for adapter, active in inactive_adapters(model, expected).items():
         raise ModelMismatchError(
@@ -64,6 +67,12 @@ def matching_modules(model: nn.Module, manifest: Manifest, strict: bool) -> list
             raise ModelMismatchError(f"{problem} Load the indexed model, or pass strict=False to go on all the same.")
         warnings.warn(f"{problem} The scores are those of another model.", stacklevel=4)
     return modules
+
+
+def _shown(shape: MatrixShape) -> str:
+    """I and O, and how much of them is kept where that is not all."""
+    kept = "" if shape.widths == shape.features else f" (at most {shape.widths} kept)"
+    return f"{shape.features}{kept}"
 
 
 def _other_adapters(model: nn.Module, name: str) -> list[str]:

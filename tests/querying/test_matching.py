@@ -1,5 +1,7 @@
 """A query's model is the one that was indexed, or the difference is named."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -7,6 +9,7 @@ from tiny import make_gpt2, plain_config
 
 from lorif_hf import InfluenceIndex
 from lorif_hf.errors import ModelMismatchError
+from lorif_hf.querying.matching import matching_modules
 
 
 def test_parameters_outside_of_the_recorded_layers_and_the_order_of_rows_count_too(gpt2, rows, tmp_path):
@@ -56,3 +59,15 @@ def test_of_a_merged_adapter_the_way_out_is_told(gpt2, rows, tmp_path):
     model.merge_adapter()
     with pytest.raises(ModelMismatchError, match=r"merged into it: model\.unmerge_adapter\(\) takes it out again"):
         index.scores(model, rows.select([0]))
+
+
+def test_a_side_that_is_kept_at_another_width_is_told(gpt2, rows, tmp_path):
+    """Before anything of that width is drawn: the manifest may come from anybody."""
+    index = InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=plain_config(target_modules=["wte"]))
+    (entry,) = index.manifest.modules
+    manifest = replace(index.manifest, modules=[replace(entry, in_width=entry.in_width + 1)])
+    with pytest.raises(ModelMismatchError) as caught:
+        matching_modules(gpt2, manifest, strict=True)
+    assert f"indexed {(entry.in_features, entry.out_features)} (at most {(entry.in_width + 1, 12)} kept)" in str(
+        caught.value
+    )
