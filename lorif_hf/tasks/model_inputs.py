@@ -105,7 +105,8 @@ class ModelInputs:
         if self.main is None or isinstance(self.task, Custom):
             return
         taken = [name for name in feature if name in self.names]
-        instead = any("embeds" in name or name == "encoder_outputs" for name in taken)
+        # Perceiver takes its main input under the name of tokens too.
+        instead = any("embeds" in name or name in ("encoder_outputs", "input_ids") for name in taken)
         if self.main in taken or instead:
             if self.needs_labels and not any(name in feature for name in LABELS):
                 raise QueryError(

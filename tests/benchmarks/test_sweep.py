@@ -31,7 +31,7 @@ TELLING = {
     "MambaForCausalLM": BATCHES,  # `dt_proj.weight` is used without its module
     "FalconMambaForCausalLM": BATCHES,
     "JambaForCausalLM": BATCHES,
-    "LongcatFlashForCausalLM": BATCHES,  # as is its router's
+    "LongcatFlashForCausalLM": ALONE,  # as is its router's; sorts its tokens by expert
     "Llama4ForCausalLM": BATCHES,  # a router that is a Linear and returns two tensors
     "PhimoeForCausalLM": BATCHES,
     "DeepseekV4ForCausalLM": BATCHES,  # a Linear that multiplies by groups: refused
@@ -43,6 +43,7 @@ TELLING = {
     "BertForSequenceClassification": BATCHES,
     "RobertaForSequenceClassification": BATCHES,
     "T5ForSequenceClassification": BATCHES,
+    "PerceiverForSequenceClassification": BATCHES,  # takes tokens under two names
     "FunnelForSequenceClassification": BATCHES,  # shorter from block to block
     "CanineForSequenceClassification": ALONE,  # groups its tokens over the padding
     "DebertaV2ForSequenceClassification": ALONE,  # a layer that sees positions, of no row
