@@ -68,14 +68,9 @@ KEYS = ("model", "task", "trainer", "adapter", "target")  # of a case, which nam
 
 
 def _causal(name: str, config: str, target: str = "all-linear", coverage: float = 0.0, **more: Any) -> Case:
-    made = model(name, config, **more)
-    return Case(
-        name.removesuffix("ForCausalLM"),
-        "causal LM",
-        plain(made, token_rows, padded_labels),
-        target=target,
-        coverage=coverage,
-    )
+    trainer = plain(model(name, config, **more), token_rows, padded_labels)
+    called = {"GPT2LMHeadModel": "GPT-2"}.get(name, name.removesuffix("ForCausalLM"))
+    return Case(called, "causal LM", trainer, target=target, coverage=coverage)
 
 
 _LLAMA = model("LlamaForCausalLM", "LlamaConfig")
@@ -284,7 +279,7 @@ def _summed(trainer: Any, batch: dict[str, Any]) -> Tensor:
     )
     labels = batch.get("labels")
     of_tokens = isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point()
-    if float(loss) != float(half) or not of_tokens or type(trainer.model).__name__.endswith("CTC"):
+    if loss.item() != half.item() or not of_tokens or type(trainer.model).__name__.endswith("CTC"):
         return loss
     return loss * (labels != -100).sum()
 
