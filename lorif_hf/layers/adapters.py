@@ -22,12 +22,22 @@ _PARTS = (".lora_", ".modules_to_save.", ".token_adapter.", ".trainable_tokens_"
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:
-    """The LoRA layers of a model by their names in it; none where PEFT was never imported."""
+    """The LoRA layers of a model by name, out of PEFT's wrapping; none where PEFT was never imported."""
     if "peft" not in sys.modules:
         return {}
     from peft.tuners.lora.layer import LoraLayer
 
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
+    return {name.removeprefix(PEFT_PREFIX): module for name, module in layers}
+
+
+def lora_matrices(layer: Any) -> Iterator[tuple[str, str, nn.Module]]:
+    """The matrices A and B of the active adapters of a LoRA layer: adapter, `"lora_A"` or `"lora_B"`, and module."""
+    for adapter in layer.active_adapters:
+        for side in ("lora_A", "lora_B"):
+            matrices = getattr(layer, side)
+            if adapter in matrices:
+                yield adapter, side, matrices[adapter]
 
 
 def adapted_layer(name: str) -> str:
@@ -71,7 +81,7 @@ def inactive_adapters(model: nn.Module, names: Iterable[str]) -> dict[str, list[
     Returns:
         `dict[str, list[str]]`: such an adapter -> those that are active where it should be.
     """
-    layers = {name.removeprefix(PEFT_PREFIX): layer for name, layer in lora_layers(model).items()}
+    layers = lora_layers(model)
     inactive = {}
     for name in names:
         owner, _, rest = name.rpartition(".lora_")

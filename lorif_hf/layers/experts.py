@@ -8,7 +8,7 @@ A token that goes to k experts is k tokens: its slots.
 import contextlib
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -61,25 +61,36 @@ def _tokens(inputs: Tensor, experts: Tensor, count: int, batch: BatchShape) -> T
     return Tokens(slots(inputs, experts, batch), output_gradients)
 
 
-class Experts(LayerKind):
-    """Stacked matrices (E, O, I), of which each token meets those of its experts: y = x W[e]^T.
+class StackedKind(LayerKind):
+    """Stacked matrices, of which each token meets those of its experts. A kind says which parameters those are, and
+    what a call does with them.
+
+    Attributes:
+        transposed (`bool`): whether a matrix is kept as (I, O), and the tokens are multiplied with it from the left:
+            y = x W[e]; else as (O, I).
+    """
+
+    linear = True
+    transposed: ClassVar[bool]
+
+    def shape(self, module: nn.Module, parameter: str) -> MatrixShape:
+        count, *sides = module._parameters[parameter].shape  # type: ignore[union-attr]
+        size_in, size_out = sides if self.transposed else sides[::-1]
+        return MatrixShape(size_in, count * size_out, out_width=size_out)
+
+    def as_matrix(self, weight: Tensor) -> Tensor:
+        return (weight if self.transposed else weight.mT).permute(1, 0, 2).flatten(1)
+
+
+class FusedExperts(StackedKind):
+    """Stacked matrices of a module that asks the registry of experts implementations.
 
     What it is called with is not the module's input but that of one of its two products
     ([`~lorif_hf.recording.experts.recorded_experts`]): (n k, I), a row for each slot, and the experts (n, k).
     """
 
-    name = "experts"
-    linear = True
-
     def accepts(self, module: nn.Module, parameter: str) -> bool:
-        return _is_product(module, parameter, transposed=False)
-
-    def shape(self, module: nn.Module, parameter: str) -> MatrixShape:
-        count, size_out, size_in = module._parameters[parameter].shape  # type: ignore[union-attr]
-        return MatrixShape(size_in, count * size_out, out_width=size_out)
-
-    def as_matrix(self, weight: Tensor) -> Tensor:
-        return weight.permute(2, 0, 1).flatten(1)
+        return _is_product(module, parameter, self.transposed)
 
     def tokens(
         self, module: nn.Module, parameter: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: BatchShape
@@ -88,27 +99,18 @@ class Experts(LayerKind):
         return _tokens(inputs, experts, len(module._parameters[parameter]), batch)  # type: ignore[arg-type]
 
 
-class TransposedExperts(LayerKind):
-    """The same of matrices (E, I, O), as gpt-oss keeps them: y = x W[e]."""
+class Experts(FusedExperts):
+    """Matrices (E, O, I): y = x W[e]^T."""
+
+    name = "experts"
+    transposed = False
+
+
+class TransposedExperts(FusedExperts):
+    """Matrices (E, I, O), as gpt-oss keeps them: y = x W[e]."""
 
     name = "experts-transposed"
-    linear = True
-
-    def accepts(self, module: nn.Module, parameter: str) -> bool:
-        return _is_product(module, parameter, transposed=True)
-
-    def shape(self, module: nn.Module, parameter: str) -> MatrixShape:
-        count, size_in, size_out = module._parameters[parameter].shape  # type: ignore[union-attr]
-        return MatrixShape(size_in, count * size_out, out_width=size_out)
-
-    def as_matrix(self, weight: Tensor) -> Tensor:
-        return weight.permute(1, 0, 2).flatten(1)
-
-    def tokens(
-        self, module: nn.Module, parameter: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: BatchShape
-    ) -> Tokens:
-        inputs, experts = args
-        return _tokens(inputs, experts, len(module._parameters[parameter]), batch)  # type: ignore[arg-type]
+    transposed = True
 
 
 class ExpertsBias(LayerKind):

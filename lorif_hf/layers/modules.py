@@ -82,6 +82,11 @@ def tracked_name(owner: str, parameter: str) -> str:
     return owner if parameter == "weight" else f"{owner}.{parameter}"
 
 
+def owner_of(name: str, parameter: str) -> str:
+    """The module of a parameter that an index calls by a name: what [`tracked_name`] was given."""
+    return name if parameter == "weight" else name.removesuffix(f".{parameter}")
+
+
 def unwrap(model: Any) -> Any:
     """The model inside `torch.compile`, `DataParallel` and `DistributedDataParallel` wrappers."""
     while True:
@@ -140,7 +145,7 @@ def modules_by_name(
     present = {}
     for name, (kind_name, parameter) in kinds.items():
         kind = LAYER_KINDS.get(kind_name)
-        owner = name if parameter == "weight" else name.removesuffix(f".{parameter}")
+        owner = owner_of(name, parameter)
         module = modules.get(owner)
         if module is not None and module._parameters.get(parameter) is not None and kind.accepts(module, parameter):
             present[name] = TrackedModule.of(owner, kind, module, holders, name in followed, parameter)

@@ -67,7 +67,7 @@ class Selection:
         self.trained = _trained(model, trained)
         self._trained = {id(parameter) for parameter in self.trained.values()}
         self._holders = Holders(model)
-        self._lora = {name.removeprefix(PEFT_PREFIX): layer for name, layer in lora_layers(model).items()}
+        self._lora = lora_layers(model)
         self._active = {id(p) for p in adapter_parameters(model)}
         self._inactive = {id(p) for p in adapter_parameters(model, active=False)} - self._active
         self._heads = _heads(model)

@@ -4,13 +4,13 @@ JetMoE, LongCat, experts of one's own): the layers of [`experts`][lorif_hf.layer
 import dis
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import UnsupportedModuleError
-from .base import BatchShape, LayerKind, MatrixShape, Tokens
-from .experts import dispatches, is_stacked
+from .base import BatchShape
+from .experts import StackedKind, dispatches, is_stacked
 
 
 def _is_stack(module: nn.Module, parameter: str) -> bool:
@@ -34,57 +34,36 @@ def _multiplied(module: nn.Module, parameter: str) -> str | None:
     return "product" if "@" in operators or {"bmm", "matmul", "mm"} & set(code.co_names) else None
 
 
-def _never_called(module: nn.Module) -> Tokens:
-    raise UnsupportedModuleError(f"The products of a {type(module).__name__} are followed, not its calls.")
-
-
-class Stack(LayerKind):
-    """Stacked matrices (E, O, I) that a module hands to `torch.nn.functional.linear` one by one: y = x W[e]^T.
+class FollowedStack(StackedKind):
+    """Stacked matrices that a module multiplies with by itself: they are followed.
 
     Which experts a token goes to is not told, so that rows are recorded one at a time.
     """
 
-    name = "stack"
-    linear = True
-    forward_of = nn.Linear  # which none of them has: they are followed
+    forward_of = nn.Linear  # which none of them has
 
     def accepts(self, module: nn.Module, parameter: str) -> bool:
-        return _is_stack(module, parameter) and _multiplied(module, parameter) == "linear"
-
-    def shape(self, module: nn.Module, parameter: str) -> MatrixShape:
-        count, size_out, size_in = module._parameters[parameter].shape  # type: ignore[union-attr]
-        return MatrixShape(size_in, count * size_out, out_width=size_out)
-
-    def as_matrix(self, weight: Tensor) -> Tensor:
-        return weight.permute(2, 0, 1).flatten(1)
+        how = "product" if self.transposed else "linear"
+        return _is_stack(module, parameter) and _multiplied(module, parameter) == how
 
     def tokens(
         self, module: nn.Module, parameter: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: BatchShape
-    ) -> Tokens:
-        return _never_called(module)
+    ) -> NoReturn:
+        raise UnsupportedModuleError(f"The products of a {type(module).__name__} are followed, not its calls.")
 
 
-class TransposedStack(LayerKind):
-    """The same of matrices (E, I, O) that a module multiplies with from the right: y = x W[e]."""
+class Stack(FollowedStack):
+    """Matrices (E, O, I), handed to `torch.nn.functional.linear` one by one: y = x W[e]^T."""
+
+    name = "stack"
+    transposed = False
+
+
+class TransposedStack(FollowedStack):
+    """Matrices (E, I, O), multiplied with from the right: y = x W[e]."""
 
     name = "stack-transposed"
-    linear = True
-    forward_of = nn.Linear
-
-    def accepts(self, module: nn.Module, parameter: str) -> bool:
-        return _is_stack(module, parameter) and _multiplied(module, parameter) == "product"
-
-    def shape(self, module: nn.Module, parameter: str) -> MatrixShape:
-        count, size_in, size_out = module._parameters[parameter].shape  # type: ignore[union-attr]
-        return MatrixShape(size_in, count * size_out, out_width=size_out)
-
-    def as_matrix(self, weight: Tensor) -> Tensor:
-        return weight.permute(1, 0, 2).flatten(1)
-
-    def tokens(
-        self, module: nn.Module, parameter: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: BatchShape
-    ) -> Tokens:
-        return _never_called(module)
+    transposed = True
 
 
 STACKS = (Stack, TransposedStack)

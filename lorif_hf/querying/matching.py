@@ -7,7 +7,7 @@ from torch import nn
 from ..errors import ModelMismatchError
 from ..layers import MatrixShape
 from ..layers.adapters import adapted_layer, inactive_adapters, lora_layers
-from ..layers.modules import PEFT_PREFIX, TrackedModule, modules_by_name
+from ..layers.modules import TrackedModule, modules_by_name
 from ..recording.identity import identify
 from ..storage.layout import Manifest
 
@@ -77,6 +77,6 @@ def _shown(shape: MatrixShape) -> str:
 
 def _other_adapters(model: nn.Module, name: str) -> list[str]:
     """What the adapters of a layer are called, where the index records a LoRA matrix of another one."""
-    layer = lora_layers(model).get(adapted_layer(name)) or lora_layers(model).get(PEFT_PREFIX + adapted_layer(name))
+    layer = lora_layers(model).get(adapted_layer(name))
     adapters = [] if layer is None else [*layer.lora_A, *layer.lora_embedding_A]
     return [] if name.rsplit(".", maxsplit=1)[-1] in adapters else adapters

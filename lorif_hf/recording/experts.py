@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModuleError
-from ..layers.adapters import adapts_experts, lora_layers
+from ..layers.adapters import adapts_experts, lora_layers, lora_matrices
 from ..layers.experts import ALL_EXPERTS_FUNCTIONS, EXPERTS, slots
 from .layer_hook import LayerHook
 
@@ -85,14 +85,10 @@ def _of_adapters(hooks: Iterable[LayerHook], model: nn.Module) -> Iterator[tuple
     """The hooks of LoRA matrices on stacks."""
     by_weight = {id(hook.tracked.weight): hook for hook in hooks}
     for layer in lora_layers(model).values():
-        if not adapts_experts(layer):
-            continue
-        for adapter in layer.active_adapters:
-            for side in ("lora_A", "lora_B"):
-                matrices = getattr(layer, side)
-                hook = by_weight.get(id(matrices[adapter].weight)) if adapter in matrices else None
-                if hook is not None:
-                    yield hook, layer.get_base_layer(), layer.parameter_name, _Adapter(hook, layer, adapter, side)
+        for adapter, side, matrix in lora_matrices(layer) if adapts_experts(layer) else ():
+            hook = by_weight.get(id(matrix.weight))
+            if hook is not None:
+                yield hook, layer.get_base_layer(), layer.parameter_name, _Adapter(hook, layer, adapter, side)
 
 
 @dataclass(frozen=True)

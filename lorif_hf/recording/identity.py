@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..layers.adapters import lora_layers
-from ..layers.modules import TrackedModule, base_model, has_adapter
+from ..layers.modules import TrackedModule, base_model, has_adapter, owner_of
 from ..tasks.base import auto_class
 from .stored_weights import Weight, stored_parts, weights_of
 
@@ -118,7 +118,7 @@ _known: "weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[Any, str]]]" = wea
 
 def _parameter_sha256(tracked: TrackedModule) -> str:
     name = tracked.parameter
-    path = f"{tracked.name.removesuffix(f'.{name}')}.{name}"
+    path = f"{owner_of(tracked.name, name)}.{name}"
     parts = stored_parts(Weight(path, tracked.module, name, tracked.weight))
     state = [(label, tuple(part.shape), *_bit_sums(part)) for label, part in parts]
     hashes = _known.setdefault(tracked.module, {})

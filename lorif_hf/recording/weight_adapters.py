@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..layers.adapters import adapts_weight, lora_layers
+from ..layers.adapters import adapts_weight, lora_layers, lora_matrices
 from ..layers.base import first_argument
 from .layer_hook import LayerHook
 
@@ -27,14 +27,12 @@ def recorded_weight_adapters(hooks: Iterable[LayerHook], model: nn.Module) -> It
     by_weight = {id(hook.tracked.weight): hook for hook in hooks}
     with ExitStack() as held:
         for layer in lora_layers(model).values():
-            for adapter in layer.active_adapters if adapts_weight(layer) else ():
-                for side in ("lora_A", "lora_B"):
-                    matrices = getattr(layer, side)
-                    hook = by_weight.get(id(matrices[adapter].weight)) if adapter in matrices else None
-                    if hook is not None:
-                        call = _Matrix(hook, layer, adapter, side)
-                        below = layer.get_base_layer().register_forward_hook(call, with_kwargs=True)
-                        held.callback(below.remove)
+            for adapter, side, matrix in lora_matrices(layer) if adapts_weight(layer) else ():
+                hook = by_weight.get(id(matrix.weight))
+                if hook is not None:
+                    call = _Matrix(hook, layer, adapter, side)
+                    below = layer.get_base_layer().register_forward_hook(call, with_kwargs=True)
+                    held.callback(below.remove)
         yield
 
 

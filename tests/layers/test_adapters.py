@@ -3,7 +3,7 @@
 import pytest
 from peft import LoraConfig, get_peft_model
 
-from lorif_hf.layers.adapters import adapted_layer, adapter_parameters, is_part, lora_layers
+from lorif_hf.layers.adapters import adapted_layer, adapter_parameters, is_part, lora_layers, lora_matrices
 from lorif_hf.layers.selection import Selection, tracked_modules
 
 
@@ -37,6 +37,17 @@ def test_what_peft_trains(build):
     model.add_adapter("other", LoraConfig(**LORA))
     assert {id(p) for p in adapter_parameters(model)} == trained
     assert len(list(adapter_parameters(model, active=False))) > len(trained)
+
+
+def test_the_layers_and_matrices_of_lora(build):
+    model = build("llama", lora=LORA)
+    layers = lora_layers(model)
+    assert list(layers) == [f"model.layers.{layer}.self_attn.q_proj" for layer in range(2)]
+    layer = layers["model.layers.0.self_attn.q_proj"]
+    assert list(lora_matrices(layer)) == [
+        ("default", "lora_A", layer.lora_A["default"]),
+        ("default", "lora_B", layer.lora_B["default"]),
+    ]
 
 
 def test_a_loaded_adapter_counts_as_trained_with_its_copies(build):

@@ -9,6 +9,7 @@ from lorif_hf.layers.modules import (
     TrackedModule,
     base_model,
     modules_by_name,
+    owner_of,
     parameter_shapes,
     tracked_name,
     unwrap,
@@ -71,3 +72,4 @@ def test_the_shape_and_the_weight_of_a_tracked_module():
     tracked = TrackedModule.of("layer", Linear(), layer)
     assert tracked.matrix_shape == (2, 3) and tracked.weight is layer.weight and tracked.parameter == "weight"
     assert tracked_name("layer", "weight") == tracked.name == "layer" and tracked_name("a", "bias") == "a.bias"
+    assert all(owner_of(tracked_name("a.b", parameter), parameter) == "a.b" for parameter in ("weight", "bias"))

@@ -16,6 +16,7 @@ from ...hub.cards import bank_card
 from ...hub.destination import Destination
 from ...hub.publish import push_files
 from ...hub.store import download
+from ...layers.modules import owner_of
 from ...registry import LAYER_KINDS
 from ...storage.files import write_bytes, write_text
 from ...storage.layout import CARD
@@ -109,8 +110,7 @@ class RetrainBank:
             )
         for module in manifest.modules:
             kind = LAYER_KINDS.get(module.kind, manifest.extensions.get(module.kind))
-            owner = module.name if module.parameter == "weight" else module.name.removesuffix(f".{module.parameter}")
-            shape = model["parameters"].get(f"{owner}.{module.parameter}")
+            shape = model["parameters"].get(f"{owner_of(module.name, module.parameter)}.{module.parameter}")
             features = (module.in_features, module.out_features)
             if shape is None or tuple(kind.as_matrix(torch.empty(shape, device="meta")).shape) != features:
                 raise EvaluationError(
