@@ -50,7 +50,7 @@ def test_what_is_tracked_is_found_again_by_name_and_kind(build):
         (["ln_f.weight"], {"transformer.ln_f"}),
         (r".*ln_f.*", {"transformer.ln_f", "transformer.ln_f.bias"}),
     ],
-    ids=str,
+    ids=["both", "bias", "weight", "pattern"],
 )
 def test_exclusions_name_a_module_or_a_parameter(build, exclude, gone):
     model = build("gpt2")

@@ -13,7 +13,9 @@ from lorif_hf.tasks import Reward
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"peft_config": adapter("SEQ_CLS")}, {"center_rewards_coefficient": 0.1}], ids=str
+    "options",
+    [{}, {"peft_config": adapter("SEQ_CLS")}, {"center_rewards_coefficient": 0.1}],
+    ids=["plain", "peft", "centred"],
 )
 def test_an_index_of_pairs(tmp_path, options):
     trainer, index = trained(tmp_path, lambda path: reward(path, **options))
