@@ -29,6 +29,9 @@ class InfluenceConfig:
         projection_factor (`int`, *optional*, defaults to 1):
             f of the two-sided random projection: a layer with I inputs and O outputs is projected to
             d1 = max(1, I // f) by d2 = max(1, O // f). 1 means no projection.
+        max_projection_dim (`int` or `None`, *optional*, defaults to 768):
+            What d1 and d2 are at most: a wider side is folded to so many numbers. It bounds what whitening takes,
+            which grows with the square of the sides. `None`: no bound.
         factor_rank (`int` or `None`, *optional*, defaults to 3):
             c, the rank at which each example's projected gradient is stored: c (d1 + d2) numbers per layer. At most
             min(d1, d2) of every tracked layer. `None` stores it whole, d1 d2 numbers.
@@ -90,6 +93,7 @@ class InfluenceConfig:
     """
 
     projection_factor: int = 1
+    max_projection_dim: int | None = 768
     factor_rank: int | None = 3
     bits: int = 1
     whitening: str = "kronecker"
@@ -112,7 +116,7 @@ class InfluenceConfig:
     def __post_init__(self) -> None:
         for name in ("projection_factor", "shard_size", "whitening_samples"):
             self._check_integer(name, least=1)
-        for name in ("factor_rank", "curvature_rank", "projection_dim"):
+        for name in ("max_projection_dim", "factor_rank", "curvature_rank", "projection_dim"):
             if getattr(self, name) is not None:
                 self._check_integer(name, least=1)
         self._check_integer("seed", least=0)
@@ -176,6 +180,7 @@ class InfluenceConfig:
         return cls(
             **{
                 "projection_factor": 4,
+                "max_projection_dim": None,
                 "factor_rank": 1,
                 "bits": 16,
                 "whitening": "none",
@@ -245,7 +250,9 @@ class InfluenceConfig:
 
     def projected_shape(self, in_features: int, out_features: int) -> tuple[int, int]:
         """(d1, d2) of a layer with `in_features` inputs and `out_features` outputs."""
-        return max(1, in_features // self.projection_factor), max(1, out_features // self.projection_factor)
+        d1, d2 = (max(1, size // self.projection_factor) for size in (in_features, out_features))
+        most = self.max_projection_dim
+        return (d1, d2) if most is None else (min(d1, most), min(d2, most))
 
     def to_dict(self) -> dict[str, Any]:
         """The config as plain JSON values."""

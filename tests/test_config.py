@@ -9,6 +9,7 @@ from lorif_hf.errors import ConfigError, IndexFormatError, UnknownKindError
 
 CHANGES = {
     "projection_factor": 16,
+    "max_projection_dim": 512,
     "factor_rank": 3,
     "whitening": "kronecker",
     "whitening_damping": 0.25,
@@ -143,8 +144,29 @@ def test_sides_are_divided_by_the_projection_factor_but_never_vanish(factor, sha
     assert InfluenceConfig(projection_factor=factor).projected_shape(*shape) == projected
 
 
-COUNTS = ["projection_factor", "factor_rank", "curvature_rank", "projection_dim", "whitening_samples", "shard_size"]
-MAY_BE_NONE = {"factor_rank", "curvature_rank", "projection_dim"}
+@pytest.mark.parametrize(
+    "factor, most, shape, projected",
+    [
+        (1, 768, (768, 3072), (768, 768)),
+        (4, 768, (2048, 4096), (512, 768)),
+        (1, 5, (3, 7), (3, 5)),
+        (1, None, (4096, 11008), (4096, 11008)),
+        (9, 1, (8, 800), (1, 1)),
+    ],
+)
+def test_wide_sides_are_cut(factor, most, shape, projected):
+    config = InfluenceConfig(projection_factor=factor, max_projection_dim=most)
+    assert config.projected_shape(*shape) == projected
+
+
+def test_published_methods_bound_no_side():
+    for preset in (InfluenceConfig.paper, InfluenceConfig.logra, InfluenceConfig.trak, InfluenceConfig.grad_dot):
+        assert preset().max_projection_dim is None
+    assert InfluenceConfig().max_projection_dim == InfluenceConfig.best().max_projection_dim == 768
+
+
+MAY_BE_NONE = {"max_projection_dim", "factor_rank", "curvature_rank", "projection_dim"}
+COUNTS = sorted(MAY_BE_NONE | {"projection_factor", "whitening_samples", "shard_size"})
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -28,11 +28,12 @@ def draw_signs(shape: tuple[int, ...], *, seed: int, name: str) -> Tensor:
 
 @dataclass(frozen=True)
 class BlockSigns:
-    """A random projection of E blocks of w coordinates each (the outputs of E experts) onto the same d columns.
+    """A random projection of E blocks of w coordinates each onto the same d columns: of the outputs of E experts, or
+    of a side, one block, that is wider than an index keeps.
 
     Each coordinate goes to one column, with a sign. The w of a block are spread evenly, so that at d = w inner
-    products within a block stay as they are; those between blocks keep their expected value, zero. It takes E w
-    numbers, where a Rademacher matrix has E w d.
+    products within a block stay as they are; those between blocks keep their expected value, zero. Inner products
+    vary as much as under a Rademacher matrix, which has E w d numbers where this has E w.
 
     Args:
         columns (`Tensor`): int64 (E, w).
@@ -80,30 +81,47 @@ class BlockSigns:
 class TwoSidedProjection:
     """The signs of P_in (I x d1) and P_out (O x d2) of one layer, int8; `None` stands for the identity (f = 1).
 
-    A sign over the root of the projected size is an entry of a Rademacher projection: E[P P^T] is the identity. The
-    outputs of a layer of experts are projected expert by expert instead ([`BlockSigns`]).
+    A sign over the root of the projected size is an entry of a Rademacher projection: E[P P^T] is the identity. A side
+    that is cut to `max_projection_dim` is folded instead, and the outputs of a layer of experts are, expert by expert
+    ([`BlockSigns`]).
 
     Source: LoGRA's two-sided projection (arXiv:2405.13954, section 3) as used by LoRIF (arXiv:2601.21929, section 3).
     """
 
-    in_signs: Tensor | None
+    in_signs: Tensor | BlockSigns | None
     out_signs: Tensor | BlockSigns | None
 
     @classmethod
     def draw(
-        cls, shape: tuple[int, int], projected_shape: tuple[int, int], *, seed: int, name: str, blocks: int = 1
+        cls,
+        shape: tuple[int, int],
+        projected_shape: tuple[int, int],
+        *,
+        seed: int,
+        name: str,
+        in_name: str | None = None,
+        blocks: int = 1,
+        folded: tuple[bool, bool] = (False, False),
     ) -> "TwoSidedProjection":
         """The projection of layer `name` from (I, O) to (d1, d2); a side that keeps its size is not projected.
-        `blocks`: how many blocks the outputs come in."""
 
-        def side(source: int, target: int, name: str) -> Tensor | None:
+        Args:
+            in_name (`str`, *optional*): the layer whose projection the side of the inputs has, which are the same;
+                by default `name`.
+            blocks (`int`, *optional*, defaults to 1): how many blocks the outputs come in.
+            folded (`tuple[bool, bool]`, *optional*): which sides are folded, not multiplied with a matrix of signs.
+        """
+
+        def side(source: int, target: int, name: str, fold: bool, blocks: int = 1) -> Tensor | BlockSigns | None:
+            if blocks > 1 or (fold and source != target):
+                return BlockSigns.draw(blocks, source // blocks, target, seed=seed, name=name)
             return None if source == target else draw_signs((source, target), seed=seed, name=name)
 
         (size_in, size_out), (d1, d2) = shape, projected_shape
-        in_signs = side(size_in, d1, f"{name}/in")
-        if blocks > 1:
-            return cls(in_signs, BlockSigns.draw(blocks, size_out // blocks, d2, seed=seed, name=f"{name}/out"))
-        return cls(in_signs, side(size_out, d2, f"{name}/out"))
+        return cls(
+            side(size_in, d1, f"{in_name or name}/in", folded[0]),
+            side(size_out, d2, f"{name}/out", folded[1], blocks),
+        )
 
     def projected_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         """(d1, d2) of a layer of shape (I, O)."""

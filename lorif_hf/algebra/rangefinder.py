@@ -18,18 +18,17 @@ _SHARED = 1e-5  # squared length of a direction, one where it is whole, that is 
 class RangeFinder:
     """The strongest directions of a layer's whitened gradients, from its tokens.
 
-    For X (T x d1) and dY (T x d2) of an example, M = W_in X^T dY W_out is cut to its projection on the block Krylov
-    space (M Omega, M S M^T M Omega), each block of width / 2 columns. S would be the identity in the textbook: it is
-    W_out^-1 diag(W_out), which saves a product with W_out and finds as much. Where the rank of M is at most `width`
-    (few tokens, say), all of it is found. Each example is treated alone; Omega is fixed.
+    For X (T x d1) and dY (T x d2) of an example, M = W_in^T X^T dY W_out is cut to its projection on the block Krylov
+    space (M Omega, M M^T M Omega), each block of width / 2 columns. Where the rank of M is at most `width` (of few
+    tokens, say), all of it is found. Each example is treated alone; Omega is fixed.
 
     Where d1 <= d2, left @ right^T has orthonormal left columns, else right ones; zeros where there are no more.
 
-    Costs 4 width T (d1 + d2) + 2 width (2 d1^2 + d2^2) operations per example, d1 <= d2.
+    Costs 4 width T (d1 + d2) + width (4 d1^2 + 3 d2^2) operations per example, d1 <= d2.
 
     Args:
-        in_whitener (`Tensor` or `None`): W_in, symmetric (d1, d1); `None` stands for the identity.
-        out_whitener (`Tensor`): W_out, symmetric (d2, d2).
+        in_whitener (`Tensor` or `None`): W_in, (d1, d1); `None` stands for the identity.
+        out_whitener (`Tensor`): W_out, (d2, d2).
         width (`int`): directions in all, even.
 
     Source: Musco and Musco 2015 (arXiv:1504.05477), algorithm 2, at a depth of one; the squared norms by Hutchinson's
@@ -47,7 +46,7 @@ class RangeFinder:
         generator = torch.Generator(device="cpu").manual_seed(0)
         # Orthogonal columns: their mean square estimates a norm better than that of independent ones.
         start = torch.linalg.qr(torch.randn(length, width // 2, generator=generator)).Q
-        self._start = (start * length**0.5).T @ self._long
+        self._start = (start * length**0.5).T @ self._long.T
 
     @torch.inference_mode()
     def __call__(self, inputs: Tensor, output_gradients: Tensor) -> LowRankMatrices:
@@ -66,10 +65,10 @@ class RangeFinder:
         sizes = _squared_sizes(rows)
         squares = sizes / rows.shape[1]
         lefts = _orthonormal(rows, sizes)
-        rights = (self._whitened(lefts) @ inputs.mT @ outputs) @ long_whitener
-        rows = self._whitened(unit(rights * long_whitener.diagonal(), dim=2) @ outputs.mT @ inputs)
+        rights = (self._unwhitened(lefts) @ inputs.mT @ outputs) @ long_whitener
+        rows = self._whitened(unit(rights @ long_whitener.T, dim=2) @ outputs.mT @ inputs)
         further = _orthonormal(rows - (rows @ lefts.mT) @ lefts, _squared_sizes(rows))
-        others = (self._whitened(further) @ inputs.mT @ outputs) @ long_whitener
+        others = (self._unwhitened(further) @ inputs.mT @ outputs) @ long_whitener
         # A direction that the first block holds only just is in the second too: it must not count twice.
         lefts = torch.cat([lefts, further], dim=1)
         turn = _inverse_root((lefts @ lefts.mT).double(), _SHARED)
@@ -83,8 +82,12 @@ class RangeFinder:
         return LowRankMatrices(lefts.mT, rights.mT, squares)
 
     def _whitened(self, rows: Tensor) -> Tensor:
-        """Of the shorter side."""
+        """Vectors of the shorter side as it is stored, from those as it is."""
         return rows if self._short is None else rows @ self._short
+
+    def _unwhitened(self, rows: Tensor) -> Tensor:
+        """What the shorter side as it is has to be multiplied with, for the product of it whitened with `rows`."""
+        return rows if self._short is None else rows @ self._short.T
 
 
 def _squared_sizes(rows: Tensor) -> Tensor:

@@ -80,8 +80,12 @@ def project_side(side: Side, signs: Tensor | BlockSigns | None) -> Tensor:
         return project(as_vectors(side), None)
     wide = torch.float64 if side.dtype == torch.float64 else torch.float32
     if isinstance(side, OneHot):
-        assert isinstance(signs, Tensor)  # only what comes back is projected in blocks
-        return signs[side.ids.clamp_min(0)].to(wide) * side.entries(wide).unsqueeze(-1) / signs.shape[1] ** 0.5
+        ids, entries = side.ids.clamp_min(0), side.entries(wide)
+        if isinstance(signs, BlockSigns):
+            places, values = signs.columns.flatten()[ids], entries * signs.signs.flatten()[ids].to(wide)
+            folded = torch.zeros(*ids.shape, signs.width, dtype=wide, device=ids.device)
+            return folded.scatter_(2, places.unsqueeze(2), values.unsqueeze(2))
+        return signs[ids].to(wide) * entries.unsqueeze(-1) / signs.shape[1] ** 0.5
     width = side.values.shape[2]
     projected = side.values.new_zeros(*side.blocks.shape, signs.shape[1], dtype=wide)
     for block in side.blocks.unique().tolist():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .sides import OneHot, Side, as_vectors
 from .statistic import Statistic
-from .whitening import counted, damped_inverse_root
+from .whitening import counted, damped_whitener
 
 
 @dataclass
@@ -21,10 +21,10 @@ class TableMoments(Statistic):
     Positions at which no gradient comes back do not count.
 
     Args:
-        inputs (`Tensor`): diag(A), float64 (2, V). Of lookups, how often each row was looked up; of products, the sums
+        inputs (`Tensor`): diag(A), float32 (2, V). Of lookups, how often each row was looked up; of products, the sums
             of the squared gradients with regard to the logits.
-        outputs (`Tensor`): S, float64 (2, d2, d2). Of products it is that of the head's inputs.
-        tokens (`Tensor`): T, float64 (2,), positions counted.
+        outputs (`Tensor`): S, float32 (2, d2, d2). Of products it is that of the head's inputs.
+        tokens (`Tensor`): T, int64 (2,), positions counted.
     """
 
     inputs: Tensor
@@ -34,34 +34,35 @@ class TableMoments(Statistic):
 
     @classmethod
     def zeros(cls, rows: int, d2: int) -> "TableMoments":
-        shapes = (2, rows), (2, d2, d2), (2,)
-        return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+        return cls(torch.zeros(2, rows), torch.zeros(2, d2, d2), torch.zeros(2, dtype=torch.int64))
 
     def of(self, inputs: Side, output_gradients: Tensor) -> "TableMoments":
         """Those of a call: its inputs as they are, (n, T, V), and its output gradients (n, T, d2)."""
-        share = TableMoments.zeros(self.inputs.shape[1], output_gradients.shape[2])
         lookup = isinstance(inputs, OneHot)
         vectors = inputs.entries(torch.float32).unsqueeze(2) if isinstance(inputs, OneHot) else as_vectors(inputs)
         # Either side may be what comes back.
-        counts = counted(vectors.abs().amax(dim=2).float() * output_gradients.abs().amax(dim=2).float())
-        squares = vectors.flatten(0, 1)[counts].float().square()
+        counts = counted(vectors.abs().amax(dim=2).float() * output_gradients.abs().amax(dim=2).float()).unsqueeze(1)
+        squares = vectors.flatten(0, 1).float().square().where(counts, 0)
         if isinstance(inputs, OneHot):
-            ids = inputs.ids.flatten()[counts]
-            diagonal = torch.zeros(inputs.size, device=ids.device).index_add_(0, ids.clamp_min(0), squares[:, 0])
+            ids = inputs.ids.flatten().clamp_min(0)
+            diagonal = torch.zeros(inputs.size, device=ids.device).index_add_(0, ids, squares[:, 0])
         else:
             diagonal = squares.sum(dim=0)
-        outputs = output_gradients.flatten(0, 1)[counts].float()
-        use = 0 if lookup else 1
-        share.inputs[use] = diagonal.to("cpu", torch.float64)
-        share.outputs[use] = (outputs.T @ outputs).to("cpu", torch.float64)
-        share.tokens[use] = int(counts.sum())
-        return share
+        outputs = output_gradients.flatten(0, 1).float().where(counts, 0)
+        sums = diagonal, outputs.T @ outputs, counts.sum()
+        return TableMoments(*(_of_use(0 if lookup else 1, value) for value in sums))
 
     def add(self, other: "TableMoments") -> None:
         """Take in other tokens of the same layer."""
-        self.inputs += other.inputs
-        self.outputs += other.outputs
-        self.tokens += other.tokens
+        device = other.outputs.device
+        self.inputs = self.inputs.to(device).add_(other.inputs)
+        self.outputs = self.outputs.to(device).add_(other.outputs)
+        self.tokens = self.tokens.to(device).add_(other.tokens)
+
+
+def _of_use(use: int, value: Tensor) -> Tensor:
+    """(2, ...): a sum of one use beside zero of the other."""
+    return torch.stack([value if use == number else torch.zeros_like(value) for number in range(2)])
 
 
 def table_roots(moments: TableMoments, *, damping: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -77,16 +78,17 @@ def table_roots(moments: TableMoments, *, damping: float, scale: float = 1.0) ->
         scale (`float`, *optional*, defaults to 1.0): all examples over those in `moments`.
 
     Returns:
-        `tuple[Tensor, Tensor]`: in_scale (V,), (A' + damping mean(A'))^-1/2, and (S' + damping mean(S') I)^-1/2,
-        symmetric (d2, d2); float32. Ones and the identity where a side has no moment at all.
+        `tuple[Tensor, Tensor]`: in_scale (V,), (A' + damping mean(A'))^-1/2, and out_whitener (d2, d2) as
+        [`~lorif_hf.algebra.whitening.damped_whitener`] makes it; float32. Ones and the identity where a side has no
+        moment at all.
 
     Raises:
         `ValueError`: a moment is not finite.
 
     Source: Martens and Grosse 2015 (arXiv:1503.05671), section 6.3, where the second product is the damping.
     """
-    diagonals = moments.inputs / moments.tokens.clamp_min(1).unsqueeze(1)
-    outputs = moments.outputs * scale
+    inputs, outputs = moments.inputs.cpu().double(), moments.outputs.cpu().double() * scale
+    diagonals = inputs / moments.tokens.cpu().clamp_min(1).unsqueeze(1)
     sizes = diagonals.sum(dim=1), outputs.diagonal(dim1=1, dim2=2).sum(dim=1)
     ratio = float((sizes[0][0] * sizes[1][1] / (sizes[0][1] * sizes[1][0])).sqrt())
     if not bool(torch.isfinite(diagonals).all()):
@@ -98,4 +100,4 @@ def table_roots(moments: TableMoments, *, damping: float, scale: float = 1.0) ->
     in_scale = (
         (diagonal + strength).rsqrt() if strength >= torch.finfo(torch.float32).tiny else torch.ones(len(diagonal))
     )
-    return in_scale.float(), damped_inverse_root(outputs[0] + outputs[1] / ratio, damping)
+    return in_scale.float(), damped_whitener(outputs[0] + outputs[1] / ratio, damping)

@@ -1,6 +1,7 @@
 """Whitening a layer's gradients by the second moments of its inputs and output gradients."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,34 +18,42 @@ class SecondMoments(Statistic):
 
     Positions at which no gradient comes back (padding, a token after which nothing is predicted) do not count.
 
+    Sums are kept where the layer computes, and nothing waits for them.
+
     Args:
-        inputs (`Tensor`): A, float64 (d1, d1).
-        outputs (`Tensor`): S, float64 (d2, d2).
-        tokens (`int`): T, positions counted.
+        inputs (`Tensor` or `None`): A, float32 (d1, d1); `None`: another layer with the same inputs has it.
+        outputs (`Tensor`): S, float32 (d2, d2).
+        tokens (`Tensor`): T, positions counted, float64 ().
     """
 
-    inputs: Tensor
+    inputs: Tensor | None
     outputs: Tensor
-    tokens: int = field(default=0)
+    tokens: Tensor
 
     @classmethod
-    def zeros(cls, d1: int, d2: int) -> "SecondMoments":
-        return cls(torch.zeros(d1, d1, dtype=torch.float64), torch.zeros(d2, d2, dtype=torch.float64))
+    def zeros(cls, d1: int | None, d2: int) -> "SecondMoments":
+        """`d1`: `None` leaves the inputs out."""
+        inputs = None if d1 is None else torch.zeros(d1, d1)
+        return cls(inputs, torch.zeros(d2, d2), torch.zeros((), dtype=torch.int64))
 
-    @classmethod
-    def of(cls, inputs: Tensor, output_gradients: Tensor) -> "SecondMoments":
+    def of(self, inputs: Tensor, output_gradients: Tensor) -> "SecondMoments":
         """Those of some tokens: (..., T, d1) and (..., T, d2)."""
         counts = counted(output_gradients.abs().amax(dim=-1).float())
-        inputs, output_gradients = inputs.flatten(0, -2), output_gradients.flatten(0, -2)
-        inputs, output_gradients = inputs[counts].float(), output_gradients[counts].float()
-        sides = [(side.T @ side).to("cpu", torch.float64) for side in (inputs, output_gradients)]
-        return cls(sides[0], sides[1], int(counts.sum()))
+        sums = []
+        for side in (None if self.inputs is None else inputs, output_gradients):
+            # Zeros instead of fewer rows: how many count is not known without waiting for the device.
+            rows = None if side is None else side.flatten(0, -2).float().where(counts.unsqueeze(1), 0)
+            sums.append(None if rows is None else rows.T @ rows)
+        assert sums[1] is not None
+        return SecondMoments(sums[0], sums[1], counts.sum())
 
     def add(self, other: "SecondMoments") -> None:
         """Take in other tokens of the same layer."""
-        self.inputs += other.inputs
-        self.outputs += other.outputs
-        self.tokens += other.tokens
+        device = other.outputs.device
+        if self.inputs is not None and other.inputs is not None:
+            self.inputs = self.inputs.to(device).add_(other.inputs)
+        self.outputs = self.outputs.to(device).add_(other.outputs)
+        self.tokens = self.tokens.to(device).add_(other.tokens)
 
 
 def counted(sizes: Tensor) -> Tensor:
@@ -55,8 +64,8 @@ def counted(sizes: Tensor) -> Tensor:
     return (sizes > _NOISE * sizes.amax(dim=-1, keepdim=True)).flatten()
 
 
-def inverse_roots(moments: SecondMoments, *, damping: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The two whiteners of a layer: W = in_whitener G~ out_whitener is what is stored instead of G~.
+def whiteners(moments: SecondMoments, *, damping: float, scale: float = 1.0) -> tuple[Tensor | None, Tensor]:
+    """The two whiteners of a layer: W = in_whitener^T G~ out_whitener is what is stored instead of G~.
 
     With A' = A / T and S' = `scale` S the sum over examples of vec(G~) vec(G~)^T is about A' (x) S', so that inner
     products of whitened gradients are those of G~ under its inverse, in the same unit as every other score.
@@ -67,8 +76,8 @@ def inverse_roots(moments: SecondMoments, *, damping: float, scale: float = 1.0)
         scale (`float`, *optional*, defaults to 1.0): all examples over those in `moments`.
 
     Returns:
-        `tuple[Tensor, Tensor]`: (A' + damping mean(A') I)^-1/2 of shape (d1, d1), the same of S' (d2, d2), float32,
-        symmetric. The identity where a side has no moment at all: its gradients are zero.
+        `tuple[Tensor | None, Tensor]`: of A' (d1, d1), `None` where the moments have none, and of S' (d2, d2), as
+        [`damped_whitener`] makes them.
 
     Raises:
         `ValueError`: a moment is not finite.
@@ -76,24 +85,35 @@ def inverse_roots(moments: SecondMoments, *, damping: float, scale: float = 1.0)
     Source: K-FAC (Martens and Grosse 2015, arXiv:1503.05671) for the factored curvature; the truncation in its metric
     is ours.
     """
-    tokens = max(1, moments.tokens)
+    inputs = None if moments.inputs is None else moments.inputs / moments.tokens.clamp_min(1)
     return (
-        damped_inverse_root(moments.inputs / tokens, damping),
-        damped_inverse_root(moments.outputs * scale, damping),
+        None if inputs is None else damped_whitener(inputs, damping),
+        damped_whitener(moments.outputs, damping, scale),
     )
 
 
-def damped_inverse_root(moment: Tensor, damping: float) -> Tensor:
-    """(M + damping mean(M) I)^-1/2 of a moment (d, d), float32; the identity where there is none.
+def damped_whitener(moment: Tensor, damping: float, scale: float = 1.0) -> Tensor:
+    """W with W W^T = (`scale` M + damping mean(`scale` M))^-1 of a moment M (d, d), float32 on the CPU.
+
+    The inverse of a Cholesky factor, upper triangular: it takes a twentieth of the time of the symmetric root, and
+    what is stored in its metric is as good. The identity where there is no moment.
 
     Raises:
         `ValueError`: the moment is not finite.
     """
-    if not bool(torch.isfinite(moment).all()):
+    moment = moment.to(torch.float64 if moment.device.type != "mps" else moment.dtype) * scale
+    mean = float(moment.diagonal().mean())
+    if not math.isfinite(float(moment.sum())) or not math.isfinite(mean):
         raise ValueError("a second moment is not finite")
-    eigenvalues, eigenvectors = torch.linalg.eigh(moment.double())
-    eigenvalues = eigenvalues.clamp_min(0)
-    strength = damping * float(eigenvalues.mean())
+    strength = damping * mean
     if strength < torch.finfo(torch.float32).tiny:
         return torch.eye(len(moment))
-    return ((eigenvectors * (eigenvalues + strength).rsqrt()) @ eigenvectors.T).float()
+    damped = (moment / mean).cpu().double()
+    damped.diagonal().add_(damping)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    if int(failed):  # of little damping, rounding in float32 sums may have left an eigenvalue below zero
+        values, vectors = torch.linalg.eigh(damped)
+        root = vectors * values.clamp_min(damping).rsqrt()
+    else:
+        root = torch.linalg.solve_triangular(factor, torch.eye(len(factor), dtype=factor.dtype), upper=False).T
+    return (root / mean**0.5).float().contiguous()

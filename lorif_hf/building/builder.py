@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -20,17 +20,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..algebra.projection import TwoSidedProjection
+from ..algebra.statistic import Statistic
 from ..codecs import codec_of
 from ..config import InfluenceConfig
-from ..curvature import FirstPass, Tensors, curvature_of
-from ..curvature.encoding import Encoder, draw_projection, module_entry, stored_entries
-from ..errors import BuildFolderError, RecordingCheckError, out_of_memory
+from ..curvature import curvature_of
+from ..curvature.encoding import Encoder, draw_projection, module_entry, sharing_inputs, stored_entries
+from ..errors import BuildFolderError, RecordingCheckError
 from ..layers.modules import TrackedModule
 from ..layers.selection import Selection
 from ..progress import progress
 from ..recording.identity import identify
 from ..recording.recorder import GradientRecorder, without_gradient
 from ..recording.rows import TrainingRows, task_code
+from ..recording.stored_weights import execution_device
 from ..registry import outside_module
 from ..storage.claim import INDEX_FOLDER
 from ..storage.files import file_entry, header_sha256, is_intact, write_tensors, write_text
@@ -49,9 +51,11 @@ from ..storage.shards import ShardReader, write_shard
 from ..storage.store import LocalStore
 from ..storage.tokenizer import save_processing_class
 from ..tasks.objectives import OUTPUTS
-from .dry_run import check_disk, check_first_pass, check_processing_class, first_pass_too_large, tell_coverage
+from .dry_run import check_disk, check_processing_class, tell_coverage
 from .example_tables import ACTIVE, silent_layers, write_example_tables
+from .first_pass import Gathering
 from .fitting import check_memory, fit_curvature
+from .layer_groups import layer_groups, memory_for_layers
 from .options import BuildOptions
 from .recording_pass import RecordingPass, ShardContents
 from .telling_rows import no_target
@@ -107,7 +111,6 @@ class IndexBuilder:
         self._shards: dict[int, FactorShard] = {}
         self._seen = self._empty = 0
         # Too little memory shows before the pass.
-        check_first_pass(self.curvature.first_pass, self.entries)
         check_memory(self.curvature, self.codec, self.stored, rows.count, options.memory)
 
     @cached_property
@@ -121,7 +124,7 @@ class IndexBuilder:
         identity = {
             "config": self.config.to_dict(),
             "model": self.identity,
-            "modules": [(entry.name, entry.projection_sha256, entry.followed) for entry in self.entries],
+            "modules": [(e.name, e.projection_sha256, e.followed, e.input_of) for e in self.entries],
             "objective": [self.task.name, task_code(self.task), self.way.alone],
             "rows": self.rows.fingerprint(),
         }
@@ -136,6 +139,8 @@ class IndexBuilder:
         self.modules = way.of(self.selection.modules)
         kept = {tracked.name: tracked.followed for tracked in self.modules}
         self.entries = [replace(e, followed=kept[e.name]) for e in self._every_entry if e.name in kept]
+        if self.curvature.first_pass is not None:
+            self.entries = [self._drawn(e) if e.input_of else e for e in sharing_inputs(self.entries, way.shared)]
         self.stored = stored_entries(self.config, self.entries)
 
     def prepare(self, way: Way | None = None) -> Way:
@@ -196,34 +201,29 @@ class IndexBuilder:
             self._finish(self._fit_all())
 
     def _module_entry(self, tracked: TrackedModule) -> ModuleEntry:
-        entry = module_entry(tracked, self.config)
+        return self._drawn(module_entry(tracked, self.config))
+
+    def _drawn(self, entry: ModuleEntry) -> ModuleEntry:
         self.projections[entry.name], sha256 = draw_projection(entry, self.config)
         return replace(entry, projection_sha256=sha256)
 
     def gather(self) -> None:
         """The curvature's first pass, over a sample of rows: what must be known before anything is stored."""
-        first_pass = self.curvature.first_pass
-        if first_pass is None or is_intact(self._first_path):
-            return
-        try:
-            self._gather(first_pass)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            raise first_pass_too_large(first_pass, self.entries) from error
+        if self._gathering is not None:
+            self._gathering.run(self.rows, self.passing, self._without_gradients, self._room)
 
-    def _gather(self, first_pass: FirstPass) -> None:
-        statistics = {entry.name: first_pass.statistic(entry) for entry in self.entries}
-        reductions = dict.fromkeys(statistics, without_gradient)
-        recorder = self._recorder(statistics, reductions)
-        sample = self.rows.sample(first_pass.samples)
-        with recorder, progress(len(sample), "First pass", "examples") as bar:
-            for rows, _, _ in self.passing.run(recorder, sample):
-                bar.update(len(rows))
-        scale = self.rows.count / len(sample)
-        tensors = {entry.name: first_pass.tensors(entry, statistics[entry.name], scale) for entry in self.entries}
-        named = {f"{name}.{part}": tensor for name, parts in tensors.items() for part, tensor in parts.items()}
-        write_tensors(self._first_path, named)
+    @property
+    def _gathering(self) -> Gathering | None:
+        first_pass = self.curvature.first_pass
+        return None if first_pass is None else Gathering(first_pass, self.entries, self.staging)
+
+    @property
+    def _room(self) -> int | None:
+        """Bytes that what is kept of all layers at once may take."""
+        return memory_for_layers(self.options.memory, execution_device(self.model))
+
+    def _without_gradients(self, statistics: Mapping[str, Statistic]) -> GradientRecorder:
+        return self._recorder(statistics, dict.fromkeys(statistics, without_gradient), names=statistics)
 
     def record(self, on_shard: OnShard) -> None:
         """Record the shards that are missing; each is written while the next is recorded."""
@@ -236,15 +236,12 @@ class IndexBuilder:
             return
         if done:
             logger.info("Going on with %d of %d rows already recorded in %s.", done, self.rows.count, self.folder)
-        recorder, encoder = self._recording
         writing: Future[None] | None = None
         with (
-            recorder,
             progress(self.rows.count, "Recording", "examples", initial=done) as bar,
             ThreadPoolExecutor(1, thread_name_prefix="lorif-write") as writer,
         ):
-            for shard in missing:
-                contents = self._record_shard(recorder, encoder, shard, bar)
+            for shard, contents in self._recorded_shards(missing, bar):
                 if writing is not None:
                     writing.result()  # a shard in the making and one being written: no more are held
                 writing = writer.submit(self._write_shard, shard, contents, on_shard)
@@ -253,16 +250,20 @@ class IndexBuilder:
         if self._empty:
             logger.warning("%d rows have no target (all labels are -100); their scores are zero.", self._empty)
 
-    @cached_property
-    def _recording(self) -> tuple[GradientRecorder, Encoder]:
-        encoder = Encoder(self.config, self.entries, self._first_tensors())
+    def _recording(self, entries: Sequence[ModuleEntry]) -> tuple[GradientRecorder, Encoder]:
+        """What records some of the layers, and makes what is stored of it."""
+        gathering, names = self._gathering, {entry.name for entry in entries}
+        first = gathering.tensors() if gathering is not None else {}
+        encoder = Encoder(self.config, entries, {name: kept for name, kept in first.items() if name in names})
         reductions = encoder.reductions()
-        return self._recorder(reductions=reductions, scales=encoder.in_scales()), encoder
+        return self._recorder(reductions=reductions, scales=encoder.in_scales(), names=names), encoder
 
-    def _recorder(self, statistics: Any = None, reductions: Any = None, scales: Any = None) -> GradientRecorder:
+    def _recorder(
+        self, statistics: Any = None, reductions: Any = None, scales: Any = None, names: Container[str] = ()
+    ) -> GradientRecorder:
         return GradientRecorder(
             self.model,
-            self.modules,
+            [tracked for tracked in self.modules if tracked.name in names],
             self.projections,
             self.objective,
             statistics,
@@ -283,14 +284,25 @@ class IndexBuilder:
         self._shards[shard] = FactorShard(entry.file, entry.bytes, entry.sha256, start, stop - start, header)
         on_shard(self._shards[shard])
 
-    def _record_shard(self, recorder: GradientRecorder, encoder: Encoder, shard: int, bar: Any) -> ShardContents:
-        start, stop = self.ranges[shard]
-        contents = ShardContents(start, stop, self.codec, self.stored)
-        for rows, num_tokens, recording in self.passing.run(recorder, range(start, stop)):
-            contents.put(rows, num_tokens, recording, encoder.encode(recording.gradients))
-            self._count_targets(recording.targets, len(rows))
-            bar.update(len(rows))
-        return contents
+    def _recorded_shards(self, missing: Sequence[int], bar: Any) -> Iterator[tuple[int, ShardContents]]:
+        """Shards, each of one pass over its rows for each group of layers whose whiteners fit into memory."""
+        first_pass = self.curvature.first_pass
+        together = self.config.normalize or self.config.projection_dim is not None  # a norm of all layers
+        limit = None if first_pass is None or together else self._room
+        groups = layer_groups(self.entries, lambda e: first_pass.cost(e).memory if first_pass else 0, limit)
+        recordings = [self._recording(groups[0])] if len(groups) == 1 else []
+        for shard in missing:
+            start, stop = self.ranges[shard]
+            contents = ShardContents(start, stop, self.codec, self.stored)
+            for number, group in enumerate(groups):
+                recorder, encoder = recordings[0] if recordings else self._recording(group)
+                with recorder:
+                    for rows, num_tokens, recording in self.passing.run(recorder, range(start, stop)):
+                        contents.put(rows, num_tokens, recording, encoder.encode(recording.gradients))
+                        if number == 0:
+                            self._count_targets(recording.targets, len(rows))
+                            bar.update(len(rows))
+            yield shard, contents
 
     def _write_shard(self, shard: int, contents: ShardContents, on_shard: OnShard) -> None:
         active = torch.tensor([contents.active[entry.name] for entry in self.stored], dtype=torch.uint8)
@@ -306,34 +318,25 @@ class IndexBuilder:
         if self._empty == self._seen and (self._seen >= _PATIENCE or self._seen == self.rows.count):
             raise no_target(self._seen)
 
-    def _first_tensors(self) -> dict[str, Tensors]:
-        """What the first pass made of each layer; empty where there is none."""
-        if self.curvature.first_pass is None:
-            return {}
-        tensors: dict[str, Tensors] = {entry.name: {} for entry in self.entries}
-        for name, tensor in load_file(self._first_path).items():
-            module, _, part = name.rpartition(".")
-            tensors[module][part] = tensor
-        return tensors
-
     def _fit_all(self) -> Tensor:
         """Write the curvature file. Returns each example's self-influence, float64 (N,).
 
         It is that of the whole gradients where their metric is known while they are recorded, else of what is stored.
         """
+        gathering = self._gathering
         reader = ShardReader(LocalStore(self.folder), self._table, None, self.codec.layout)
         tensors, influence = fit_curvature(
             self.curvature,
             self.codec,
             reader,
             self.stored,
-            self._first_tensors(),
+            {} if gathering is None else gathering.tensors(),
             self.rows.count,
             self._curvature_path,
             self.options.memory,
         )
-        if self.curvature.first_pass is not None:
-            tensors = load_file(self._first_path) | tensors
+        if gathering is not None:
+            tensors = gathering.stored() | tensors
         write_tensors(self.folder / CURVATURE, tensors)
         tables = self._row_tables()
         if influence is None:
@@ -384,10 +387,6 @@ class IndexBuilder:
 
     def _factor_path(self, shard: int) -> Path:
         return self.folder / factor_file(shard)
-
-    @property
-    def _first_path(self) -> Path:
-        return self.staging / "first-pass.safetensors"
 
     def _rows_path(self, shard: int) -> Path:
         return self.staging / f"rows-{shard + 1:05d}.safetensors"

@@ -51,19 +51,6 @@ def check_disk(folder: Path, config: InfluenceConfig, entries: Sequence[ModuleEn
         )
 
 
-def check_first_pass(first_pass: FirstPass | None, entries: Sequence[ModuleEntry]) -> None:
-    """See that what the first pass gathers of all layers at once fits into this machine's memory.
-
-    Raises:
-        [`~lorif_hf.errors.ConfigError`]: says how much it needs, and what needs less.
-    """
-    machine = machine_memory()
-    if first_pass is None or machine is None:
-        return
-    if sum(first_pass.cost(entry).memory for entry in entries) > machine:
-        raise first_pass_too_large(first_pass, entries)
-
-
 def first_pass_too_large(first_pass: FirstPass, entries: Sequence[ModuleEntry]) -> ConfigError:
     """The error of a first pass that does not fit into memory: what it needs, and what needs less."""
     needed = {entry.name: first_pass.cost(entry).memory for entry in entries}
@@ -71,9 +58,9 @@ def first_pass_too_large(first_pass: FirstPass, entries: Sequence[ModuleEntry]) 
     machine = machine_memory()
     has = "" if machine is None else f"; this machine has {machine / 2**30:.3g} GiB"
     return ConfigError(
-        f"Whitening needs {sum(needed.values()) / 2**30:.3g} GiB for {len(entries)} layers (the widest, "
-        f"'{widest.name}', is {widest.d1} x {widest.d2}){has}. Set a higher projection_factor (2 takes a quarter), "
-        "leave layers out with exclude_modules, or set whitening='none' with another curvature."
+        f"Whitening needs {sum(needed.values()) / 2**30:.3g} GiB for {len(entries)} layer{'s' * (len(entries) > 1)} "
+        f"(the widest, '{widest.name}', is {widest.d1} x {widest.d2}){has}. Set a lower max_projection_dim (half "
+        "takes a quarter), leave layers out with exclude_modules, or set whitening='none' with another curvature."
     )
 
 

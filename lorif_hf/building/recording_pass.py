@@ -196,7 +196,7 @@ class ShardContents:
         squares = torch.stack([squared_norms(gradients).cpu() for gradients in encoded.values()])
         for name, active in zip(encoded, squares.any(dim=1).tolist(), strict=True):
             self.active[name] |= active
-        self.table["self_influence"][places] = squares.sum(dim=0)
+        self.table["self_influence"][places] += squares.sum(dim=0)
         self.table["losses"][places] = recording.losses
         self.table["num_tokens"][places] = num_tokens
         if recording.weights is not None:

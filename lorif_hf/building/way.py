@@ -22,6 +22,7 @@ from ..layers.modules import TrackedModule
 from ..recording.check import Comparison, Probe, RecordingCheck
 from ..recording.random_state import random_state_kept
 from ..recording.rows import TrainingRows
+from ..recording.shared_inputs import shared_inputs
 from ..registry import outside_module
 from ..tasks import CausalLM, Task, UserObjective, task_of
 from ..tasks.base import batch_size, known_task
@@ -63,6 +64,7 @@ class Way:
         dropped (`Mapping[str, str]`): modules that are not recorded, since it would be wrong, and why.
         single (`bool`): whether rows go one at a time though the task could take several: it was only seen to be right
             for one.
+        shared (`Mapping[str, str]`): modules that have the same inputs as others, and the first of those.
 
     Attributes:
         alone (`bool`): whether rows, and queries later, go through the model one at a time.
@@ -73,6 +75,7 @@ class Way:
     unreached: frozenset[str] = frozenset()
     single: bool = False
     dropped: Mapping[str, str] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def alone(self) -> bool:
@@ -172,7 +175,8 @@ class WayFinder:
         with random_state_kept(self.rows.collator, self.rows.dataset):
             while True:
                 try:
-                    return self._find(choice)
+                    way = self._find(choice)
+                    return replace(way, shared=self._shared(way) if before is None else before.shared)
                 except UnsupportedModuleError as error:
                     if not (self._may_leave_out and error.module and len(self.modules) > 1):
                         raise
@@ -181,6 +185,11 @@ class WayFinder:
                     if len(self.row_ids) == 1 or not out_of_memory(error.__cause__):
                         raise
                     self._compare(self.row_ids[:-1])
+
+    def _shared(self, way: Way) -> dict[str, str]:
+        """Which modules have the same inputs."""
+        row, objective = self.rows.single(self.row_ids[0]), LossObjective(way.task)
+        return shared_inputs(way.of(self.modules), lambda: self.check.losses(objective, row))
 
     @property
     def _may_leave_out(self) -> bool:

@@ -5,6 +5,7 @@ the training side is truncated and the query meets the curvature.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -144,6 +145,18 @@ def module_entry(tracked: TrackedModule, config: InfluenceConfig) -> ModuleEntry
     )
 
 
+def sharing_inputs(entries: Sequence[ModuleEntry], shared: Mapping[str, str]) -> list[ModuleEntry]:
+    """Layers with the same inputs have one projection of them, that of the first.
+
+    Args:
+        entries (`Sequence[ModuleEntry]`): the layers.
+        shared (`Mapping[str, str]`): by name, what layers with the same inputs have in common.
+    """
+    first: dict[str, str] = {}
+    owners = [first.setdefault(shared.get(entry.name, entry.name), entry.name) for entry in entries]
+    return [e if of == e.name else replace(e, input_of=of) for e, of in zip(entries, owners, strict=True)]
+
+
 def _above_rank(config: InfluenceConfig, shape: tuple[int, int], projected: tuple[int, int]) -> bool:
     """Whether a projection leaves less than `factor_rank` of a gradient that had as much. A layer that is thin of
     itself (a bias, LoRA of rank 1) may be: what is stored beyond its rank is zero, or makes coarse numbers finer."""
@@ -153,9 +166,18 @@ def _above_rank(config: InfluenceConfig, shape: tuple[int, int], projected: tupl
 
 def draw_projection(entry: ModuleEntry, config: InfluenceConfig) -> tuple[TwoSidedProjection, str]:
     """A layer's two-sided projection, and the hash of all that is drawn for it."""
-    shapes = (entry.in_features, entry.out_features), (entry.d1, entry.d2)
-    blocks = entry.out_features // entry.widths[1]
-    drawn = TwoSidedProjection.draw(*shapes, seed=config.seed, name=entry.name, blocks=blocks)
+    folded = [
+        d < width // config.projection_factor for d, width in zip((entry.d1, entry.d2), entry.widths, strict=True)
+    ]
+    drawn = TwoSidedProjection.draw(
+        (entry.in_features, entry.out_features),
+        (entry.d1, entry.d2),
+        seed=config.seed,
+        name=entry.name,
+        in_name=entry.input_of,
+        blocks=entry.out_features // entry.widths[1],
+        folded=(folded[0], folded[1]),
+    )
     if config.projection_dim is not None:
         return drawn, draw_global(entry.name, entry.d1 * entry.d2, config).sha256()
     return drawn, drawn.sha256()

@@ -9,7 +9,7 @@ from ..algebra.matrices import Reduction
 from ..algebra.rangefinder import RangeFinder
 from ..algebra.statistic import Statistic
 from ..algebra.tables import TableMoments, table_roots
-from ..algebra.whitening import SecondMoments, inverse_roots
+from ..algebra.whitening import SecondMoments, whiteners
 from ..config import InfluenceConfig
 from ..errors import ConfigError, RecordingError
 from ..storage.layout import ModuleEntry
@@ -23,8 +23,9 @@ TABLE_SIDES = ("in_scale", "out_whitener")
 
 @dataclass(frozen=True)
 class MomentsPass(FirstPass):
-    """The second moments of a layer's inputs and output gradients, and their damped inverse roots. Of a table (an
-    embedding) that of its inputs is a diagonal, whose root scales them before they are projected.
+    """The second moments of a layer's inputs and output gradients, and what whitens them. Layers with the same inputs
+    share that of their inputs. Of a table (an embedding) it is a diagonal, whose root scales them before they are
+    projected.
 
     Args:
         samples (`int`): rows of the sample.
@@ -42,7 +43,7 @@ class MomentsPass(FirstPass):
     def statistic(self, entry: ModuleEntry) -> SecondMoments | TableMoments:
         if entry.is_table:
             return TableMoments.zeros(entry.in_features, entry.d2)
-        return SecondMoments.zeros(entry.d1, entry.d2)
+        return SecondMoments.zeros(None if entry.input_of else entry.d1, entry.d2)
 
     def tensors(self, entry: ModuleEntry, statistic: Statistic, scale: float) -> Tensors:
         try:
@@ -50,7 +51,8 @@ class MomentsPass(FirstPass):
                 roots = table_roots(statistic, damping=self.damping, scale=scale)
                 return dict(zip(TABLE_SIDES, roots, strict=True))
             assert isinstance(statistic, SecondMoments)  # its own
-            return dict(zip(SIDES, inverse_roots(statistic, damping=self.damping, scale=scale), strict=True))
+            sides = whiteners(statistic, damping=self.damping, scale=scale)
+            return {name: side for name, side in zip(SIDES, sides, strict=True) if side is not None}
         except ValueError as error:
             raise RecordingError(
                 f"Module '{entry.name}' cannot be whitened ({error}): its inputs or gradients are too large. Leave it "
@@ -61,11 +63,12 @@ class MomentsPass(FirstPass):
         out_whitener = {"out_whitener": stored.read("out_whitener", (entry.d2, entry.d2))}
         if entry.is_table:
             return {"in_scale": stored.read("in_scale", (entry.in_features,), least=0)} | out_whitener
-        return {"in_whitener": stored.read("in_whitener", (entry.d1, entry.d1))} | out_whitener
+        of_inputs = stored.of(entry.input_of or entry.name)
+        return {"in_whitener": of_inputs.read("in_whitener", (entry.d1, entry.d1))} | out_whitener
 
     def whiten(self, gradients: Tensor, tensors: Tensors) -> Tensor:
         in_whitener = tensors.get("in_whitener")
-        scaled = gradients if in_whitener is None else in_whitener.to(gradients.device) @ gradients
+        scaled = gradients if in_whitener is None else in_whitener.T.to(gradients.device) @ gradients
         return scaled @ tensors["out_whitener"].to(gradients.device)
 
     def in_scale(self, tensors: Tensors) -> Tensor | None:
@@ -79,12 +82,12 @@ class MomentsPass(FirstPass):
             rows, square = entry.in_features, entry.d2**2
             return Cost(
                 stored=torch.float32.itemsize * (rows + square),
-                memory=torch.float64.itemsize * 2 * (rows + square),
+                memory=torch.float32.itemsize * 2 * (rows + square),
                 flops=2.0 * entry.d1 * square,
             )
-        squares = entry.d1**2 + entry.d2**2
+        squares = (0 if entry.input_of else entry.d1**2) + entry.d2**2
         whitening = 2.0 * entry.d1 * entry.d2 * (entry.d1 + entry.d2)
-        return Cost(stored=torch.float32.itemsize * squares, memory=torch.float64.itemsize * squares, flops=whitening)
+        return Cost(stored=torch.float32.itemsize * squares, memory=torch.float32.itemsize * squares, flops=whitening)
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,8 @@ class ModuleEntry:
         parameter (`str`): what the module calls the parameter.
         in_width, out_width (`int`, *optional*): how much of a side is kept at most, where that is less than all of it.
             Outputs then come in blocks of that width (experts).
+        input_of (`str`, *optional*): the first module that has the same inputs: their projection and their whitener
+            are kept under its name.
     """
 
     name: str
@@ -91,6 +93,7 @@ class ModuleEntry:
     parameter: str = "weight"
     in_width: int | None = None
     out_width: int | None = None
+    input_of: str | None = None
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -312,10 +315,10 @@ def _field(values: Mapping[str, Any], known: Field[Any], where: str = "") -> Any
         return [_record(item, f"{name}[{i}]", entry) for i, item in enumerate(_checked(value, name, list))]
     if is_dataclass(kind):
         return _record(_checked(value, name, dict), name, kind)
-    if known.type == (int | None):
+    if known.type in (int | None, str | None):
         if value is None:
             return None
-        kind = int
+        (kind,) = (part for part in get_args(known.type) if part is not type(None))
     if where and kind is int:
         _require(type(value) is int and 0 <= value < 2**63, f"{name} must be a natural number")
         return value

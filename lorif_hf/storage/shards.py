@@ -158,6 +158,10 @@ class ModuleTensors:
     def __init__(self, file: TensorReader, module: str):
         self._file, self._module = file, module
 
+    def of(self, module: str) -> "ModuleTensors":
+        """Those of another module."""
+        return ModuleTensors(self._file, module)
+
     def shape(self, part: str) -> tuple[int, ...]:
         """The shape that the file declares for a tensor. Nothing is allocated."""
         return self._file.span(f"{self._module}.{part}").shape

@@ -10,9 +10,9 @@ from lorif_hf.algebra.rangefinder import RangeFinder
 
 
 def whitener(size, generator):
-    """A symmetric positive matrix whose eigenvalues span two orders of magnitude."""
-    basis = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
-    return (basis * torch.logspace(-1, 1, size, dtype=torch.float64)) @ basis.T
+    """A matrix whose singular values span two orders of magnitude, of no symmetry."""
+    basis, other = torch.linalg.qr(torch.randn(2, size, size, generator=generator, dtype=torch.float64)).Q
+    return (basis * torch.logspace(-1, 1, size, dtype=torch.float64)) @ other
 
 
 def problem(count, tokens, d1, d2, seed=0):
@@ -21,7 +21,7 @@ def problem(count, tokens, d1, d2, seed=0):
     inputs = torch.randn(count, tokens, d1, generator=generator, dtype=torch.float64)
     outputs = torch.randn(count, tokens, d2, generator=generator, dtype=torch.float64)
     sides = whitener(d1, generator), whitener(d2, generator)
-    return inputs, outputs, sides, sides[0] @ inputs.mT @ outputs @ sides[1]
+    return inputs, outputs, sides, sides[0].T @ inputs.mT @ outputs @ sides[1]
 
 
 def found(problem, width):

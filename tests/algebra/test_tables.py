@@ -36,11 +36,11 @@ def test_each_use_is_added_up_apart_and_a_row_that_is_none_counts_nothing():
         x = torch.cat([as_vectors(side).flatten(0, 1) for side, _ in calls]).double()
         dy = torch.cat([side.flatten(0, 1) for _, side in calls]).double()
         kept = x.abs().sum(dim=1) > 0
-        torch.testing.assert_close(moments.inputs[use], x[kept].square().sum(dim=0), rtol=1e-6, atol=0)
-        torch.testing.assert_close(moments.outputs[use], dy[kept].T @ dy[kept], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(moments.inputs[use].double(), x[kept].square().sum(dim=0), rtol=1e-6, atol=0)
+        torch.testing.assert_close(moments.outputs[use].double(), dy[kept].T @ dy[kept], rtol=1e-5, atol=1e-5)
         assert int(moments.tokens[use]) == int(kept.sum())
     ids = lookups()[0].ids
-    counts = torch.bincount(ids[ids >= 0], minlength=ROWS).double()
+    counts = torch.bincount(ids[ids >= 0], minlength=ROWS).float()
     assert torch.equal(moments.of(*lookups()).inputs[0], counts)  # how often each row was looked up
 
 
@@ -64,10 +64,12 @@ def test_of_a_single_use_the_roots_are_those_of_its_moments(call):
     use = int(call is products)
     in_scale, out_whitener = table_roots(moments, damping=0.1, scale=2.5)
     diagonal = moments.inputs[use] / moments.tokens[use]
-    torch.testing.assert_close(in_scale.double(), (diagonal + 0.1 * diagonal.mean()) ** -0.5, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        in_scale.double(), (diagonal + 0.1 * diagonal.mean()).double() ** -0.5, rtol=1e-5, atol=0
+    )
     outputs = 2.5 * moments.outputs[use]
-    damped = outputs + 0.1 * outputs.diagonal().mean() * torch.eye(D2, dtype=torch.float64)
-    torch.testing.assert_close(out_whitener.double() @ damped @ out_whitener.double(), torch.eye(D2).double())
+    damped = (outputs + 0.1 * outputs.diagonal().mean() * torch.eye(D2)).double()
+    torch.testing.assert_close(out_whitener.double().T @ damped @ out_whitener.double(), torch.eye(D2).double())
     assert in_scale.dtype == out_whitener.dtype == torch.float32
 
 
@@ -84,9 +86,9 @@ def test_two_uses_are_joined_so_that_neither_drowns_the_other():
 
     ratio = min(torch.logspace(-8, 8, 8001, dtype=torch.float64), key=trace)
     a, s = diagonals[0] + ratio * diagonals[1], moments.outputs[0] + moments.outputs[1] / ratio
-    torch.testing.assert_close(in_scale.double(), a**-0.5, rtol=5e-3, atol=0)
+    torch.testing.assert_close(in_scale.double(), a.double() ** -0.5, rtol=5e-3, atol=0)
     torch.testing.assert_close(
-        out_whitener.double() @ s @ out_whitener.double(), torch.eye(D2).double(), rtol=0, atol=1e-2
+        out_whitener.double().T @ s.double() @ out_whitener.double(), torch.eye(D2).double(), rtol=0, atol=1e-2
     )
 
 

@@ -4,7 +4,7 @@ import logging
 from types import SimpleNamespace
 
 import pytest
-from tiny import make_gpt2, make_rows, plain_config
+from tiny import make_gpt2, make_rows
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.algebra.whitening import SecondMoments
@@ -18,15 +18,16 @@ from lorif_hf.storage.layout import ModuleEntry
 WIDE = [ModuleEntry(f"layers.{i}", "linear", 4096, 11008, 4096, 11008, "") for i in range(32)]
 
 
-def test_whitening_beyond_the_machines_memory_is_refused(monkeypatch):
+def test_the_first_pass_says_what_it_needs_and_what_needs_less(monkeypatch):
     monkeypatch.setattr(dry_run, "machine_memory", lambda: 16 << 30)
-    message = r"Whitening needs 32.9 GiB for 32 layers \(the widest, 'layers.0', is 4096 x 11008\); this machine has"
+    first_pass = curvature_of(InfluenceConfig()).first_pass
+    message = (
+        r"Whitening needs 16.4 GiB for 32 layers \(the widest, 'layers.0', is 4096 x 11008\); this machine has 16"
+    )
     with pytest.raises(ConfigError, match=message):
-        dry_run.check_first_pass(curvature_of(InfluenceConfig()).first_pass, WIDE)
-    dry_run.check_first_pass(curvature_of(InfluenceConfig()).first_pass, WIDE[:8])
-    dry_run.check_first_pass(curvature_of(plain_config()).first_pass, WIDE)
+        raise dry_run.first_pass_too_large(first_pass, WIDE)
     monkeypatch.setattr(dry_run, "machine_memory", lambda: None)
-    dry_run.check_first_pass(curvature_of(InfluenceConfig()).first_pass, WIDE)
+    assert "this machine" not in str(dry_run.first_pass_too_large(first_pass, WIDE))
 
 
 def test_the_memory_of_this_machine_is_known():
@@ -72,5 +73,5 @@ def test_memory_that_ends_while_whitening_is_not_answered_with_a_smaller_batch(t
         raise MemoryError
 
     monkeypatch.setattr(SecondMoments, "zeros", none_left)
-    with pytest.raises(ConfigError, match=r"Whitening needs .* GiB for 8 layers .*Set a higher projection_factor"):
+    with pytest.raises(ConfigError, match=r"Whitening needs .* GiB for 1 layer .*Set a lower max_projection_dim"):
         InfluenceIndex.build(make_gpt2(), make_rows(6), tmp_path / "index")
