@@ -33,7 +33,7 @@ def score(bed: Path, out: Path, variant: str) -> tuple[torch.Tensor, dict[str, A
         output_dir=str(out / "dattri"),
         per_device_train_batch_size=20,
         per_device_eval_batch_size=20,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=False,
     )
     task = AttributionTask(lambda model, batch: summed_loss(model, batch["input_ids"]), adapters(bed))
