@@ -69,9 +69,8 @@ def make_bed(bed: Path, width: int, layers: int, vocabulary: int, length: int, c
         eos_token_id=0,
         pad_token_id=0,
     )
-    base = LlamaForCausalLM(config)
-    base.save_pretrained(bed / "base")
-    base.config._name_or_path = str(bed / "base")  # where the adapter says that its base is
+    LlamaForCausalLM(config).save_pretrained(bed / "base")
+    base = LlamaForCausalLM.from_pretrained(bed / "base")  # the adapter then says where its base is
     lora = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, lora)
     for name, parameter in model.named_parameters():
