@@ -42,8 +42,8 @@ def summed_loss(model: Any, batch: torch.Tensor) -> torch.Tensor:
 
 
 def run(score: Callable[[Path, Path, str], tuple[Any, dict[str, Any]]]) -> None:
-    """A runner's command line. `score(bed, out, variant)` gives the scores (Q, N) and what else is to be told; "seconds"
-    where not all that it does is for the scores."""
+    """A runner's command line. `score(bed, out, variant)` gives the scores (Q, N) and what else is to be told, its
+    seconds too where not all that it does is for the scores."""
     parser = argparse.ArgumentParser()
     parser.add_argument("bed", type=Path)
     parser.add_argument("out", type=Path)
