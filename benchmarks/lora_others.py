@@ -52,7 +52,7 @@ def main(
     for system, variants in VARIANTS.items():
         for variant in variants if only in system else ():
             name = f"{system}, {variant}"
-            row, scores = _run(system, variant, where, venvs.resolve())
+            row, scores = run_system(system, variant, where, venvs.resolve())
             if scores is not None:
                 result = lds(scores, bank.losses, bank.membership)
                 row |= {"lds": result.mean, "low": result.query_interval[0], "high": result.query_interval[1]}
@@ -70,7 +70,7 @@ def _gradient_dot(model: Any, train: Any, queries: Any) -> Any:
         return index.scores(model, queries).clone()
 
 
-def _run(system: str, variant: str, bed: Path, venvs: Path) -> tuple[dict[str, Any], np.ndarray | None]:
+def run_system(system: str, variant: str, bed: Path, venvs: Path) -> tuple[dict[str, Any], np.ndarray | None]:
     """A row of the table, and the scores where there are any."""
     row: dict[str, Any] = {"kind": "other system"}
     try:

@@ -17,13 +17,16 @@ import numpy as np
 import torch
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def adapters(bed: Path) -> Any:
-    """The adapters on their base, float32, in eval mode; only they require a gradient."""
+    """The adapters on their base, float32, in eval mode, on a GPU where there is one; only they require a gradient."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(bed / "base", dtype=torch.float32)
-    return PeftModel.from_pretrained(base, bed / "adapter", is_trainable=True).eval()
+    return PeftModel.from_pretrained(base, bed / "adapter", is_trainable=True).eval().to(DEVICE)
 
 
 def rows(bed: Path, name: str) -> torch.Tensor:
@@ -33,12 +36,14 @@ def rows(bed: Path, name: str) -> torch.Tensor:
 
 def summed_loss(model: Any, batch: torch.Tensor) -> torch.Tensor:
     """Cross-entropy summed over the batch and its tokens, in nats."""
+    batch = batch.to(DEVICE)
     logits = model(input_ids=batch).logits[:, :-1]
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum")
 
 
 def run(score: Callable[[Path, Path, str], tuple[Any, dict[str, Any]]]) -> None:
-    """A runner's command line. `score(bed, out, variant)` gives the scores (Q, N) and what else is to be told."""
+    """A runner's command line. `score(bed, out, variant)` gives the scores (Q, N) and what else is to be told, its
+    seconds too where not all that it does is for the scores."""
     parser = argparse.ArgumentParser()
     parser.add_argument("bed", type=Path)
     parser.add_argument("out", type=Path)
@@ -47,6 +52,6 @@ def run(score: Callable[[Path, Path, str], tuple[Any, dict[str, Any]]]) -> None:
     torch.manual_seed(0)
     start = time.perf_counter()
     scores, facts = score(given.bed, given.out, given.variant)
-    facts["seconds"] = time.perf_counter() - start
-    np.save(given.out / "scores.npy", torch.as_tensor(scores).detach().float().numpy())
+    facts.setdefault("seconds", time.perf_counter() - start)
+    np.save(given.out / "scores.npy", torch.as_tensor(scores).detach().float().cpu().numpy())
     (given.out / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -5,6 +5,7 @@ Variants: `dot` (TracIn at the last checkpoint), `cos`, `kfac`, `ekfac`; the las
 this live way does not need.
 """
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ KINDS = {"dot": TracInAttributor, "cos": TracInAttributor, "kfac": KFACAttributo
 
 
 def score(bed: Path, out: Path, variant: str) -> tuple[torch.Tensor, dict[str, Any]]:
+    start = time.perf_counter()
     name, _, relative = variant.partition("-")
     options: dict[str, Any] = {"normalized_grad": True} if name == "cos" else {}
     if relative:
@@ -33,7 +35,7 @@ def score(bed: Path, out: Path, variant: str) -> tuple[torch.Tensor, dict[str, A
         output_dir=str(out / "dattri"),
         per_device_train_batch_size=20,
         per_device_eval_batch_size=20,
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=False,
     )
     task = AttributionTask(lambda model, batch: summed_loss(model, batch["input_ids"]), adapters(bed))
@@ -44,11 +46,12 @@ def score(bed: Path, out: Path, variant: str) -> tuple[torch.Tensor, dict[str, A
     ids, matrix = result.agnostic_matrix()
     if len(ids) != len(train):
         raise RuntimeError(f"{len(train)} rows were asked for, {len(ids)} were scored.")
+    seconds = time.perf_counter() - start
     stores = TracInAttributor(arguments, task=task).cache(
         train, queries[:1], cache_dir=str(out / "store"), hook_config=hooks
     )
     stored = sum(file.stat().st_size for file in Path(stores[0][0]).rglob("*") if file.is_file())
-    return matrix.T, {"bytes": stored / len(train)}
+    return matrix.T, {"bytes": stored / len(train), "seconds": seconds}
 
 
 if __name__ == "__main__":
