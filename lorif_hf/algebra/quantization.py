@@ -2,13 +2,14 @@
 
 import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .matrices import LowRankMatrices, Matrices, matrix_sizes, unit
+from .matrices import LowRankMatrices, Matrices, matrix_sizes, squared_norms, unit
 
 
 BITS = (8, 4, 2, 1)
@@ -87,7 +88,23 @@ def _table(bits: int) -> np.ndarray:
     return (2 * codes - most).astype(np.float32)
 
 
-def quantized_factors(matrices: Matrices, rank: int, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+class QuantizedFactors(NamedTuple):
+    """Pairs of quantised vectors that come near to matrices M, sum_j scales_j left_j right_j^T.
+
+    Args:
+        left (`Tensor`): levels (n, d1, c).
+        right (`Tensor`): levels (n, d2, c).
+        scales (`Tensor`): float32 (n, c), those of least squares.
+        shares (`Tensor`): float32 (n,), how much of |M|^2 they hold, as [`captured_shares`] tells.
+    """
+
+    left: Tensor
+    right: Tensor
+    scales: Tensor
+    shares: Tensor
+
+
+def quantized_factors(matrices: Matrices, rank: int, bits: int) -> QuantizedFactors:
     """Factorise each matrix into pairs of quantised vectors, one pair after the other, each fitted to what is left.
 
     A few rounds of power iteration find the direction, two more alternate between the levels of either side. What one
@@ -101,8 +118,7 @@ def quantized_factors(matrices: Matrices, rank: int, bits: int) -> tuple[Tensor,
         bits (`int`): 8, 4, 2 or 1.
 
     Returns:
-        `tuple[Tensor, Tensor, Tensor]`: levels of the left (n, d1, c) and right (n, d2, c) vectors; the scales (n, c),
-        float32.
+        [`QuantizedFactors`].
 
     Source: the semidiscrete decomposition (Kolda and O'Leary 1998), with a grid of 2^bits levels instead of -1, 0, 1.
     """
@@ -122,7 +138,29 @@ def quantized_factors(matrices: Matrices, rank: int, bits: int) -> tuple[Tensor,
         left = rounded(rest.right_product(right))
         rest.take(pair, left, rounded(rest.left_product(left)))
     left, right = rest.pairs()
-    return left, right, fitted_scales(left, right, rest.targets) * sizes.squeeze(2)
+    scales = fitted_scales(left, right, rest.targets)
+    # The projection of M on the pairs: |sum_j scales_j left_j right_j^T|^2 is its inner product with M.
+    captured = (scales.double() * rest.targets).sum(dim=1)
+    shares = captured_shares(captured, rest.squares, rank / min(left.shape[1], right.shape[1]))
+    return QuantizedFactors(left, right, scales * sizes.squeeze(2), shares)
+
+
+def captured_shares(captured: Tensor, squares: Tensor, part: float) -> Tensor:
+    """How much of their squared norm is held of matrices, float32 (n,): at most 1, where `squares` is an estimate.
+
+    At least what c pairs of signs hold of a matrix whose c / min(d1, d2) of directions they stand for, evenly spread
+    ones: (2 / pi)^2 of that. Where a code holds less (a matrix that is zero but for a few numbers), it tells next to
+    nothing about inner products, and dividing by so little would make noise of the size of the matrix of it.
+
+    Args:
+        captured (`Tensor`): float64 (n,), the squared norms of what is held.
+        squares (`Tensor`): float64 (n,), those of the matrices.
+        part (`float`): c / min(d1, d2).
+    """
+    least = min(1.0, (2 / math.pi) ** 2 * part)
+    # Of a matrix that is zero nothing is there to hold.
+    shares = captured / squares.clamp_min(torch.finfo(squares.dtype).tiny)
+    return shares.clamp(least, 1).float()
 
 
 # What is left of matrices when pairs are taken out. It is never formed: products with it are products with the matrix,
@@ -134,6 +172,7 @@ class _DenseRest:
 
     def __init__(self, matrices: Tensor, rank: int):
         self.matrices, self.transposed = matrices, matrices.mT
+        self.squares = squared_norms(matrices)
         self.starts = _starts(rank, self.transposed)
         self.left = matrices.new_zeros(len(matrices), rank, matrices.shape[1])
         self.right = matrices.new_zeros(len(matrices), rank, matrices.shape[2])
@@ -182,6 +221,7 @@ class _LowRankRest:
 
     def __init__(self, matrices: LowRankMatrices, sizes: Tensor, rank: int):
         count, _, self.width = matrices.left.shape
+        self.squares = matrices.squares / sizes.flatten().double().square()
         roots = sizes.rsqrt()
         self.left, self.right = (_with_room(side.mT, roots, rank) for side in (matrices.left, matrices.right))
         self.grams = self.left @ self.left.mT, self.right @ self.right.mT

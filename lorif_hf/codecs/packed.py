@@ -47,11 +47,11 @@ class PackedCodec(Codec):
         return {**sides, "u_scale": (torch.bfloat16, (self.pairs,))}
 
     def encode(self, matrices: Matrices) -> dict[str, Tensor]:
-        left, right, scales = quantized_factors(matrices, self.pairs, self.bits)
+        factors = quantized_factors(matrices, self.pairs, self.bits)
         return {
-            "u": pack(left, self.bits).cpu(),
-            "v": pack(right, self.bits).cpu(),
-            "u_scale": scales.to("cpu", torch.bfloat16),
+            "u": pack(factors.left, self.bits).cpu(),
+            "v": pack(factors.right, self.bits).cpu(),
+            "u_scale": (factors.scales / factors.shares.unsqueeze(1)).to("cpu", torch.bfloat16),
         }
 
     def factors(self, parts: Parts, d1: int, d2: int) -> tuple[Tensor, Tensor | None]:

@@ -11,6 +11,7 @@ from lorif_hf.algebra.quantization import (
     _ROUNDS,
     _STEPS,
     BITS,
+    captured_shares,
     fitted_scales,
     pack,
     packed_bytes,
@@ -197,7 +198,7 @@ def one_after_the_other(matrix, rank, bits):
 @pytest.mark.parametrize("rank", [1, 4])
 def test_quantised_factors_are_those_of_a_loop_that_forms_what_is_left(bits, rank):
     matrices = random(40, 12, 9, seed=6)
-    left, right, scales = quantized_factors(matrices, rank, bits)
+    left, right, scales, _ = quantized_factors(matrices, rank, bits)
     assert left.shape == (40, 12, rank) and right.shape == (40, 9, rank) and left.dtype == right.dtype == torch.float32
     same = 0
     for i in range(40):
@@ -229,7 +230,7 @@ def test_matrices_of_lower_rank_have_finite_scales(bits, kind):
         matrix[3, 2] = 1e-3
     elif kind == "ones":
         matrix += 1
-    left, right, scales = quantized_factors(matrix.expand(2, -1, -1), 4, bits)
+    left, right, scales, _ = quantized_factors(matrix.expand(2, -1, -1), 4, bits)
     assert bool(scales.isfinite().all()) and torch.equal(scales[0], scales[1])
     rebuilt = (left * scales.unsqueeze(1)) @ right.mT
     assert float((rebuilt[0] - matrix).norm()) <= float(matrix.norm())
@@ -253,7 +254,50 @@ def test_pairs_with_the_same_codes_have_scales_that_bfloat16_can_hold(kind, low_
     left = torch.eye(matrices.shape[1]).expand(300, -1, -1)
     squares = matrices.square().sum(dim=(1, 2)).double()
     given = LowRankMatrices(left, matrices.mT, squares) if low_rank else matrices
-    u, v, scales = quantized_factors(given, 4, 1)
+    u, v, scales, _ = quantized_factors(given, 4, 1)
     assert float((scales.abs().amax(dim=1) / matrices.abs().amax(dim=(1, 2))).max()) < 4
     found, rounded = ((u * some.unsqueeze(1)) @ v.mT for some in (scales, scales.bfloat16().float()))
     assert float(((found - rounded).norm(dim=(1, 2)) / matrices.norm(dim=(1, 2))).max()) < 0.02
+
+
+@pytest.mark.parametrize("low_rank", [False, True])
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("rank", [1, 4])
+def test_shares_are_those_of_the_squared_norm(bits, rank, low_rank):
+    """With the scales divided by them, the inner product with the matrix itself is its squared norm."""
+    thin = random(30, 12, 5, seed=8), random(30, 9, 5, seed=9)
+    matrices = thin[0] @ thin[1].mT * torch.logspace(-8, 8, 30).view(-1, 1, 1)
+    squares = matrices.double().square().sum(dim=(1, 2))
+    given = LowRankMatrices(thin[0] * torch.logspace(-8, 8, 30).view(-1, 1, 1), thin[1], squares)
+    left, right, scales, shares = quantized_factors(given if low_rank else matrices, rank, bits)
+    rebuilt = (left * scales.unsqueeze(1)).double() @ right.mT.double()
+    expected = rebuilt.square().sum(dim=(1, 2)) / squares
+    assert float(expected.min()) > (2 / math.pi) ** 2 * rank / 9 and shares.shape == (30,)
+    torch.testing.assert_close(shares.double(), expected, rtol=1e-4, atol=0)
+    inner = (rebuilt / shares.view(-1, 1, 1) * matrices).sum(dim=(1, 2))
+    torch.testing.assert_close(inner, squares, rtol=1e-4, atol=0)
+
+
+def test_what_was_cut_away_before_counts_as_lost():
+    thin = random(20, 12, 3, seed=8), random(20, 9, 3, seed=9)
+    squares = (thin[0] @ thin[1].mT).double().square().sum(dim=(1, 2))
+    whole, half = (quantized_factors(LowRankMatrices(*thin, squares * times), 2, 1) for times in (1, 2))
+    torch.testing.assert_close(half.shares, whole.shares / 2)
+    assert torch.equal(half.left, whole.left)
+    torch.testing.assert_close(half.scales, whole.scales)
+
+
+def test_shares_lie_between_what_signs_hold_of_an_even_matrix_and_all():
+    squares = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 1e-320], dtype=torch.float64)
+    captured = torch.tensor([1e-3, 0.2, 0.9, 1.3, 0.0, 0.0], dtype=torch.float64)
+    least = (2 / math.pi) ** 2 / 16
+    expected = [least, 0.2, 0.9, 1, least, least]
+    assert captured_shares(captured, squares, 1 / 16).tolist() == pytest.approx(expected)
+    assert captured_shares(captured, squares, 4.0).tolist() == [1] * 6
+
+
+def test_a_matrix_that_is_zero_but_for_one_number_keeps_a_scale_of_its_size():
+    matrix = torch.zeros(1, 64, 64)
+    matrix[0, 3, 5] = 1
+    _, _, scales, shares = quantized_factors(matrix, 1, 1)
+    assert float(shares) == pytest.approx((2 / math.pi) ** 2 / 64) and float(scales / shares) < 0.05

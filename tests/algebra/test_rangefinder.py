@@ -166,7 +166,7 @@ def test_codes_of_low_rank_matrices_come_as_near_as_those_of_the_dense_ones(bits
     whole = dense(matrices)
 
     def lost(given):
-        left, right, scales = quantized_factors(given, 3, bits)
+        left, right, scales, _ = quantized_factors(given, 3, bits)
         near = (left * scales.unsqueeze(1)) @ right.mT
         return float(((near - whole).norm(dim=(1, 2)) / whole.norm(dim=(1, 2))).mean())
 

@@ -1,9 +1,10 @@
 """Second moments and whiteners against explicit sums and inverses in float64."""
 
 import pytest
+import scipy.fft
 import torch
 
-from lorif_hf.algebra.whitening import SecondMoments, damped_whitener, whiteners
+from lorif_hf.algebra.whitening import SecondMoments, _cosines, damped_whitener, whiteners
 
 
 D1, D2 = 4, 3
@@ -103,7 +104,24 @@ def test_whiteners_are_roots_of_the_damped_inverse(damping, scale):
         expected = torch.linalg.inv(damped(moment, damping))
         product = found.double() @ found.double().T
         torch.testing.assert_close(product, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
-        assert torch.equal(found, found.triu()) and found.is_contiguous()
+        assert found.is_contiguous()
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64])
+def test_the_rotation_is_that_of_the_cosine_transform(size):
+    expected = scipy.fft.dct(torch.eye(size, dtype=torch.float64).numpy(), type=2, norm="ortho", axis=1)
+    torch.testing.assert_close(_cosines(size).double(), torch.from_numpy(expected), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_whitened_coordinates_are_of_about_one_size(turned):
+    """However the variance falls off, and whether or not its directions are those of single coordinates."""
+    spectrum = torch.arange(1, 65).double().pow(-2)
+    turn = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).double()).Q
+    moment = (turn * spectrum) @ turn.T if turned else spectrum.diag()
+    whitener = damped_whitener(moment, 0.1).double()
+    variances = (whitener.T @ moment @ whitener).diagonal()
+    assert float(variances.max() / variances.min()) < 3
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])

@@ -14,12 +14,18 @@ from lorif_hf.errors import ConfigError
 
 @pytest.mark.parametrize("bits", [8, 4, 2, 1])
 @pytest.mark.parametrize("rank", [1, 3])
-def test_packed_factors_are_quantised_factors_with_bfloat16_scales(bits, rank):
+def test_packed_factors_are_quantised_ones_whose_scales_make_up_for_what_is_lost(bits, rank):
     matrices, codec = gradients(), PackedCodec(rank, bits)
     left, right = codec.factors(codec.encode(matrices), D1, D2)
-    left_levels, right_levels, scales = quantized_factors(matrices, rank, bits)
-    assert torch.equal(right, right_levels)
-    assert torch.equal(left, left_levels * scales.bfloat16().float().unsqueeze(1))
+    expected = quantized_factors(matrices, rank, bits)
+    scales = expected.scales / expected.shares.unsqueeze(1)
+    assert torch.equal(right, expected.right)
+    assert torch.equal(left, expected.left * scales.bfloat16().float().unsqueeze(1))
+
+
+def test_zero_gradients_are_stored_as_zero():
+    codec = PackedCodec(2, 1)
+    assert float(rebuilt(codec, codec.encode(torch.zeros(3, D1, D2)), D1, D2).abs().max()) == 0
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2, 1])
