@@ -1,5 +1,6 @@
 """Whitening a layer's gradients by the second moments of its inputs and output gradients."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -121,6 +122,7 @@ def damped_whitener(moment: Tensor, damping: float, scale: float = 1.0) -> Tenso
     return (root / mean**0.5).float() @ _cosines(len(root))
 
 
+@functools.lru_cache(maxsize=4)  # a layer has two sizes, a model few
 def _cosines(size: int) -> Tensor:
     """The orthogonal matrix (d, d) of the discrete cosine transform, its waves as columns, float32."""
     places = torch.arange(size, dtype=torch.float64)
