@@ -82,6 +82,7 @@ def test_a_generator_of_the_cpu_draws_nothing_there(fake):
 
 CROSSINGS = {
     "to": (lambda there: torch.zeros(5).to(DEVICE), "to device", 20),
+    "to like": (lambda there: torch.zeros(5).to(there), "to device", 20),
     "made of a list": (lambda there: torch.tensor([1, 2], device=DEVICE), "to device", 16),
     "copied there": (lambda there: there.copy_(torch.ones(3)), "to device", 12),
     "an index of the CPU": (lambda there: there[torch.tensor([0, 1])], "to device", 16),
@@ -102,19 +103,27 @@ CROSSINGS = {
 
 
 @pytest.mark.parametrize("case", CROSSINGS)
-def test_what_crosses_is_counted(fake, case):
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_crosses_is_counted(fake, case, inference):
     crossing, kind, size = CROSSINGS[case]
-    crossing(on_device(torch.zeros(3)))
+    with torch.inference_mode(inference):
+        crossing(on_device(torch.zeros(3)))
     assert fake.crossings.counts == {kind: 1} and fake.crossings.bytes == size, str(fake.crossings)
 
 
-def test_what_does_not_cross_is_not(fake):
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_does_not_cross_is_not(fake, inference):
+    with torch.inference_mode(inference):
+        _compute_there()
+    assert fake.crossings == []
+
+
+def _compute_there():
     there = on_device(torch.zeros(3, 3))
     index = torch.zeros(2, dtype=torch.int64, device=DEVICE)
     there[index], there[1:], there.masked_fill(there > 0, 1), torch.where(there > 0, there, 1)
     torch.linalg.cholesky_ex(torch.eye(3, device=DEVICE)), torch.linalg.solve_ex(torch.eye(3, device=DEVICE), there)
     there.to(DEVICE), there.double(), there.isfinite().all(), torch.zeros(2).nonzero()
-    assert fake.crossings == []
 
 
 def test_it_says_where_something_crossed(fake):

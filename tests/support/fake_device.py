@@ -111,7 +111,14 @@ class FakeDeviceTensor(Tensor):
         return f"FakeDeviceTensor({self.on_host!r}, device='{self.device}')"
 
 
-class FakeDevice(TorchDispatchMode):
+class _Dispatching(TorchDispatchMode):
+    """Sees what makes tensors, once more inside of a dispatch."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return _dispatch(function, args, kwargs or {})
+
+
+class FakeDevice(_Dispatching):
     """Context manager in which the devices [`DEVICE`] and [`SECOND_DEVICE`] are there.
 
     Args:
@@ -148,9 +155,6 @@ class FakeDevice(TorchDispatchMode):
         torch.is_autocast_enabled = self._autocast
         _active.remove(self)
         return super().__exit__(*error)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        return _dispatch(function, args, kwargs or {})
 
     def forget(self) -> None:
         """Count from zero again."""
@@ -221,10 +225,14 @@ def _dispatch(function, args, kwargs):
     leaves, spec = tree_flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     devices = {tensor.device for tensor in tensors if isinstance(tensor, FakeDeviceTensor)}
-    asked = kwargs.get("device")
-    asked = None if asked is None else torch.device(asked)
+    asked = next((leaf for leaf in leaves if isinstance(leaf, torch.device)), None)
     if not devices and (asked is None or asked.type != KIND):
         return function(*args, **kwargs)
+    with _Dispatching():
+        # Without autograd (inference_mode), also what is made of several operations comes here whole.
+        whole = function.decompose(*args, **kwargs)
+    if whole is not NotImplemented:
+        return whole
     name = function.overloadpacket.__name__
     if asked is not None and asked.type == KIND:
         asked = torch.device(KIND, asked.index or 0)
