@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .devices import fixed_normal, widest
 from .matrices import LowRankMatrices, Matrices, matrix_sizes, unit
 
 
@@ -52,9 +53,15 @@ def pack(levels: Tensor, bits: int) -> Tensor:
     if length % per_byte:
         rows = F.pad(rows, (0, size * per_byte - length), value=1 - (1 << bits))
     # A byte is the sum of its codes, (level + 2^bits - 1) / 2, times what their places are worth: exact in float32.
-    worth = torch.tensor([2.0 ** (bits * place - 1) for place in range(per_byte)], device=levels.device)
-    packed = torch.mv(rows.reshape(-1, per_byte), worth).add_(127.5)
+    packed = torch.mv(rows.reshape(-1, per_byte), _worth(bits, levels.device)).add_(127.5)
     return packed.to(torch.uint8).view(count, rank, size)
+
+
+@functools.cache
+def _worth(bits: int, device: torch.device) -> Tensor:
+    """Half of what each place in a byte is worth, float32 (8 / bits,)."""
+    with torch.inference_mode(False):
+        return torch.tensor([2.0 ** (bits * place - 1) for place in range(8 // bits)]).to(device)
 
 
 def unpack(packed: Tensor, length: int, bits: int) -> Tensor:
@@ -232,8 +239,7 @@ def _with_room(rows: Tensor, factors: Tensor, more: int) -> Tensor:
 
 def _starts(rank: int, like: Tensor) -> Tensor:
     """Where the search for each pair begins, (c, d2), for vectors that are the columns (d2) of `like`."""
-    generator = torch.Generator(device="cpu").manual_seed(0)
-    return torch.randn(like.shape[1], rank, generator=generator).T.to(like)
+    return fixed_normal(like.shape[1], rank, like).T
 
 
 def _squares(rows: Tensor) -> Tensor:
@@ -252,9 +258,11 @@ def fitted_scales(left: Tensor, right: Tensor, targets: Tensor) -> Tensor:
     Returns:
         `Tensor`: (n, c), float32.
     """
-    gram = ((left.mT @ left) * (right.mT @ right)).double()
+    wide = widest(left.device)
+    gram = ((left.mT @ left) * (right.mT @ right)).to(wide)
     # Two pairs may have the same codes (a matrix of lower rank): a touch of ridge shares the scale between them. It is
     # above what rounding makes of their targets, which would come out as large scales of opposite signs.
     ridge = 1e-6 * gram.diagonal(dim1=1, dim2=2).mean(dim=1)
     gram.diagonal(dim1=1, dim2=2).add_(ridge.unsqueeze(1))
-    return torch.linalg.solve(gram, targets.double().unsqueeze(2)).squeeze(2).float()
+    # With the ridge it is positive definite: nothing to be checked, which a device would be waited for.
+    return torch.linalg.solve_ex(gram, targets.to(wide).unsqueeze(2)).result.squeeze(2).float()

@@ -48,11 +48,7 @@ class PackedCodec(Codec):
 
     def encode(self, matrices: Matrices) -> dict[str, Tensor]:
         left, right, scales = quantized_factors(matrices, self.pairs, self.bits)
-        return {
-            "u": pack(left, self.bits).cpu(),
-            "v": pack(right, self.bits).cpu(),
-            "u_scale": scales.to("cpu", torch.bfloat16),
-        }
+        return {"u": pack(left, self.bits), "v": pack(right, self.bits), "u_scale": scales.to(torch.bfloat16)}
 
     def factors(self, parts: Parts, d1: int, d2: int) -> tuple[Tensor, Tensor | None]:
         scales = parts["u_scale"].float().unsqueeze(1)
