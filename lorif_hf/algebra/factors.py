@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from .devices import fixed_normal
 from .matrices import Matrices, matrix_sizes
 
 
@@ -46,9 +47,7 @@ def factorize(matrices: Matrices, rank: int) -> tuple[Tensor, Tensor]:
     scale = matrix_sizes(matrices)
     scaled = matrices / scale
     transposed = scaled.mT
-    generator = torch.Generator(device="cpu").manual_seed(0)
-    start = torch.randn(columns, rank, generator=generator, dtype=torch.float64).to(scale)
-    image = scaled @ start
+    image = scaled @ fixed_normal(columns, rank, scale, drawn=torch.float64)
     for _ in range(_rounds(rank)):
         image = scaled @ _orthonormalize(transposed @ _orthonormalize(image))
     left = _orthonormalize(image, dropped=_DROPPED)

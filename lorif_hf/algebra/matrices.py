@@ -7,6 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from .devices import widest
+
 
 @dataclass(frozen=True)
 class LowRankMatrices:
@@ -15,8 +17,8 @@ class LowRankMatrices:
     Args:
         left (`Tensor`): float32 (n, d1, l).
         right (`Tensor`): float32 (n, d2, l).
-        squares (`Tensor`): float64 (n,), the squared Frobenius norm of each whole matrix, of which left @ right^T is
-            a part: an unbiased estimate, exact where that part is all.
+        squares (`Tensor`): (n,), float64 where the device has it, the squared Frobenius norm of each whole matrix, of
+            which left @ right^T is a part: an unbiased estimate, exact where that part is all.
     """
 
     left: Tensor
@@ -50,7 +52,8 @@ class LowRankMatrices:
     def __truediv__(self, sizes: Tensor) -> "LowRankMatrices":
         """Each matrix over its own number, (n, 1, 1)."""
         root = sizes.sqrt()  # of each side as much, since either may carry the scale
-        return LowRankMatrices(self.left / root, self.right / root, self.squares / sizes.flatten().double().square())
+        flat = sizes.flatten().to(self.squares.dtype)
+        return LowRankMatrices(self.left / root, self.right / root, self.squares / flat / flat)
 
 
 Matrices = Tensor | LowRankMatrices
@@ -77,10 +80,11 @@ def dense(matrices: Matrices) -> Tensor:
 
 
 def squared_norms(matrices: Matrices) -> Tensor:
-    """Squared Frobenius norm of each whole matrix, float64 (n,); of low-rank ones the estimate that they carry."""
+    """Squared Frobenius norm of each whole matrix, (n,), float64 where the device has it; of low-rank ones the
+    estimate that they carry."""
     if isinstance(matrices, LowRankMatrices):
         return matrices.squares
-    return matrices.flatten(1).square().sum(dim=1).double()
+    return matrices.flatten(1).square().sum(dim=1).to(widest(matrices.device))
 
 
 def matrix_sizes(matrices: Matrices) -> Tensor:

@@ -173,6 +173,10 @@ class SparseProjection:
         columns = torch.from_numpy((words * np.uint64(target_dim) >> np.uint64(32)).astype(np.int64))
         return cls(columns, draw_signs((source_dim,), seed=seed, name=f"{name}/signs"), target_dim)
 
+    def to(self, device: torch.device) -> "SparseProjection":
+        """The same on a device."""
+        return SparseProjection(self.columns.to(device), self.signs.to(device), self.target_dim)
+
     def project(self, vectors: Tensor) -> Tensor:
         """(n, source_dim) -> (n, target_dim)."""
         columns, signs = self.columns.to(vectors.device), self.signs.to(vectors)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .devices import fixed_normal, widest
 from .matrices import LowRankMatrices, Matrices, matrix_sizes, squared_norms, unit
 
 
@@ -53,9 +54,15 @@ def pack(levels: Tensor, bits: int) -> Tensor:
     if length % per_byte:
         rows = F.pad(rows, (0, size * per_byte - length), value=1 - (1 << bits))
     # A byte is the sum of its codes, (level + 2^bits - 1) / 2, times what their places are worth: exact in float32.
-    worth = torch.tensor([2.0 ** (bits * place - 1) for place in range(per_byte)], device=levels.device)
-    packed = torch.mv(rows.reshape(-1, per_byte), worth).add_(127.5)
+    packed = torch.mv(rows.reshape(-1, per_byte), _worth(bits, levels.device)).add_(127.5)
     return packed.to(torch.uint8).view(count, rank, size)
+
+
+@functools.cache
+def _worth(bits: int, device: torch.device) -> Tensor:
+    """Half of what each place in a byte is worth, float32 (8 / bits,)."""
+    with torch.inference_mode(False):
+        return torch.tensor([2.0 ** (bits * place - 1) for place in range(8 // bits)]).to(device)
 
 
 def unpack(packed: Tensor, length: int, bits: int) -> Tensor:
@@ -140,7 +147,7 @@ def quantized_factors(matrices: Matrices, rank: int, bits: int) -> QuantizedFact
     left, right = rest.pairs()
     scales = fitted_scales(left, right, rest.targets)
     # The projection of M on the pairs: |sum_j scales_j left_j right_j^T|^2 is its inner product with M.
-    captured = (scales.double() * rest.targets).sum(dim=1)
+    captured = (scales.to(rest.squares.dtype) * rest.targets).sum(dim=1)
     shares = captured_shares(captured, rest.squares, rank / min(left.shape[1], right.shape[1]))
     return QuantizedFactors(left, right, scales * sizes.squeeze(2), shares)
 
@@ -221,7 +228,7 @@ class _LowRankRest:
 
     def __init__(self, matrices: LowRankMatrices, sizes: Tensor, rank: int):
         count, _, self.width = matrices.left.shape
-        self.squares = matrices.squares / sizes.flatten().double().square()
+        self.squares = matrices.squares / sizes.flatten().to(matrices.squares.dtype).square()
         roots = sizes.rsqrt()
         self.left, self.right = (_with_room(side.mT, roots, rank) for side in (matrices.left, matrices.right))
         self.grams = self.left @ self.left.mT, self.right @ self.right.mT
@@ -272,8 +279,7 @@ def _with_room(rows: Tensor, factors: Tensor, more: int) -> Tensor:
 
 def _starts(rank: int, like: Tensor) -> Tensor:
     """Where the search for each pair begins, (c, d2), for vectors that are the columns (d2) of `like`."""
-    generator = torch.Generator(device="cpu").manual_seed(0)
-    return torch.randn(like.shape[1], rank, generator=generator).T.to(like)
+    return fixed_normal(like.shape[1], rank, like).T
 
 
 def _squares(rows: Tensor) -> Tensor:
@@ -292,9 +298,11 @@ def fitted_scales(left: Tensor, right: Tensor, targets: Tensor) -> Tensor:
     Returns:
         `Tensor`: (n, c), float32.
     """
-    gram = ((left.mT @ left) * (right.mT @ right)).double()
+    wide = widest(left.device)
+    gram = ((left.mT @ left) * (right.mT @ right)).to(wide)
     # Two pairs may have the same codes (a matrix of lower rank): a touch of ridge shares the scale between them. It is
     # above what rounding makes of their targets, which would come out as large scales of opposite signs.
     ridge = 1e-6 * gram.diagonal(dim1=1, dim2=2).mean(dim=1)
     gram.diagonal(dim1=1, dim2=2).add_(ridge.unsqueeze(1))
-    return torch.linalg.solve(gram, targets.double().unsqueeze(2)).squeeze(2).float()
+    # With the ridge it is positive definite: nothing to be checked, which a device would be waited for.
+    return torch.linalg.solve_ex(gram, targets.to(wide).unsqueeze(2)).result.squeeze(2).float()

@@ -8,6 +8,7 @@ its tokens: the whiteners then meet those vectors instead of every token.
 import torch
 from torch import Tensor
 
+from .devices import widest
 from .matrices import LowRankMatrices, unit
 
 
@@ -71,14 +72,13 @@ class RangeFinder:
         others = (self._unwhitened(further) @ inputs.mT @ outputs) @ long_whitener
         # A direction that the first block holds only just is in the second too: it must not count twice.
         lefts = torch.cat([lefts, further], dim=1)
-        turn = _inverse_root((lefts @ lefts.mT).double(), _SHARED)
+        turn = _inverse_root((lefts @ lefts.mT).to(widest(lefts.device)), _SHARED)
         lefts = turn @ lefts
         half = rights.shape[1]
         rights = torch.baddbmm(turn[:, :, :half] @ rights, turn[:, :, half:], others)
         # No more directions were there to be found.
-        whole = (torch.linalg.vector_norm(lefts, dim=2).amin(dim=1) < 0.5**0.5).nonzero()[:, 0]
-        if len(whole):
-            squares[whole] = _squared_sizes(rights[whole])
+        whole = torch.linalg.vector_norm(lefts, dim=2).amin(dim=1) < 0.5**0.5
+        squares = torch.where(whole, _squared_sizes(rights), squares)
         return LowRankMatrices(lefts.mT, rights.mT, squares)
 
     def _whitened(self, rows: Tensor) -> Tensor:
@@ -91,13 +91,13 @@ class RangeFinder:
 
 
 def _squared_sizes(rows: Tensor) -> Tensor:
-    """Sums of the squares of (n, l, d), float64 (n,)."""
-    return torch.linalg.vector_norm(rows, dim=(1, 2), dtype=torch.float64).square()
+    """Sums of the squares of (n, l, d), (n,), float64 where the device has it."""
+    return torch.linalg.vector_norm(rows, dim=(1, 2), dtype=widest(rows.device)).square()
 
 
 def _orthonormal(rows: Tensor, sizes: Tensor) -> Tensor:
     """Rows (n, l, d) made orthonormal; what is rounding of rows whose squares add up to `sizes` (n,) goes to zero."""
-    precise = rows.double()
+    precise = rows.to(widest(rows.device))
     sizes = torch.where(sizes > 0, sizes, 1).view(-1, 1, 1)
     # Two factors: of rows near the smallest numbers their product is none of float32's.
     return (_inverse_root((precise @ precise.mT).div_(sizes), _RIDGE) @ rows).mul_(sizes.rsqrt().to(rows.dtype))
@@ -106,9 +106,10 @@ def _orthonormal(rows: Tensor, sizes: Tensor) -> Tensor:
 def _inverse_root(grams: Tensor, ridge: float) -> Tensor:
     """The triangle (n, l, l), float32, that makes rows of these inner products orthonormal, counting in the ridge.
 
-    The inner products, float64, are overwritten. Rows that are orthonormal already stay as they are; directions whose
-    square is below the ridge shrink.
+    The inner products, in the widest dtype, are overwritten. Rows that are orthonormal already stay as they are;
+    directions whose square is below the ridge shrink. In float32 it is no smaller than what is rounding there.
     """
+    ridge = max(ridge, grams.shape[1] * torch.finfo(grams.dtype).eps)
     grams.mul_(1 - ridge).diagonal(dim1=1, dim2=2).add_(ridge)
     triangles = torch.linalg.cholesky_ex(grams).L
     identity = torch.eye(triangles.shape[1], dtype=triangles.dtype, device=triangles.device)

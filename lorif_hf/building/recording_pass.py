@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..algebra.devices import on_cpu
 from ..algebra.matrices import LowRankMatrices, Matrices, squared_norms
 from ..codecs import Codec
 from ..errors import DatasetError, LorifError, RecordingError, UnsupportedModuleError, out_of_memory
@@ -19,6 +20,7 @@ from .options import BuildOptions
 logger = logging.getLogger(__name__)
 
 _TOGETHER = 1 << 20  # numbers of several layers' gradients that are encoded at once: 4 MiB of float32
+_CROSSING = 1 << 26  # bytes of what is encoded that wait on a device to cross to the CPU together
 
 
 _Rows = list[list[int]]
@@ -181,26 +183,45 @@ class ShardContents:
             [`~lorif_hf.errors.RecordingError`]: a gradient is too large for the dtype that it is stored in.
         """
         places = self._places(rows)
+        waiting: list[tuple[list[str], str, Tensor]] = []
         for names in _alike(encoded):
-            together = _cat([encoded[name] for name in names])
-            for part, tensor in self.codec.encode(together).items():
-                pieces = tensor.split(len(rows))
-                finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor.float().sum()))
-                for name, piece in zip(names, pieces, strict=True):
-                    if not finite and not bool(torch.isfinite(piece).all()):
-                        raise RecordingError(
-                            f"A gradient of module '{name}' is too large for {str(piece.dtype)[6:]}: build with "
-                            "dtype='bfloat16'."
-                        )
-                    self.parts[name][part][places] = piece
-        squares = torch.stack([squared_norms(gradients).cpu() for gradients in encoded.values()])
-        for name, active in zip(encoded, squares.any(dim=1).tolist(), strict=True):
-            self.active[name] |= active
-        self.table["self_influence"][places] += squares.sum(dim=0)
+            parts = self.codec.encode(_cat([encoded[name] for name in names]))
+            waiting += [(names, part, tensor) for part, tensor in parts.items()]
+            # On the CPU nothing crosses, and what was just made is in the cache.
+            if waiting[-1][2].is_cpu or sum(tensor.nbytes for _, _, tensor in waiting) >= _CROSSING:
+                self._take(places, waiting, [])
+                waiting = []
+        by_device: dict[torch.device, dict[str, Tensor]] = {}
+        for name, gradients in encoded.items():
+            norms = squared_norms(gradients)
+            by_device.setdefault(norms.device, {})[name] = norms
+        stacked = [torch.stack(list(norms.values())) for norms in by_device.values()]
+        summed = self._take(places, waiting, [s.sum(dim=0) for s in stacked] + [s.any(dim=1) for s in stacked])
+        for norms, active in zip(by_device.values(), summed[len(stacked) :], strict=True):
+            for name, has_gradient in zip(norms, active.tolist(), strict=True):
+                self.active[name] |= has_gradient
+        self.table["self_influence"][places] += torch.stack(summed[: len(stacked)]).double().sum(dim=0)
         self.table["losses"][places] = recording.losses
         self.table["num_tokens"][places] = num_tokens
         if recording.weights is not None:
             self.table["weights"][places] = recording.weights
+
+    def _take(
+        self, places: slice | Tensor, waiting: Sequence[tuple[list[str], str, Tensor]], others: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Bring encoded parts to the CPU, each of several layers one after the other, and put them in their places.
+        Returns the other tensors, which come with them."""
+        brought = on_cpu([*(tensor for _, _, tensor in waiting), *others])
+        for (names, part, _), tensor in zip(waiting, brought[: len(waiting)], strict=True):
+            finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor.float().sum()))
+            for name, piece in zip(names, tensor.chunk(len(names)), strict=True):
+                if not finite and not bool(torch.isfinite(piece).all()):
+                    raise RecordingError(
+                        f"A gradient of module '{name}' is too large for {str(piece.dtype)[6:]}: build with "
+                        "dtype='bfloat16'."
+                    )
+                self.parts[name][part][places] = piece
+        return brought[len(waiting) :]
 
     def _places(self, rows: Sequence[int]) -> slice | Tensor:
         """Where rows stand in the shard; neighbours are copied in one run."""
@@ -218,7 +239,8 @@ def _alike(encoded: Mapping[str, Matrices]) -> list[list[str]]:
         count, d1, d2 = gradients.shape
         width = gradients.left.shape[2] if isinstance(gradients, LowRankMatrices) else None
         size = count * (d1 * d2 if width is None else width * (d1 + d2))
-        alike = groups.setdefault((d1, d2, width), [[]])
+        device = gradients.device if isinstance(gradients, Tensor) else gradients.left.device
+        alike = groups.setdefault((d1, d2, width, device), [[]])
         if len(alike[-1]) * size >= _TOGETHER:
             alike.append([])
         alike[-1].append(name)

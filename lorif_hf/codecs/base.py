@@ -55,7 +55,7 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, matrices: Matrices) -> dict[str, Tensor]:
-        """Gradients (n, d1, d2), float32, to parts on the CPU. Each example is encoded alone."""
+        """Gradients (n, d1, d2), float32, to parts on the device where they are. Each example is encoded alone."""
 
     @abstractmethod
     def factors(self, parts: Parts, d1: int, d2: int) -> tuple[Tensor, Tensor | None]:

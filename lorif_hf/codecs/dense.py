@@ -36,7 +36,7 @@ class DenseCodec(Codec):
         return {"g": (self.dtype, (d1, d2))}
 
     def encode(self, matrices: Matrices) -> dict[str, Tensor]:
-        return {"g": dense(matrices).to("cpu", self.dtype)}
+        return {"g": dense(matrices).to(self.dtype)}
 
     def factors(self, parts: Parts, d1: int, d2: int) -> tuple[Tensor, Tensor | None]:
         return parts["g"], None

@@ -45,7 +45,7 @@ class FactoredCodec(Codec):
     def encode(self, matrices: Matrices) -> dict[str, Tensor]:
         rank = min(self.pairs, *matrices.shape[1:])
         left, right = (pad(side, (0, self.pairs - rank)) for side in factorize(matrices, rank))
-        return {name: side.mT.to("cpu", self.dtype).contiguous() for name, side in (("u", left), ("v", right))}
+        return {name: side.mT.to(self.dtype).contiguous() for name, side in (("u", left), ("v", right))}
 
     def factors(self, parts: Parts, d1: int, d2: int) -> tuple[Tensor, Tensor | None]:
         return parts["u"].mT, parts["v"].mT

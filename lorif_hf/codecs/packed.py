@@ -48,10 +48,11 @@ class PackedCodec(Codec):
 
     def encode(self, matrices: Matrices) -> dict[str, Tensor]:
         factors = quantized_factors(matrices, self.pairs, self.bits)
+        scales = factors.scales / factors.shares.unsqueeze(1)
         return {
-            "u": pack(factors.left, self.bits).cpu(),
-            "v": pack(factors.right, self.bits).cpu(),
-            "u_scale": (factors.scales / factors.shares.unsqueeze(1)).to("cpu", torch.bfloat16),
+            "u": pack(factors.left, self.bits),
+            "v": pack(factors.right, self.bits),
+            "u_scale": scales.to(torch.bfloat16),
         }
 
     def factors(self, parts: Parts, d1: int, d2: int) -> tuple[Tensor, Tensor | None]:

@@ -65,6 +65,7 @@ class Encoder:
         self.config = config
         self._codec = codec_of(config)
         self._first_pass, self._first = curvature_of(config).first_pass, first
+        self._placed: dict[str, Tensors] = {}
         self._sketches: dict[str, SparseProjection] = {}
         if config.projection_dim is not None:
             for module in modules:
@@ -99,17 +100,32 @@ class Encoder:
         if self._sketches:
             encoded = {GLOBAL: self._global(encoded)}
         if self.config.normalize:
-            squares = torch.stack([formed.flatten(1).square().sum(dim=1) for formed in encoded.values()]).sum(dim=0)
+            squares = _summed([formed.flatten(1).square().sum(dim=1) for formed in encoded.values()])
             inverse = torch.where(squares > 0, squares.rsqrt(), 0).view(-1, 1, 1)
-            encoded = {name: formed * inverse for name, formed in encoded.items()}
+            encoded = {name: formed * inverse.to(formed.device) for name, formed in encoded.items()}
         if self._first_pass is not None:
             for name in encoded.keys() & self._first.keys():
-                encoded[name] = self._first_pass.whiten(encoded[name], self._first[name])
+                encoded[name] = self._first_pass.whiten(encoded[name], self._first_on(name, encoded[name].device))
         return {**encoded, **reduced}
 
     def _global(self, gradients: Mapping[str, Tensor]) -> Tensor:
+        for name, gradient in gradients.items():
+            self._sketches[name] = self._sketches[name].to(gradient.device)
         parts = [self._sketches[name].project(gradient.flatten(1)) for name, gradient in gradients.items()]
-        return torch.stack(parts).sum(dim=0).unsqueeze(2)
+        return _summed(parts).unsqueeze(2)
+
+    def _first_on(self, name: str, device: torch.device) -> Tensors:
+        """What the first pass made of a layer, on the device of its gradients: brought there once."""
+        placed = self._placed.get(name, self._first[name])
+        if any(tensor.device != device for tensor in placed.values()):
+            placed = {part: tensor.to(device) for part, tensor in placed.items()}
+        self._placed[name] = placed
+        return placed
+
+
+def _summed(parts: Sequence[Tensor]) -> Tensor:
+    """The sum over layers, which may be on several devices."""
+    return torch.stack([part.to(parts[0].device) for part in parts]).sum(dim=0)
 
 
 def draw_global(name: str, size: int, config: InfluenceConfig) -> SparseProjection:

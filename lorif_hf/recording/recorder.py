@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..algebra.devices import all_finite
 from ..algebra.matrices import LowRankMatrices, Matrices, Reduction, in_order
 from ..algebra.projection import TwoSidedProjection
 from ..algebra.statistic import Statistic
@@ -326,18 +327,16 @@ class GradientRecorder:
             )
 
     def _check_finite(self, losses: Tensor, rows: Sequence[int]) -> None:
-        for tracked in self.modules:
-            gradient = self._gradients.get(tracked.name)
-            if gradient is None:
-                continue
-            # What is not finite in a token is not finite in the gradient's every product.
-            values = gradient.right if isinstance(gradient, LowRankMatrices) else gradient
-            finite = torch.isfinite(values.sum(dim=(1, 2)))
-            if not bool(finite.all()):
-                finite = torch.isfinite(values).flatten(1).all(dim=1)
-                bad = [row for row, good in zip(rows, finite.tolist(), strict=True) if not good]
-                if bad:
-                    raise NonFiniteGradientError(tracked.name, bad)
+        gradients = {t.name: self._gradients[t.name] for t in self.modules if t.name in self._gradients}
+        # What is not finite in a token is not finite in the gradient's every product.
+        values = {name: g.right if isinstance(g, LowRankMatrices) else g for name, g in gradients.items()}
+        if all_finite([losses, *(numbers.sum(dim=(1, 2)) for numbers in values.values())]):
+            return
+        for name, numbers in values.items():
+            finite = torch.isfinite(numbers).flatten(1).all(dim=1)
+            bad = [row for row, good in zip(rows, finite.tolist(), strict=True) if not good]
+            if bad:
+                raise NonFiniteGradientError(name, bad)
         if not bool(torch.isfinite(losses).all()):
             bad = [row for row, loss in zip(rows, losses.tolist(), strict=True) if not math.isfinite(loss)]
             raise NonFiniteGradientError("(the loss)", bad)
