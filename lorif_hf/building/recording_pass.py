@@ -197,8 +197,8 @@ class ShardContents:
             by_device.setdefault(norms.device, {})[name] = norms
         stacked = [torch.stack(list(norms.values())) for norms in by_device.values()]
         summed = self._take(places, waiting, [s.sum(dim=0) for s in stacked] + [s.any(dim=1) for s in stacked])
-        for norms, active in zip(by_device.values(), summed[len(stacked) :], strict=True):
-            for name, has_gradient in zip(norms, active.tolist(), strict=True):
+        for of_device, active in zip(by_device.values(), summed[len(stacked) :], strict=True):
+            for name, has_gradient in zip(of_device, active.tolist(), strict=True):
                 self.active[name] |= has_gradient
         self.table["self_influence"][places] += torch.stack(summed[: len(stacked)]).double().sum(dim=0)
         self.table["losses"][places] = recording.losses
