@@ -37,7 +37,7 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
     by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
         by_device.setdefault(tensor.device, []).append(tensor.flatten())
-    return all([bool(torch.isfinite(torch.cat(parts)).all()) for parts in by_device.values()])
+    return all(bool(torch.isfinite(torch.cat(parts)).all()) for parts in by_device.values())
 
 
 def fixed_normal(rows: int, columns: int, like: Tensor, drawn: torch.dtype = torch.float32) -> Tensor:

@@ -286,8 +286,8 @@ class IndexBuilder:
     def _record_shard(self, recorder: GradientRecorder, encoder: Encoder, shard: int, bar: Any) -> ShardContents:
         start, stop = self.ranges[shard]
         contents = ShardContents(start, stop, self.codec, self.stored)
-        for rows, num_tokens, recording in self.passing.run(recorder, range(start, stop)):
-            contents.put(rows, num_tokens, recording, encoder.encode(recording.gradients))
+        encoded = self.passing.run(recorder, range(start, stop), lambda *batch: contents.put(*batch, encoder))
+        for rows, _, recording in encoded:
             self._count_targets(recording.targets, len(rows))
             bar.update(len(rows))
         return contents
