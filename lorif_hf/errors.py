@@ -162,4 +162,5 @@ def out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, somebody else's, says that memory ran out, of the machine or of a GPU."""
     text = str(error).lower()
     words = ("out of memory", "allocate memory", "alloc_failed")
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in text for word in words))
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and any(word in text for word in words))

@@ -86,16 +86,17 @@ def project_side(side: Side, signs: Tensor | BlockSigns | None) -> Tensor:
             folded = torch.zeros(*ids.shape, signs.width, dtype=wide, device=ids.device)
             return folded.scatter_(2, places.unsqueeze(2), values.unsqueeze(2))
         return signs[ids].to(wide) * entries.unsqueeze(-1) / signs.shape[1] ** 0.5
-    width = side.values.shape[2]
-    projected = side.values.new_zeros(*side.blocks.shape, signs.shape[1], dtype=wide)
-    for block in side.blocks.unique().tolist():
-        here = side.blocks == block
+    width, blocks = side.values.shape[2], side.blocks.flatten()
+    order = blocks.argsort(stable=True)
+    counts = torch.bincount(blocks, minlength=side.count).tolist()  # all that a device is waited for
+    projected = []
+    for block, values in enumerate(side.values.flatten(0, 1)[order].split(counts)):
         if isinstance(signs, BlockSigns):
             part: Tensor | BlockSigns = signs.of_block(block)
         else:
             part = signs[block * width : (block + 1) * width]
-        projected[here] = project(side.values[here], part)
-    return projected
+        projected.append(project(values, part))
+    return torch.cat(projected)[order.argsort()].unflatten(0, side.blocks.shape)
 
 
 def as_vectors(side: Side) -> Tensor:

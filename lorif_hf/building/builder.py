@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -297,8 +297,8 @@ class IndexBuilder:
             for number, group in enumerate(groups):
                 recorder, encoder = recordings[0] if recordings else self._recording(group)
                 with recorder:
-                    for rows, num_tokens, recording in self.passing.run(recorder, range(start, stop)):
-                        contents.put(rows, num_tokens, recording, encoder.encode(recording.gradients))
+                    take = partial(contents.put, encoder=encoder)
+                    for rows, _, recording in self.passing.run(recorder, range(start, stop), take):
                         if number == 0:
                             self._count_targets(recording.targets, len(rows))
                             bar.update(len(rows))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ from torch import Tensor
 from ..algebra.devices import on_cpu
 from ..algebra.matrices import LowRankMatrices, Matrices, squared_norms
 from ..codecs import Codec
+from ..curvature.encoding import Encoder
 from ..errors import DatasetError, LorifError, RecordingError, UnsupportedModuleError, out_of_memory
 from ..recording.recorder import GradientRecorder, Recording
 from ..recording.rows import TrainingRows
+from ..recording.stored_weights import execution_device
 from ..storage.layout import ModuleEntry
 from .options import BuildOptions
 
@@ -25,6 +28,9 @@ _CROSSING = 1 << 26  # bytes of what is encoded that wait on a device to cross t
 
 _Rows = list[list[int]]
 """Row numbers, those of one packed row together."""
+
+Take = Callable[[list[int], Tensor, Recording], None]
+"""Gets row numbers, int64 (n,) tokens of each, and their recording."""
 
 
 class RecordingPass:
@@ -40,8 +46,17 @@ class RecordingPass:
         self.rows, self.options, self.alone = rows, options, alone
         self._pieces = 1  # into which each group is cut, since larger ones did not fit into memory
 
-    def run(self, recorder: GradientRecorder, row_ids: Sequence[int]) -> Iterator[tuple[list[int], Tensor, Recording]]:
+    def run(
+        self, recorder: GradientRecorder, row_ids: Sequence[int], take: Take | None = None
+    ) -> Iterator[tuple[list[int], Tensor, Recording]]:
         """Record rows. Yields (row numbers, int64 (n,) tokens of each, recording), in an order of its own.
+
+        Args:
+            recorder (`GradientRecorder`): entered.
+            row_ids (`Sequence[int]`): the rows.
+            take (`Callable`, *optional*): gets the same before it is yielded, which is then without the gradients:
+                they need not be kept while the next rows are recorded. Where memory ends in it, it gets the rows
+                again, fewer at once, and has to overwrite what it made of them.
 
         Raises:
             [`~lorif_hf.errors.DatasetError`], [`~lorif_hf.errors.RecordingError`]: name the rows.
@@ -53,7 +68,7 @@ class RecordingPass:
                 counted = set(before)  # modules whose statistics have these rows already
                 numbers = [row for together in part for row in together]
                 try:
-                    recorded = self._record(recorder, numbers, counted)
+                    recorded = self._record(recorder, numbers, counted, take)
                 except UnsupportedModuleError as error:
                     if error.module is None or len(numbers) == 1:
                         raise
@@ -101,24 +116,30 @@ class RecordingPass:
         return [[together] for together in group] if self.alone else _parts(group, self._pieces)
 
     def _record(
-        self, recorder: GradientRecorder, part: list[int], counted: set[str]
+        self, recorder: GradientRecorder, part: list[int], counted: set[str], take: Take | None
     ) -> tuple[Tensor, Recording] | None:
         """Tokens of the rows, and their recording; `None` where it did not fit into memory and a smaller one may."""
+        recording = None
         try:
             batch = self.rows.single(part[0]) if self.alone else self.rows.batch(part)
             recording = recorder.record(batch, part, counted)
+            if len(recording.losses) != len(part):  # never where rows go alone
+                raise packed(len(recording.losses), _named(part))
+            num_tokens = self.rows.num_tokens(part, batch)
+            if take is None:
+                return num_tokens, recording
+            take(part, num_tokens, recording)
+            return num_tokens, replace(recording, gradients={})
         except (IndexError, MemoryError, RuntimeError) as error:
             if not (out_of_memory(error) and self.options.auto and len(part) > 1):
-                typed = typed_error(error, part)
+                typed = typed_error(error, part) if recording is None or out_of_memory(error) else None
                 if typed is None:
                     raise
                 raise typed from error
-        else:
-            if len(recording.losses) != len(part):  # never where rows go alone
-                raise packed(len(recording.losses), _named(part))
-            return self.rows.num_tokens(part, batch), recording
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        del recording
+        # Only now: the error held what was made before it.
+        backend = getattr(torch, execution_device(recorder.model).type, None)
+        getattr(backend, "empty_cache", lambda: None)()
         return None
 
 
@@ -138,10 +159,13 @@ def typed_error(error: BaseException, rows: Sequence[int]) -> LorifError | None:
             "outside its vocabulary. Truncate the rows; use the model's own tokenizer."
         )
     if out_of_memory(error):
-        smaller = "with a smaller batch_size" if len(rows) > 1 else "on a device with more memory"
+        go_on = (
+            "with a smaller batch_size to go on (auto_find_batch_size=True finds the size)"
+            if len(rows) > 1
+            else "on a device with more memory to go on, or anew with shorter rows or a higher projection_factor"
+        )
         return RecordingError(
-            f"Out of memory at {_named(rows)}, {len(rows)} at once. The finished shards are kept: build again "
-            f"{smaller} to go on (auto_find_batch_size=True finds the size)."
+            f"Out of memory at {_named(rows)}, {len(rows)} at once. The finished shards are kept: build again {go_on}."
         )
     return None
 
@@ -174,15 +198,13 @@ class ShardContents:
         self.active = dict.fromkeys(self.parts, False)  # whether any row so far had a gradient there
 
     @torch.inference_mode()
-    def put(
-        self, rows: Sequence[int], num_tokens: Tensor, recording: Recording, encoded: Mapping[str, Matrices]
-    ) -> None:
-        """Take in one batch.
+    def put(self, rows: Sequence[int], num_tokens: Tensor, recording: Recording, encoder: Encoder) -> None:
+        """Take in one batch. Where memory ends on the way, nothing is counted of it, and it may come again.
 
         Raises:
             [`~lorif_hf.errors.RecordingError`]: a gradient is too large for the dtype that it is stored in.
         """
-        places = self._places(rows)
+        places, encoded = self._places(rows), encoder.encode(recording.gradients)
         waiting: list[tuple[list[str], str, Tensor]] = []
         for names in _alike(encoded):
             parts = self.codec.encode(_cat([encoded[name] for name in names]))

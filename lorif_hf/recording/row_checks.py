@@ -11,6 +11,7 @@ from ..layers.modules import base_model
 from ..tasks.base import Task
 from ..tasks.collation import LABELS, PaddingCollator
 from ..tasks.cross_entropy import IGNORED
+from ..tasks.input_limits import InputLimits
 from .documents import DocumentCollator
 from .row_access import must_pass, named_rows
 
@@ -185,6 +186,36 @@ def check_numbers(model: nn.Module, task: Task, batch: Mapping[str, Any], row_id
         raise DatasetError(
             f"{named_rows(row_ids)}: input_ids {tuple(ids.shape)} and labels {tuple(labels.shape)} of the batch "
             "differ in shape, and every token needs its label. Pad both alike."
+        )
+
+
+def check_lengths(limits: InputLimits, batch: Mapping[str, Any], row_ids: Sequence[int]) -> None:
+    """Rows have no more tokens than the model has positions, and their token types are known: else a GPU stops for
+    good, in the middle of a forward and without a word of which row.
+
+    Args:
+        limits (`InputLimits`): of the model.
+        batch (`Mapping`): tensors, the rows along the first axis.
+        row_ids (`Sequence[int]`): what to call them.
+    """
+    ids, mask, types = (batch.get(name) for name in ("input_ids", "attention_mask", "token_type_ids"))
+    if limits.token_types and isinstance(types, Tensor) and types.dim() > 1:
+        what = f"it knows {limits.token_types} types of tokens. Use the model's own tokenizer"
+        _check_range("token_type_ids", types, (types < 0) | (types >= limits.token_types), row_ids, what)
+    if not isinstance(ids, Tensor) or ids.dim() < 2 or "position_ids" in batch:
+        return
+    if not limits.positions or ids.shape[-1] <= limits.positions:
+        return
+    lengths = torch.full(ids.shape[:-1], ids.shape[-1])
+    if isinstance(mask, Tensor) and mask.shape == ids.shape:
+        lengths = (mask != 0).sum(dim=-1)
+    longest = lengths.reshape(len(ids), -1).amax(dim=1)
+    if int(longest.max()) > limits.positions:
+        place = int((longest > limits.positions).nonzero()[0, 0])
+        shown = named_rows([row_ids[place]] if len(ids) == len(row_ids) else row_ids).replace("R", "r", 1)
+        raise DatasetError(
+            f"The model cannot take {shown} ({int(longest[place])} tokens in column 'input_ids'): it has positions "
+            f"for {limits.positions}. Truncate the rows (truncation=True, max_length={limits.positions})."
         )
 
 

@@ -16,6 +16,7 @@ from ..errors import DatasetError
 from ..layers.modules import base_model
 from ..tasks.base import Task, forward_inputs
 from ..tasks.collation import LABELS, PaddingCollator, computable, joined, padding_collator, with_a_token
+from ..tasks.input_limits import InputLimits
 from ..tasks.segments import SEGMENTS, without_segments
 from . import row_checks
 from .code_identity import code_identity, task_code
@@ -271,7 +272,12 @@ class TrainingRows:
         batch = {key: computable(key, v) if isinstance(v, Tensor) else v for key, v in batch.items()}
         batch = with_a_token(batch, self._padding.padding)
         row_checks.check_numbers(self.model, self.task, batch, row_ids)
+        row_checks.check_lengths(self._limits, batch, row_ids)
         return batch
+
+    @cached_property
+    def _limits(self) -> InputLimits:
+        return InputLimits(self.model)
 
     @cached_property
     def _counted(self) -> set[str]:

@@ -40,17 +40,20 @@ class InputLimits:
             self.vocabulary: int = getattr(base.get_input_embeddings(), "num_embeddings", 0)  # type: ignore[operator]
         except (AttributeError, NotImplementedError):
             self.vocabulary = 0
+        config: Any = getattr(base, "config", None)
+        # An encoder may take more tokens than its decoder (LED), and those are the `input_ids`.
+        encoder = base.get_encoder() if getattr(config, "is_encoder_decoder", False) is True else base
+        modules = list((encoder if isinstance(encoder, nn.Module) else base).modules())
         beside = [
             (name, table)
-            for module in base.modules()
+            for module in modules
             if self.vocabulary and any(_rows(child) == self.vocabulary for child in module.children())
             for name, table in module.named_children()
             if _rows(table)
         ]
         learned = [_positions(table) for name, table in beside if name in _POSITIONS]
-        tensors = [getattr(module, name, None) for module in base.modules() for name in _FIXED_POSITIONS]
+        tensors = [getattr(module, name, None) for module in modules for name in _FIXED_POSITIONS]
         fixed = [len(tensor) for tensor in tensors if isinstance(tensor, Tensor) and tensor.dim() == 2]
-        config = getattr(base, "config", None)
         by_cell = getattr(config, "reset_position_index_per_cell", False)  # TAPAS, which stays at its last position
         self.positions = 0 if by_cell else min([*learned, *fixed], default=0)
         self.classes: int = getattr(config, "num_labels", 0)

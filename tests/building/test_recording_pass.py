@@ -9,8 +9,11 @@ from tiny import make_gpt2, make_rows, plain_config
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.algebra.projection import TwoSidedProjection
 from lorif_hf.algebra.whitening import SecondMoments
+from lorif_hf.building import recording_pass
 from lorif_hf.building.options import BuildOptions
 from lorif_hf.building.recording_pass import RecordingPass
+from lorif_hf.codecs import PackedCodec
+from lorif_hf.curvature.encoding import Encoder
 from lorif_hf.errors import ConfigError, DatasetError, RecordingError
 from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.recording.recorder import GradientRecorder
@@ -157,3 +160,82 @@ def test_as_many_rows_as_tokens_are_recorded_in_halves(tmp_path, tokens):
         torch.testing.assert_close(held, expected, rtol=1e-4, atol=1e-5)
     scores = together.scores(blenderbot(), rows[4:], batch_size=4)
     torch.testing.assert_close(scores, apart.scores(blenderbot(), rows[4:], batch_size=1), rtol=1e-4, atol=1e-4)
+
+
+ENCODING = {
+    "encoding": (Encoder, "encode"),
+    "packing": (PackedCodec, "encode"),
+    "crossing": (recording_pass, "on_cpu"),
+    "the last step": (recording_pass, "squared_norms"),
+}
+
+
+def small_encoder(monkeypatch, place, most, after=0):
+    """A machine on which more than `most` rows are recorded, but not encoded: all but the first `after` steps fail.
+    Gives how many rows were to be encoded each time."""
+    owner, name = ENCODING[place]
+    step, record, recorded, failed = getattr(owner, name), GradientRecorder.record, [], []
+
+    def watched(self, batch, rows=None, counted=None):
+        recorded.append(len(rows))
+        return record(self, batch, rows, counted)
+
+    def limited(*args):
+        if recorded and recorded[-1] > most:
+            failed.append(recorded[-1])
+            if len(failed) > after:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return step(*args)
+
+    monkeypatch.setattr(GradientRecorder, "record", watched)
+    monkeypatch.setattr(owner, name, limited)
+    return failed
+
+
+@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize("place", ENCODING)
+def test_what_does_not_fit_when_it_is_encoded_is_halved_too(tmp_path, monkeypatch, caplog, place, after):
+    config = InfluenceConfig(shard_size=8, factor_rank=2)
+    whole = InfluenceIndex.build(make_gpt2(), make_rows(20), tmp_path / "whole", config=config, batch_size=2)
+    failed = small_encoder(monkeypatch, place, 2, after)
+    found = InfluenceIndex.build(
+        make_gpt2(), make_rows(20), tmp_path / "found", config=config, batch_size=8, auto_find_batch_size=True
+    )
+    assert failed == [8] * (after + 1) + [4]  # what did not fit is not tried again
+    assert "Out of memory with 8 rows at once: going on with half as many" in caplog.text
+    for ours, expected in zip(found.examples(range(20)), whole.examples(range(20)), strict=True):
+        assert ours["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert ours["self_influence"] == pytest.approx(expected["self_influence"], rel=1e-3)
+
+
+@pytest.mark.parametrize("place", ENCODING)
+def test_memory_that_ends_while_rows_are_encoded_says_what_to_set(tmp_path, monkeypatch, place):
+    config = InfluenceConfig(shard_size=8, factor_rank=2)
+    small_encoder(monkeypatch, place, 2)
+    with pytest.raises(RecordingError, match="Out of memory at rows 0 to 3, 4 at once.* smaller batch_size"):
+        InfluenceIndex.build(make_gpt2(), make_rows(20), tmp_path / "index", config=config, batch_size=4, check=False)
+    with pytest.raises(RecordingError, match="Out of memory at row 0, 1 at once.* higher projection_factor"):
+        small_encoder(monkeypatch, place, 0)
+        InfluenceIndex.build(make_gpt2(), make_rows(20), tmp_path / "index", config=config, batch_size=1, check=False)
+
+
+def test_another_error_while_rows_are_encoded_is_none_of_the_models(tmp_path, monkeypatch):
+    def broken(*args):
+        raise IndexError("a bug")
+
+    monkeypatch.setattr(Encoder, "encode", broken)
+    with pytest.raises(IndexError, match="^a bug$"):
+        InfluenceIndex.build(make_gpt2(), make_rows(4), tmp_path / "index", config=CONFIG, check=False)
+
+
+def test_gradients_are_let_go_of_before_the_next_rows_are_recorded(gpt2, rows):
+    modules = tracked_modules(gpt2)
+    projections = {tracked.name: TwoSidedProjection(None, None) for tracked in modules}
+    training, seen = TrainingRows(rows, gpt2, task_of(gpt2)), []
+    with GradientRecorder(gpt2, modules, projections, LossObjective(task_of(gpt2))) as recorder:
+        passing = RecordingPass(training, BuildOptions(4))
+        for _, _, recording in passing.run(
+            recorder, range(8), lambda rows, tokens, made: seen.append(len(made.gradients))
+        ):
+            assert recording.gradients == {} and len(recording.losses) == 4
+    assert seen == [len(modules)] * 2

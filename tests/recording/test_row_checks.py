@@ -6,11 +6,13 @@ import pytest
 import torch
 from tiny import make_gpt2
 from torch import nn
+from transformers import BertConfig, BertModel, LEDConfig, LEDForConditionalGeneration
 
 from lorif_hf.errors import DatasetError
 from lorif_hf.recording import row_checks
 from lorif_hf.tasks import DPO, CausalLM, MaskedLM, QuestionAnswering
 from lorif_hf.tasks.custom import Custom
+from lorif_hf.tasks.input_limits import InputLimits
 from lorif_hf.tasks.sequence_classification import SequenceClassification
 
 
@@ -199,3 +201,42 @@ def test_what_a_task_is_trained_on():
         row_checks.check_labelled(MaskedLM(), batch)
     row_checks.check_labelled(QuestionAnswering(), batch | {"end_positions": torch.tensor([1])})
     row_checks.check_labelled(DPO(), batch)
+
+
+def check_lengths(rows=(5, 6), model=None, **batch):
+    limits = InputLimits(make_gpt2() if model is None else model)
+    row_checks.check_lengths(limits, {key: torch.as_tensor(value) for key, value in batch.items()}, rows)
+
+
+def test_a_row_longer_than_the_positions_is_named():
+    ids, mask = torch.ones(2, 18, dtype=torch.int64), torch.ones(2, 18, dtype=torch.int64)
+    mask[0, 16:] = 0
+    message = r"cannot take row 6 \(18 tokens in column 'input_ids'\): it has positions for 16. Truncate the rows"
+    with pytest.raises(DatasetError, match=message):
+        check_lengths(input_ids=ids, attention_mask=mask)
+    with pytest.raises(DatasetError, match=r"cannot take row 5 \(18 tokens"):
+        check_lengths(input_ids=ids)
+    with pytest.raises(DatasetError, match=r"cannot take rows 5, 6 \(18 tokens"):  # of another number of examples
+        check_lengths(input_ids=ids[:1])
+    check_lengths(input_ids=ids[:, :16])
+    check_lengths(input_ids=ids, position_ids=torch.arange(18).expand(2, -1) % 9)  # documents, each from 0
+    check_lengths(input_ids=ids, attention_mask=mask[:1].expand(2, -1))  # as RoBERTa's, which does not count padding
+
+
+def test_an_encoder_takes_as_many_tokens_as_it_has_positions():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "attention_window": 4}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    lengths = {"max_encoder_position_embeddings": 32, "max_decoder_position_embeddings": 8}
+    led = LEDForConditionalGeneration(LEDConfig(**sizes, **heads, **lengths))
+    check_lengths(model=led, input_ids=torch.ones(2, 32, dtype=torch.int64))
+    with pytest.raises(DatasetError, match=r"row 5 \(33 tokens in column 'input_ids'\): it has positions for 32"):
+        check_lengths(model=led, input_ids=torch.ones(2, 33, dtype=torch.int64))
+
+
+def test_a_token_type_that_the_model_does_not_know():
+    bert = BertModel(BertConfig(vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+    ids = torch.ones(2, 3, dtype=torch.int64)
+    check_lengths(model=bert, input_ids=ids, token_type_ids=[[0, 1, 1], [0, 0, 0]])
+    with pytest.raises(DatasetError, match=r"row 6 \(2 in column 'token_type_ids'\): it knows 2 types of tokens"):
+        check_lengths(model=bert, input_ids=ids, token_type_ids=[[0, 1, 1], [0, 0, 2]])

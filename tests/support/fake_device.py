@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 
 
 KIND = "lazy"
@@ -43,6 +43,19 @@ _WAITING = {
     "unique_consecutive",
     "unique_dim",
     "unique_dim_consecutive",
+}
+# Made of several operations, none of which waits or crosses: taken as they are, which is faster.
+_WHOLE = {
+    "contiguous",
+    "expand_as",
+    "flatten",
+    "isfinite",
+    "matmul",
+    "norm",
+    "reshape",
+    "square",
+    "type_as",
+    "unflatten",
 }
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
 
@@ -167,6 +180,10 @@ class Crossings(list):
     def of(self, *kinds: str) -> "Crossings":
         return Crossings(crossing for crossing in self if crossing.kind in kinds)
 
+    def where(self, *files: str) -> "Crossings":
+        """Those of some files of the library, "recording/recorder.py"."""
+        return Crossings(crossing for crossing in self if crossing.where.partition(":")[0] in files)
+
     @property
     def bytes(self) -> int:
         return sum(crossing.bytes for crossing in self)
@@ -222,59 +239,68 @@ def _placed(tensor: Tensor, device: torch.device) -> Tensor:
 
 def _dispatch(function, args, kwargs):
     """Run an operation on the numbers, and see what a device would make of it."""
-    leaves, spec = tree_flatten((args, kwargs))
+    leaves: list = []
+    _mapped(leaves.append, args)
+    _mapped(leaves.append, tuple(kwargs.values()))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    devices = {tensor.device for tensor in tensors if isinstance(tensor, FakeDeviceTensor)}
+    placed = [tensor for tensor in tensors if isinstance(tensor, FakeDeviceTensor)]
     asked = next((leaf for leaf in leaves if isinstance(leaf, torch.device)), None)
-    if not devices and (asked is None or asked.type != KIND):
+    if not placed and (asked is None or asked.type != KIND):
         return function(*args, **kwargs)
-    with _Dispatching():
-        # Without autograd (inference_mode), also what is made of several operations comes here whole.
-        whole = function.decompose(*args, **kwargs)
-    if whole is not NotImplemented:
-        return whole
     name = function.overloadpacket.__name__
+    if torch.is_inference_mode_enabled() and name not in _WHOLE:
+        with _Dispatching():  # without autograd, also what is made of several operations comes here whole
+            whole = function.decompose(*args, **kwargs)
+        if whole is not NotImplemented:
+            return whole
     if asked is not None and asked.type == KIND:
         asked = torch.device(KIND, asked.index or 0)
     if kwargs.get("generator") is not None:
         raise RuntimeError(f"Expected a '{KIND}' device type for generator but found 'cpu'")
     if name == "copy_":
-        _crossed(name, args[1], args[0].device)
         device = args[0].device
+        _crossed(name, args[1], device)
     elif name == "_to_copy":
         device = args[0].device if asked is None else asked
         _crossed(name, args[0], device)
         _check_dtype(kwargs.get("dtype"))
     else:
-        device = _common_device(name, args, kwargs, tensors, devices) if devices else asked
-        if asked is not None and devices:  # zeros_like(x, device=...)
+        device = _common_device(name, args, tensors, placed) if placed else asked
+        if asked is not None:  # zeros_like(x, device=...)
             device = asked
         _see_waiting(name, args)
-    inner = [leaf.on_host if isinstance(leaf, FakeDeviceTensor) else leaf for leaf in leaves]
-    shapes = [(leaf, leaf.on_host.shape) for leaf in leaves if isinstance(leaf, FakeDeviceTensor)]
-    wrappers = {id(leaf.on_host): leaf for leaf in tensors if isinstance(leaf, FakeDeviceTensor)}
-    inner_args, inner_kwargs = tree_unflatten(inner, spec)
+    shapes = [leaf.on_host.shape for leaf in placed]
+    wrappers = {id(leaf.on_host): leaf for leaf in placed}
+    inner_args, inner_kwargs = _mapped(_inner, args), {key: _mapped(_inner, value) for key, value in kwargs.items()}
     if asked is not None:
         inner_kwargs["device"] = torch.device("cpu")
     if inner_kwargs.pop("pin_memory", None):
         raise RuntimeError("pinned memory is the CPU's")
     copied = inner_args[0].clone() if name == "_to_copy" and _stays(inner_args[0], inner_kwargs) else None
     result = function(*inner_args, **inner_kwargs) if copied is None else copied
-    for leaf, shape in shapes:
+    for leaf, shape in zip(placed, shapes, strict=True):
         if leaf.on_host.shape != shape:
             raise NotImplementedError(f"{name} changes the shape of a tensor in place: {shape}")
 
     def wrap(value):
-        if not isinstance(value, Tensor):
-            return value
-        if id(value) in wrappers:
-            return wrappers[id(value)]
-        if device.type != KIND:
-            return value
+        if not isinstance(value, Tensor) or id(value) in wrappers or device.type != KIND:
+            return wrappers.get(id(value), value)
         _check_dtype(value.dtype)
         return FakeDeviceTensor(value, device)
 
-    return tree_map(wrap, result)
+    return _mapped(wrap, result)
+
+
+def _mapped(change, value):
+    """Arguments of an operation, or what comes of it, with each value changed."""
+    if isinstance(value, (list, tuple)):
+        mapped = [_mapped(change, part) for part in value]
+        return mapped if isinstance(value, list) else tuple(mapped)
+    return change(value)
+
+
+def _inner(value):
+    return value.on_host if isinstance(value, FakeDeviceTensor) else value
 
 
 def _stays(tensor: Tensor, kwargs) -> bool:
@@ -288,7 +314,7 @@ def _check_dtype(dtype: torch.dtype | None) -> None:
         raise TypeError("Cannot convert a tensor of this device to float64, which it does not have. Use float32.")
 
 
-def _common_device(name, args, kwargs, tensors, devices) -> torch.device:
+def _common_device(name, args, tensors, placed) -> torch.device:
     """The one device of an operation.
 
     Raises:
@@ -304,6 +330,7 @@ def _common_device(name, args, kwargs, tensors, devices) -> torch.device:
         for tensor in tensors
         if not isinstance(tensor, FakeDeviceTensor) and tensor.dim() and all(tensor is not index for index in indices)
     ]
+    devices = {tensor.device for tensor in placed}
     if len(devices) > 1 or beside:
         found = ", ".join(f"{tensor.device} {tuple(tensor.shape)}" for tensor in tensors)
         raise RuntimeError(
@@ -342,7 +369,7 @@ def _where() -> str:
     frame, outside = sys._getframe(1), None
     while frame is not None:
         parts = Path(frame.f_code.co_filename).parts
-        for package in _PACKAGES:
+        for package in _PACKAGES if frame.f_code.co_name != "__torch_function__" else ():
             if package in parts and "tests" not in parts and "site-packages" not in parts:
                 path = "/".join(parts[len(parts) - parts[::-1].index(package) :])
                 return f"{path}:{frame.f_lineno} {frame.f_code.co_name}"
