@@ -193,7 +193,7 @@ class InfluenceIndex(StoredIndex):
         view = InfluenceIndex(self._store, chosen)
         view._token = self._token
         view._processing_class, view._asked_tokenizer = self._processing_class, self._asked_tokenizer
-        view._queried = replace(view._queried, projections=self._queried.projections)
+        view._queried = replace(self._queried, reader=view._queried.reader, rows=chosen)
         return view
 
     def __len__(self) -> int:

@@ -35,6 +35,12 @@ class LowRankMatrices:
         )
         return cls(left, right, torch.cat([matrices.squares for matrices in batches]))
 
+    @classmethod
+    def product(cls, left: Tensor, right: Tensor) -> "LowRankMatrices":
+        """Matrices that are the product of (n, d1, l) and (n, d2, l), and no more."""
+        squares = ((left.mT @ left) * (right.mT @ right)).sum(dim=(1, 2)).to(widest(left.device)).clamp_min(0)
+        return cls(left, right, squares)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         return len(self.left), self.left.shape[1], self.right.shape[1]
@@ -65,13 +71,34 @@ Reduction = Callable[[Tensor, Tensor], Matrices]
 
 def in_order(batches: Sequence[Matrices], order: Tensor) -> Matrices:
     """Matrices of several batches of one shape, all of them: the k-th is number `order[k]` of all as they come."""
-    if isinstance(batches[0], LowRankMatrices):
+    widths = {batch.left.shape[2] if isinstance(batch, LowRankMatrices) else None for batch in batches}
+    if widths != {None} and len(widths) == 1:
         whole = LowRankMatrices.cat(cast(list[LowRankMatrices], list(batches)))
         order = order.to(whole.left.device)
         left, right = (side.mT[order].mT for side in (whole.left, whole.right))
         return LowRankMatrices(left, right, whole.squares[order.to(whole.squares.device)])
-    formed = torch.cat(cast(list[Tensor], list(batches)))
+    formed = torch.cat([dense(batch) for batch in batches])
     return formed[order.to(formed.device)]
+
+
+def weighted_sums(matrices: Matrices, weights: Tensor) -> Matrices:
+    """Sums of n matrices by weights (q, n): q matrices.
+
+    Of low-rank ones that are whole, products again where each sum has as many terms, next to each other and in order,
+    and they are no more numbers than the matrices.
+    """
+    if not isinstance(matrices, LowRankMatrices):
+        return torch.einsum("qb,bij->qij", weights.to(matrices), matrices)
+    count, d1, d2 = matrices.shape
+    sums, (terms, rest) = len(weights), divmod(count, max(1, len(weights)))
+    own = torch.eye(sums, dtype=torch.bool).repeat_interleave(max(1, terms), dim=1)
+    length = terms * matrices.left.shape[2]
+    if rest or not terms or bool((weights.cpu()[:, : own.shape[1]][~own] != 0).any()) or length * (d1 + d2) > d1 * d2:
+        return weighted_sums(dense(matrices), weights)
+    scaled = matrices.left * weights.sum(dim=0).to(matrices.left).view(-1, 1, 1)
+    # (q terms, d, l) to (q, d, terms l)
+    left, right = (side.mT.reshape(sums, length, side.shape[1]).mT for side in (scaled, matrices.right))
+    return LowRankMatrices.product(left, right)
 
 
 def dense(matrices: Matrices) -> Tensor:

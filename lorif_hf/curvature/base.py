@@ -89,9 +89,10 @@ class FirstPass(ABC):
         alike: float32 (I,). `None`: nothing."""
 
     @abstractmethod
-    def reduction(self, tensors: Tensors, width: int) -> Reduction | None:
+    def reduction(self, tensors: Tensors, width: int | None) -> Reduction | None:
         """What finds the `width` strongest directions of whitened gradients from their tokens, without forming them;
-        `None`: they are formed."""
+        without a `width`, of queries, what makes whole whitened gradients, formed or not. `None`: they are formed,
+        and whitened then."""
 
     @abstractmethod
     def cost(self, entry: ModuleEntry) -> Cost:

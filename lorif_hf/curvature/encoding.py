@@ -4,14 +4,15 @@ What is stored and how a query is preconditioned are two things: everything here
 the training side is truncated and the query meets the curvature.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..algebra.matrices import LowRankMatrices, Matrices, Reduction
+from ..algebra.matrices import LowRankMatrices, Matrices, Reduction, dense
 from ..algebra.projection import SparseProjection, TwoSidedProjection
+from ..algebra.token_factors import TokenFactors
 from ..codecs import Codec, codec_of
 from ..config import InfluenceConfig
 from ..errors import ConfigError, IndexCorruptedError, ModelMismatchError
@@ -75,7 +76,7 @@ class Encoder:
     def reductions(self) -> dict[str, Reduction]:
         """For layers of whose whitened gradients only a few directions are stored: what finds them from the tokens.
 
-        The other layers' gradients are formed. A query's always are: nothing of it is cut.
+        The other layers' gradients are formed.
         """
         reductions = {}
         for name, tensors in self._first.items():
@@ -84,19 +85,32 @@ class Encoder:
                 reductions[name] = self._first_pass.reduction(tensors, width)
         return {name: reduction for name, reduction in reductions.items() if reduction is not None}
 
+    def query_reductions(self) -> dict[str, Reduction]:
+        """By layer, what makes a query's whitened gradients of its tokens: nothing of them is cut.
+
+        None where gradients are divided by their norm or projected all together: they are formed, and encoded then.
+        """
+        if self.config.normalize or self._sketches:
+            return {}
+        first_pass = self._first_pass
+        if first_pass is None:
+            return {name: TokenFactors(None, None) for name in self._shapes}
+        reductions = {name: first_pass.reduction(tensors, None) for name, tensors in self._first.items()}
+        return {name: reduction for name, reduction in reductions.items() if reduction is not None}
+
     def in_scales(self) -> dict[str, Tensor]:
         """By layer, what its inputs are multiplied with before they are projected, where there is anything."""
         first_pass = self._first_pass
         scales = {name: first_pass.in_scale(tensors) for name, tensors in self._first.items()} if first_pass else {}
         return {name: scale for name, scale in scales.items() if scale is not None}
 
-    def encode(self, gradients: Mapping[str, Matrices]) -> dict[str, Matrices]:
+    def encode(self, gradients: Mapping[str, Matrices], whitened: Container[str] = ()) -> dict[str, Matrices]:
         """Projected gradients (B, d1, d2) of the tracked layers to those of the stored entries, float32.
 
-        Those that a reduction made are whitened already.
+        Low-rank ones, which a reduction made, are whitened already; so are those of the layers in `whitened`.
         """
-        reduced = {name: low for name, low in gradients.items() if isinstance(low, LowRankMatrices)}
-        encoded = {name: formed.float() for name, formed in gradients.items() if isinstance(formed, Tensor)}
+        reduced = {n: made for n, made in gradients.items() if isinstance(made, LowRankMatrices) or n in whitened}
+        encoded = {name: dense(made).float() for name, made in gradients.items() if name not in reduced}
         if self._sketches:
             encoded = {GLOBAL: self._global(encoded)}
         if self.config.normalize:

@@ -9,6 +9,7 @@ from ..algebra.matrices import Reduction
 from ..algebra.rangefinder import RangeFinder
 from ..algebra.statistic import Statistic
 from ..algebra.tables import TableMoments, table_roots
+from ..algebra.token_factors import TokenFactors
 from ..algebra.whitening import SecondMoments, whiteners
 from ..config import InfluenceConfig
 from ..errors import ConfigError, RecordingError
@@ -74,8 +75,9 @@ class MomentsPass(FirstPass):
     def in_scale(self, tensors: Tensors) -> Tensor | None:
         return tensors.get("in_scale")
 
-    def reduction(self, tensors: Tensors, width: int) -> Reduction:
-        return RangeFinder(tensors.get("in_whitener"), tensors["out_whitener"], width)
+    def reduction(self, tensors: Tensors, width: int | None) -> Reduction:
+        whiteners = tensors.get("in_whitener"), tensors["out_whitener"]
+        return TokenFactors(*whiteners) if width is None else RangeFinder(*whiteners, width)
 
     def cost(self, entry: ModuleEntry) -> Cost:
         if entry.is_table:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..algebra.matrices import dense
+from ..algebra.matrices import Matrices, dense, weighted_sums
 from ..algebra.scoring import QueryGroup
 from ..curvature.encoding import Encoder
 from ..errors import DatasetError, LorifError, ObjectiveError, QueryError, UnsupportedModuleError
@@ -112,9 +112,9 @@ class Measurement:
         if options.per_token or options.token is not None:
             self._find_tokens(task)
         self._projections = {entry.name: index.projection(entry) for entry in recorded}
-        first_pass = index.curvature.first_pass
-        first = {e.name: first_pass.load(index.reader.curvature(e), e) for e in recorded} if first_pass else {}
+        first = {entry.name: index.first(entry) for entry in recorded} if index.curvature.first_pass else {}
         self._encoder = Encoder(config, recorded, first)
+        self._reductions = self._encoder.query_reductions()
 
     def whole(self) -> MeasuredQueries:
         """Gradients of all queries in the scored modules, preconditioned with the index's curvature; with `reduce`,
@@ -181,6 +181,7 @@ class Measurement:
             self.modules,
             self._projections,
             self.objective,
+            reductions=self._reductions,
             alone=self.alone,
             scales=self._encoder.in_scales(),
         )
@@ -198,9 +199,8 @@ class Measurement:
                     torch.tensor([part.query for part in batch]),
                     recording.losses * torch.tensor([part.weight for part in batch], dtype=torch.float64),
                 )
-                gradients = {name: dense(made) for name, made in recording.gradients.items()}
-                for query_ids, summed, ranks in sums.add(batch, gradients, tokens):
-                    preconditioned.add(self._encoder.encode(summed), query_ids, ranks)
+                for query_ids, summed, ranks in sums.add(batch, recording.gradients, tokens):
+                    preconditioned.add(self._encoder.encode(summed, self._reductions), query_ids, ranks)
                 bar.update(len(batch))
         return MeasuredQueries(preconditioned.groups(), losses.tolist())
 
@@ -259,8 +259,8 @@ class _Sums:
         self._open: tuple[dict[str, Tensor], int] | None = None  # the last query's sum so far, and its rank at most
 
     def add(
-        self, parts: Sequence[Part], gradients: Mapping[str, Tensor], tokens: Tensor
-    ) -> Iterator[tuple[Tensor, dict[str, Tensor], list[int]]]:
+        self, parts: Sequence[Part], gradients: Mapping[str, Matrices], tokens: Tensor
+    ) -> Iterator[tuple[Tensor, dict[str, Matrices], list[int]]]:
         """Numbers, gradients (n, d1, d2) and tokens (0: not known) of the queries that are whole with these parts."""
         query_ids = list(dict.fromkeys(part.query for part in parts))
         weights = torch.zeros(len(query_ids), len(parts))
@@ -270,17 +270,20 @@ class _Sums:
         ranks = [_rank(tokens[weights[i] != 0].tolist()) for i in range(len(query_ids))]
         summed = dict(gradients)
         if not torch.equal(weights, torch.eye(len(parts))):
-            summed = {name: torch.einsum("qb,bij->qij", weights.to(g), g) for name, g in gradients.items()}
-        if self._open is not None:  # it is the first of these
-            carried, rank = self._open
-            for name, gradient in carried.items():
-                summed[name][0] += gradient
-            ranks[0] = _rank([rank, ranks[0]])
-            self._open = None
-        if self._missing[query_ids[-1]]:
-            self._open = {name: gradient[-1].clone() for name, gradient in summed.items()}, ranks[-1]
-            query_ids, ranks = query_ids[:-1], ranks[:-1]
-            summed = {name: gradient[:-1] for name, gradient in summed.items()}
+            summed = {name: weighted_sums(made, weights) for name, made in gradients.items()}
+        if self._open is not None or self._missing[query_ids[-1]]:
+            formed = {name: dense(made) for name, made in summed.items()}
+            if self._open is not None:  # it is the first of these
+                carried, rank = self._open
+                for name, gradient in carried.items():
+                    formed[name][0] += gradient
+                ranks[0] = _rank([rank, ranks[0]])
+                self._open = None
+            if self._missing[query_ids[-1]]:
+                self._open = {name: gradient[-1].clone() for name, gradient in formed.items()}, ranks[-1]
+                query_ids, ranks = query_ids[:-1], ranks[:-1]
+                formed = {name: gradient[:-1] for name, gradient in formed.items()}
+            summed = dict(formed)
         if query_ids:
             yield torch.tensor(query_ids), summed, ranks
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..algebra.factors import factorize, reconstruct
-from ..algebra.matrices import Matrices, dense
+from ..algebra.matrices import LowRankMatrices, Matrices, dense
 from ..algebra.scoring import QueryGroup
 from ..algebra.thin_queries import compress, joined, widest_rank
+from ..algebra.token_factors import thin_groups, token_counts
 from ..storage.layout import ModuleEntry
 from .queried_index import QueriedIndex
 
@@ -28,16 +29,27 @@ class Preconditioner:
         self._groups: dict[str, list[QueryGroup]] = {entry.name: [] for entry in scored}
 
     def add(self, gradients: dict[str, Matrices], query_ids: Tensor, tokens: Sequence[int]) -> None:
-        """Take in the gradients (B, d1, d2) of a batch of queries, by layer, and how many tokens each query has (0:
-        none that are known)."""
+        """Take in the whitened gradients (B, d1, d2) of a batch of queries, by layer, and how many tokens each query
+        has (0: none that are known)."""
         config, pairs = self.index.config, self.index.codec.pairs
+        cut = config.factor_rank if config.factorize_query else None
+        thin = self.index.curvature.keeps_rank and pairs is not None
+        products = {name: made for name, made in gradients.items() if thin and isinstance(made, LowRankMatrices)}
+        counts = dict(zip(products, token_counts(list(products.values())), strict=True)) if cut is None else {}
         for entry in self.scored:
-            gradient = dense(gradients[entry.name]).to("cpu")
-            if config.factorize_query and config.factor_rank is not None:
-                gradient = reconstruct(*factorize(gradient, min(config.factor_rank, *gradient.shape[1:])))
-            if not self.index.curvature.keeps_rank or pairs is None:
+            made = gradients[entry.name]
+            if entry.name in counts:
+                assert pairs is not None and isinstance(made, LowRankMatrices)
+                widest = widest_rank(pairs, entry.d1, entry.d2, self.queries)
+                self._groups[entry.name] += thin_groups(made, counts[entry.name], query_ids, widest)
+                continue
+            gradient = dense(made).to("cpu")
+            if cut is not None:
+                gradient = reconstruct(*factorize(gradient, min(cut, *gradient.shape[1:])))
+            if not thin:
                 self._groups[entry.name].append(QueryGroup(query_ids, gradient))
                 continue
+            assert pairs is not None
             # Queries that fill the memory are held thin also where that takes longer.
             examples = self.index.count if 4 * self.queries * entry.d1 * entry.d2 <= _WHOLE_QUERIES else math.inf
             widest = widest_rank(pairs, entry.d1, entry.d2, self.queries, examples)

@@ -11,6 +11,7 @@ from ..algebra.projection import TwoSidedProjection
 from ..codecs import Codec, codec_of
 from ..config import InfluenceConfig
 from ..curvature import Curvature, curvature_of
+from ..curvature.base import Tensors
 from ..curvature.encoding import checked_projection, stored_entries
 from ..errors import QueryError
 from ..layers.modules import matches
@@ -30,6 +31,7 @@ class QueriedIndex:
         rows (`Tensor` or `None`): the selected rows, ascending; `None`: all.
         projections (`Once`): those that queries have drawn so far: drawing them anew would take longer than scoring a
             small index.
+        firsts (`Once`): what queries have read so far of what the first pass kept, and checked.
     """
 
     manifest: Manifest
@@ -37,6 +39,7 @@ class QueriedIndex:
     reader: ShardReader
     rows: Tensor | None = None
     projections: Once[str, TwoSidedProjection] = field(default_factory=Once)
+    firsts: Once[str, Tensors] = field(default_factory=Once)
 
     @cached_property
     def codec(self) -> Codec:
@@ -49,6 +52,13 @@ class QueriedIndex:
     def projection(self, entry: ModuleEntry) -> TwoSidedProjection:
         """The projection of a layer, drawn where no query has yet."""
         return self.projections.get(entry.name, lambda: checked_projection(entry, self.config))
+
+    def first(self, entry: ModuleEntry) -> Tensors:
+        """What the curvature's first pass kept of a layer; nothing where it has none."""
+        first_pass = self.curvature.first_pass
+        if first_pass is None:
+            return {}
+        return self.firsts.get(entry.name, lambda: first_pass.load(self.reader.curvature(entry), entry))
 
     @property
     def count(self) -> int:

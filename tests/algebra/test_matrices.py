@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from lorif_hf.algebra.matrices import LowRankMatrices, dense, in_order, matrix_sizes, squared_norms, unit
+from lorif_hf.algebra.matrices import (
+    LowRankMatrices,
+    dense,
+    in_order,
+    matrix_sizes,
+    squared_norms,
+    unit,
+    weighted_sums,
+)
 
 
 @pytest.fixture
@@ -87,3 +95,47 @@ def test_batches_are_put_in_order(low_rank, whole):
     torch.testing.assert_close(dense(found), whole[order])
     torch.testing.assert_close(squared_norms(found), low_rank.squares[order])
     torch.testing.assert_close(in_order([whole[:3], whole[3:]], order), whole[order])
+
+
+def test_the_squared_norms_of_a_product_are_exact(low_rank, whole):
+    product = LowRankMatrices.product(low_rank.left, low_rank.right)
+    torch.testing.assert_close(product.squares, whole.double().square().sum(dim=(1, 2)), rtol=1e-5, atol=0)
+    assert LowRankMatrices.product(torch.zeros(2, 4, 1), torch.zeros(2, 3, 1)).squares.tolist() == [0, 0]
+
+
+def test_batches_of_unlike_form_are_put_in_order_whole(low_rank, whole):
+    wider = LowRankMatrices.product(torch.randn(2, 9, 5), torch.randn(2, 7, 5))
+    formed = torch.randn(1, 9, 7)
+    expected = torch.cat([whole, dense(wider), formed])
+    order = torch.tensor([6, 4, 0, 1, 5, 2, 3])
+    torch.testing.assert_close(in_order([low_rank, wider, formed], order), expected[order])
+    torch.testing.assert_close(in_order([low_rank, wider], order[1:]), expected[order[1:]])
+
+
+WEIGHTS = {
+    "each by its own": [[2.0, 0, 0, 0], [0, -1.0, 0, 0], [0, 0, 0.5, 0], [0, 0, 0, 1]],
+    "pairs": [[1.0, -1.0, 0, 0], [0, 0, 1.0, -1.0]],
+    "all": [[0.25, 0.25, 0.25, 0.25]],
+    "pairs apart": [[1.0, 0, -1.0, 0], [0, 1.0, 0, -1.0]],
+    "of unlike many": [[1.0, 0, 0, 0], [0, 1.0, 2.0, 3.0]],
+    "five of four": [[1.0, 0, 0, 0]] * 5,
+}
+
+
+@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
+@pytest.mark.parametrize("length", [1, 3])
+def test_weighted_sums_are_those_of_the_whole_matrices(weights, length, request):
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(4, 9, length, generator=generator), torch.randn(4, 7, length, generator=generator)
+    weights = torch.tensor(weights)
+    whole = left.double() @ right.double().mT
+    expected = torch.zeros(len(weights), 9, 7, dtype=torch.float64)
+    for number, row in enumerate(weights):
+        for weight, matrix in zip(row, whole, strict=True):
+            expected[number] += weight * matrix
+    sums = weighted_sums(LowRankMatrices.product(left, right), weights)
+    torch.testing.assert_close(dense(sums).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(weighted_sums(whole.float(), weights).double(), expected, rtol=1e-5, atol=1e-5)
+    kept = {"each by its own": True, "pairs": length == 1, "all": False}
+    case = request.node.callspec.id
+    assert isinstance(sums, LowRankMatrices) == next((v for k, v in kept.items() if case.endswith(k)), False)

@@ -8,6 +8,7 @@ from dense import global_matrix, off
 from tiny import make_gpt2
 
 from lorif_hf import InfluenceConfig
+from lorif_hf.algebra.matrices import dense
 from lorif_hf.curvature.encoding import (
     GLOBAL,
     Encoder,
@@ -168,3 +169,24 @@ def test_a_layer_that_its_config_does_not_allow_is_refused(d1, d2, rank, found):
     message = rf"module 'layer' is {found}; its config makes it 3 x 9, at rank {rank}"
     with pytest.raises(IndexCorruptedError, match=message):
         checked_projection(module, config)
+
+
+def test_queries_made_of_their_tokens_are_not_whitened_again():
+    config = InfluenceConfig.paper(whitening="kronecker")
+    modules, generator = entries(config), torch.Generator().manual_seed(2)
+    sides = {
+        m.name: {f"{s}_whitener": torch.randn(d, d, generator=generator) for s, d in (("in", m.d1), ("out", m.d2))}
+        for m in modules
+    }
+    encoder = Encoder(config, modules, sides)
+    reductions = encoder.query_reductions()
+    assert list(reductions) == [module.name for module in modules]
+    for tokens in (2, 90):  # products, and formed
+        given = {m.name: [torch.randn(3, tokens, d, generator=generator) for d in (m.d1, m.d2)] for m in modules}
+        made = encoder.encode({name: reductions[name](*pair) for name, pair in given.items()}, reductions)
+        expected = encoder.encode({name: x.mT @ dy for name, (x, dy) in given.items()})
+        for name, whitened in expected.items():
+            assert off(dense(made[name]), whitened.double()) < 1e-5
+    for other in ({"normalize": True}, {"projection_dim": 16, "dtype": "float32", "factor_rank": None}):
+        changed = InfluenceConfig.paper(**{"factorize_query": False, "whitening": "none", **other})
+        assert Encoder(changed, modules, {}).query_reductions() == {}

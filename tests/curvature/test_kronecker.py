@@ -64,6 +64,7 @@ def test_a_reduction_finds_the_whitened_gradients_of_tokens():
     reduced = FIRST.reduction(sides, 6)(inputs, outputs)
     expected = FIRST.whiten(inputs.mT @ outputs, sides)
     assert off(dense(reduced), expected.double()) < 1e-3
+    assert off(dense(FIRST.reduction(sides, None)(inputs, outputs)), expected.double()) < 1e-5
 
 
 TABLE = ModuleEntry("t", "embedding", 50, 6, 3, 4, "", in_width=6)
@@ -90,6 +91,7 @@ def test_the_gradients_of_a_table_come_scaled_and_are_whitened_from_the_other_si
     expected = (inputs.mT @ outputs).double() @ tensors["out_whitener"].double()
     assert off(FIRST.whiten(inputs.mT @ outputs, tensors), expected) < 1e-5
     assert off(dense(FIRST.reduction(tensors, 6)(inputs, outputs)), expected) < 1e-3
+    assert off(dense(FIRST.reduction(tensors, None)(inputs, outputs)), expected) < 1e-5
     assert FIRST.in_scale({"in_whitener": random(2, 2), "out_whitener": random(3, 3)}) is None
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from lorif_hf.algebra.matrices import dense
 from lorif_hf.algebra.rangefinder import RangeFinder
+from lorif_hf.algebra.token_factors import TokenFactors
 from lorif_hf.algebra.whitening import SecondMoments
 from lorif_hf.errors import NonFiniteGradientError, UnsupportedModuleError
 from lorif_hf.layers.selection import tracked_modules
@@ -118,3 +119,16 @@ def test_a_layer_of_other_tokens_is_refused(build, draw):
             UnsupportedModuleError, match=r"'model.layers.1.mlp.extra' saw 2 x 1 tokens of a batch of 2"
         ):
             recorder.record(packed)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_documents_made_of_their_tokens_are_those_that_are_formed(build, draw, kind):
+    """Of few tokens they are products of various widths, of many they are formed."""
+    model = build(kind).eval()
+    packed, _ = batches()
+    factors = {tracked.name: TokenFactors(None, None) for tracked in tracked_modules(model)}
+    with recorder_of(model, draw, reductions=factors) as recorder:
+        made = recorder.record(packed).gradients
+    with recorder_of(model, draw) as recorder:
+        for name, expected in recorder.record(packed).gradients.items():
+            torch.testing.assert_close(dense(made[name]), expected, rtol=1e-4, atol=1e-4)

@@ -162,7 +162,7 @@ class SquaresPass(FirstPass):
     def in_scale(self, tensors: Tensors) -> None:
         return None
 
-    def reduction(self, tensors: Tensors, width: int) -> None:
+    def reduction(self, tensors: Tensors, width: int | None) -> None:
         return None
 
     def cost(self, entry: ModuleEntry) -> Cost:
