@@ -1,8 +1,6 @@
 """What can go wrong at the end of a build for a reason that is there at its beginning, tried at the beginning."""
 
 import logging
-import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ from ..curvature.encoding import bytes_per_example
 from ..errors import ConfigError, DiskFullError
 from ..storage.layout import TOKENIZER, ModuleEntry
 from ..storage.tokenizer import save_processing_class
+from .machine import free_disk, machine_memory
 
 
 logger = logging.getLogger(__name__)
@@ -41,8 +40,7 @@ def check_disk(folder: Path, config: InfluenceConfig, entries: Sequence[ModuleEn
     """
     needed = count * bytes_per_example(config, entries)
     there = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) if folder.exists() else 0
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_disk(folder)
     if needed - there > free:
         raise DiskFullError(
             f"The factors of {count} rows take {needed / 2**30:.2f} GiB; the disk of {folder} has "
@@ -62,18 +60,6 @@ def first_pass_too_large(first_pass: FirstPass, entries: Sequence[ModuleEntry]) 
         f"(the widest, '{widest.name}', is {widest.d1} x {widest.d2}){has}. Set a lower max_projection_dim (half "
         "takes a quarter), leave layers out with exclude_modules, or set whitening='none' with another curvature."
     )
-
-
-def machine_memory() -> int | None:
-    """Bytes of memory of this machine, or as many as its container may take; `None`: the system does not tell."""
-    try:
-        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
-    try:
-        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):
-        return machine
 
 
 def tell_coverage(coverage: Coverage) -> None:
