@@ -51,9 +51,14 @@ class Sizes:
     shards: int
 
     @property
+    def factors(self) -> int:
+        """In the factor files."""
+        return self.rows * self.per_example
+
+    @property
     def index(self) -> int:
         """Of the index, without texts and tokenizer."""
-        return self.rows * self.per_example + self.fixed
+        return self.factors + self.fixed
 
     @property
     def disk(self) -> int:
@@ -61,9 +66,14 @@ class Sizes:
         return self.index + self.staged + self.noted
 
     @property
+    def finish(self) -> int:
+        """Memory of the curvature file, which is written at once: its tensors, and their copy on the way."""
+        return 2 * self.fixed
+
+    @property
     def to_fit(self) -> int:
-        """Memory of what is known of all layers at once: moments and whiteners, or the fit of a layer."""
-        return max(self.gathered + self.moment, self.fit)
+        """Memory of what is known of all layers at once: moments and whiteners, the fit of a layer, what is kept."""
+        return max(self.gathered + self.moment, self.fit, self.finish)
 
     @property
     def memory(self) -> int:
@@ -73,7 +83,7 @@ class Sizes:
     @property
     def least_memory(self) -> int:
         """The same, where layers are whitened in as many passes as there are groups of them."""
-        return max(self.group + self.moment, self.fit, self.group + self.shards)
+        return max(self.group + self.moment, self.fit, self.finish, self.group + self.shards)
 
 
 def sizes_of(

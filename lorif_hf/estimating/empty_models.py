@@ -1,4 +1,4 @@
-"""Models without weights: laid out on the meta device, by the config that a folder or a repo on the Hub has of them."""
+"""Models without weights, on the meta device: laid out by the config that a folder or a repo on the Hub has."""
 
 from pathlib import Path
 from typing import Any

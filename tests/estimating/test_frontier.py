@@ -1,16 +1,10 @@
 """What is expected of a config: what the benchmarks measured, in their order."""
 
-import json
-from pathlib import Path
-
 import pytest
 
 from lorif_hf import InfluenceConfig
 from lorif_hf.estimating.frontier import expected_quality
 from lorif_hf.storage.layout import ModuleEntry
-
-
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "wikitext.json"
 
 
 def quality(width=128, **changes):
@@ -42,12 +36,12 @@ def test_a_layer_that_is_not_cut_loses_nothing():
     "better, worse",
     [
         # Of about equal bytes, as benchmarks/RESULTS.md (a) and the layers of 4,096 have it.
-        (dict(factor_rank=4), dict(factor_rank=2, bits=2)),
-        (dict(factor_rank=8), dict(factor_rank=4, bits=2)),
-        (dict(factor_rank=16), dict(factor_rank=4, bits=4)),
-        (dict(factor_rank=3, max_projection_dim=768), dict(factor_rank=9, max_projection_dim=256)),
-        (dict(factor_rank=8, max_projection_dim=768), dict(factor_rank=12, max_projection_dim=512)),
-        (dict(factor_rank=4, max_projection_dim=768), dict(factor_rank=2, max_projection_dim=2048)),
+        ({"factor_rank": 4}, {"factor_rank": 2, "bits": 2}),
+        ({"factor_rank": 8}, {"factor_rank": 4, "bits": 2}),
+        ({"factor_rank": 16}, {"factor_rank": 4, "bits": 4}),
+        ({"factor_rank": 3, "max_projection_dim": 768}, {"factor_rank": 9, "max_projection_dim": 256}),
+        ({"factor_rank": 8, "max_projection_dim": 768}, {"factor_rank": 12, "max_projection_dim": 512}),
+        ({"factor_rank": 4, "max_projection_dim": 768}, {"factor_rank": 2, "max_projection_dim": 2048}),
     ],
 )
 def test_of_equal_bytes_what_was_measured_to_be_better_is_expected_to_be(better, worse):

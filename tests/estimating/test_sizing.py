@@ -85,7 +85,7 @@ def test_too_small_an_index_is_told_what_the_least_is():
         InfluenceConfig.sized(wide(), 20_000, "1MB")
     text = str(caught.value)
     assert text.startswith("index_size=1000000 is too small: the least that works is ")
-    least = int(text.split("the least that works is ")[1].split(" ")[0])
+    least = int(text.split("the least that works is ")[1].split(" ", maxsplit=1)[0])
     assert (
         " for each of 20000 examples in 14 layers and 0 of whiteners and the like, with max_projection_dim=32, "
         in text
@@ -102,7 +102,7 @@ def test_too_little_memory_is_told_what_the_least_is_and_for_what():
     text = str(caught.value)
     assert text.startswith("max_memory=10000 is too small: the least that works is ")
     assert "of 14 layers" in text or "the shards of 200 rows" in text
-    least = int(text.split("the least that works is ")[1].split(" ")[0])
+    least = int(text.split("the least that works is ")[1].split(" ", maxsplit=1)[0])
     config = InfluenceConfig.sized(wide(), 20_000, max_memory=least, whitening="kronecker")
     assert sizes(wide(), config, 20_000).memory == least
 
