@@ -7,13 +7,14 @@ import torch
 from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lorif_hf.cli import estimate_table
+from lorif_hf.estimating.tables import estimate_table, machine_of
 
 
 def main() -> None:
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config())
-    Console().print(estimate_table(model, "GPT-2 124M", num_examples=100_000, length=512))
+    table, _ = estimate_table(model, "GPT-2 124M", 100_000, 512, machine_of(None, None, None))
+    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python -m benchmarks.scaling --tables      # only the tables, with the constants that were measured last
     python -m benchmarks.scaling --docs        # and puts them into docs/scaling.md
 
-Shapes are those of real models on the meta device. What a build takes is what `lorif_hf.estimate` says; beside it
+Shapes are those of real models on the meta device. What a build takes is what `lorif_hf.estimating` says; beside it
 stands a build that is measured here, phase by phase. Three constants are measured on 20,000 rows of random factors of
 some of GPT-2's layers: bytes written a second (hashed and synced), bytes read a second from the page cache, and
 operations a second of scoring. They predict what fifty times as many rows take, and that is measured too.
@@ -32,7 +32,7 @@ from lorif_hf import InfluenceConfig
 from lorif_hf.algebra.thin_queries import compress, widest_rank
 from lorif_hf.codecs import codec_of
 from lorif_hf.curvature.encoding import module_entry
-from lorif_hf.estimate import estimates
+from lorif_hf.estimating.costs import estimates
 from lorif_hf.layers.selection import Selection
 from lorif_hf.querying.scan import Groups
 from lorif_hf.storage.files import file_entry, header_sha256

@@ -5,14 +5,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
-from torch import nn
 from typer.core import TyperGroup
 
 from .errors import LorifError
-from .estimate import PRESETS, empty_model, estimates, measured_speed
+from .estimating.empty_models import empty_model
+from .estimating.tables import estimate_table, machine_of
 from .index import InfluenceIndex
 from .reports.attribution import shorten
 
@@ -119,35 +118,24 @@ def push(
 
 @app.command()
 def estimate(
-    model: Annotated[str, typer.Argument(help="A folder or Hub id of a model; only its config is read.")],
+    model: Annotated[str, typer.Argument(help="A folder or Hub id of a model or adapter; only its config is read.")],
     num_examples: Annotated[int, typer.Option(help="N, rows of the training set.", min=1)] = 10_000,
     length: Annotated[int, typer.Option(help="Tokens per example.", min=1)] = 512,
+    batch_size: Annotated[int, typer.Option(help="Examples that go through the model at once.", min=1)] = 8,
+    flops: Annotated[
+        float | None, typer.Option(help="Sustained operations a second, like 1e14; by default, this machine's.")
+    ] = None,
+    memory: Annotated[str | None, typer.Option(help='Like "80GB"; by default, this machine\'s.')] = None,
+    disk: Annotated[str | None, typer.Option(help='Like "1TB"; by default, what is free here.')] = None,
     token: TOKEN = None,
 ) -> None:
     """Say what an index of a model would cost, for each preset, without loading its weights."""
-    Console().print(estimate_table(empty_model(model, token), model, num_examples, length))
-
-
-def estimate_table(model: nn.Module, name: str, num_examples: int, length: int) -> Table:
-    """The table of `lorif-hf estimate`; times are for this machine's measured matrix products."""
-    title = f"{shorten(name, 100)}: {num_examples:,} examples of {length:,} tokens"
-    table = Table("preset", "bytes per example", "index", "memory to fit", "time, roughly", title=Text(title))
-    configs = {preset: make() for preset, make in PRESETS.items()}
-    costs = estimates(model, num_examples, length, configs, measured_speed())
-    covered = next((str(cost.coverage) for cost in costs.values() if cost.problem is None), None)
-    table.caption = None if covered is None else Text(shorten(covered, 400))
-    for preset, cost in costs.items():
-        if cost.problem is not None:
-            table.add_row(preset, Text(shorten(cost.problem, 200)))
-            continue
-        table.add_row(
-            preset,
-            f"{cost.bytes_per_example:,}",
-            decimal(cost.index_bytes),
-            decimal(cost.fit_memory),
-            f"{cost.seconds / 60:,.0f} min" if cost.seconds < 7200 else f"{cost.seconds / 3600:,.0f} h",
-        )
-    return table
+    machine = machine_of(flops, memory, disk)
+    laid_out = empty_model(model, token)
+    table, notes = estimate_table(laid_out, model, num_examples, length, machine, batch_size)
+    Console().print(table)
+    for note in notes:
+        Console().print(Text(note), soft_wrap=True)
 
 
 @evaluate.command()

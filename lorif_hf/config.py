@@ -234,6 +234,41 @@ class InfluenceConfig:
         """The good end of the frontier: no projection, eight pairs of vectors at four bits."""
         return cls(**{"factor_rank": 8, "bits": 4, **changes})
 
+    @classmethod
+    def sized(
+        cls,
+        model: Any,
+        num_examples: int,
+        index_size: int | str | None = None,
+        max_memory: int | str | None = None,
+        **changes: Any,
+    ) -> "InfluenceConfig":
+        """The config with the best expected quality that fits a budget.
+
+        Searched are `max_projection_dim`, `factor_rank`, `bits`, `whitening` and `shard_size`; what is expected of
+        them comes from the benchmarks (`lorif_hf.estimating.frontier`). No weight is read.
+
+        Args:
+            model (`nn.Module` or `str`): the model that will be indexed, with its adapters, also on the meta device;
+                or its Hub id or folder, of which only the config is read (an adapter's too).
+            num_examples (`int`): N.
+            index_size (`int` or `str`, *optional*): bytes that the index may take, like "20GB", without texts.
+            max_memory (`int` or `str`, *optional*): bytes that the build may take beside the model and a batch.
+            changes: fields to set otherwise, e.g. `exclude_modules=["mlp"]`; they are not searched.
+
+        Raises:
+            [`~lorif_hf.errors.ConfigError`]: nothing fits: says the least that would, and for what.
+
+        Example:
+
+        ```python
+        >>> InfluenceConfig.sized("meta-llama/Llama-2-7b-hf", 1_000_000, index_size="200GB", max_memory="8GB")
+        ```
+        """
+        from .estimating.sizing import sized_config  # it lays out models: the rooms above are not loaded for a config
+
+        return sized_config(model, num_examples, index_size, max_memory, changes)
+
     @property
     def codec_name(self) -> str:
         """The codec that stores the gradients, by name."""

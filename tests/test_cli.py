@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from peft import LoraConfig
 from retrained import QUERIES, ROWS, make_bank
 from tiny import make_gpt2, make_rows, plain_config
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -304,12 +305,24 @@ def test_the_installed_command_runs_and_does_not_show_the_token(hub, saved, tmp_
 
 
 def test_estimate_says_what_each_preset_would_cost(saved):
-    result = run("estimate", saved / "model", "--num-examples", 1000, "--length", 8)
+    result = run("estimate", saved / "model", "--num-examples", 1000, "--length", 8, "--flops", "1e9")
     shown = " ".join(result.stdout.split())  # the title is broken where the path is long
-    assert "1,000 examples of 8 tokens" in shown
+    assert "1,000 examples of 8 tokens" in shown and "Times are for 1e+09 operations a second." in shown
     lines = {line.split()[1]: line for line in result.stdout.splitlines() if line.startswith("│")}
     assert list(lines) == ["default", "smallest", "best", "paper", "logra", "trak"]
     assert " 192 " in lines["paper"] and " 4,100 " in lines["trak"] and "MB" in lines["trak"]
+    assert "!" not in result.stdout
+    small = run("estimate", saved / "model", "--flops", "1e9", "--memory", "1MB", "--disk", "1MB").stdout
+    assert "! More than there is (1.0 MB of memory and 1.0 MB of disk): default" in " ".join(small.split())
+
+
+def test_estimate_of_an_adapter_is_of_its_base_and_of_what_was_trained(saved, tmp_path):
+    config = LoraConfig(
+        r=2, target_modules=["c_fc"], base_model_name_or_path=str(saved / "model"), inference_mode=True
+    )
+    config.save_pretrained(tmp_path)
+    shown = " ".join(run("estimate", tmp_path, "--flops", "1e9").stdout.split())
+    assert "100.0% of the trained parameters are tracked" in shown and "the model in float32" in shown
 
 
 def test_estimate_of_nothing_is_said_in_one_message(tmp_path):

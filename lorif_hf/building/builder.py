@@ -51,13 +51,14 @@ from ..storage.shards import ShardReader, write_shard
 from ..storage.store import LocalStore
 from ..storage.tokenizer import save_processing_class
 from ..tasks.objectives import OUTPUTS
-from .dry_run import check_disk, check_processing_class, tell_coverage
-from .example_tables import ACTIVE, silent_layers, write_example_tables
+from .dry_run import check_disk, check_processing_class, check_room, tell_coverage
+from .example_tables import ACTIVE, silent_layers, text_bytes, write_example_tables
 from .first_pass import Gathering
 from .fitting import check_memory, fit_curvature
 from .layer_groups import layer_groups, memory_for_layers
 from .options import BuildOptions
 from .recording_pass import RecordingPass, ShardContents
+from .sizes import sizes_of
 from .telling_rows import no_target
 from .way import Choice, Way, WayFinder, unchecked_way
 
@@ -165,7 +166,9 @@ class IndexBuilder:
             if way is None:
                 self.rows.check(self.way.alone)
                 check_processing_class(self.processing_class)
-                check_disk(self.folder, self.config, self.entries, self.rows.count)
+                sizes = sizes_of(self.config, self.entries, self.rows.count, self.options.memory)
+                check_room(sizes, self.options.memory, self.model)
+                check_disk(self.folder, sizes, text_bytes(self.rows))
                 tell_coverage(self.selection.coverage(self.way.dropped))
                 _ = self.identity
             self._prepared = True

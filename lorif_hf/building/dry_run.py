@@ -1,20 +1,22 @@
 """What can go wrong at the end of a build for a reason that is there at its beginning, tried at the beginning."""
 
 import logging
-import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import InfluenceConfig
+import torch
+from torch import nn
+
 from ..coverage import Coverage
 from ..curvature import FirstPass
-from ..curvature.encoding import bytes_per_example
 from ..errors import ConfigError, DiskFullError
+from ..recording.stored_weights import execution_device
 from ..storage.layout import TOKENIZER, ModuleEntry
 from ..storage.tokenizer import save_processing_class
+from .machine import free_disk, machine_memory
+from .sizes import SHARDS, Sizes
 
 
 logger = logging.getLogger(__name__)
@@ -33,22 +35,84 @@ def check_processing_class(processing_class: Any) -> None:
             save_processing_class(processing_class, Path(folder) / TOKENIZER)
 
 
-def check_disk(folder: Path, config: InfluenceConfig, entries: Sequence[ModuleEntry], count: int) -> None:
-    """See that the factors fit on the disk beside what is there.
+def check_disk(folder: Path, sizes: Sizes, text_bytes: int = 0) -> None:
+    """See that the index fits on the disk beside what is there, and beside the build's own files, which are deleted
+    only once it is whole.
+
+    Args:
+        folder (`Path`): of the index.
+        sizes (`Sizes`): of the build.
+        text_bytes (`int`, *optional*, defaults to 0): of the example tables, roughly.
 
     Raises:
         [`~lorif_hf.errors.DiskFullError`]: says how much they need.
     """
-    needed = count * bytes_per_example(config, entries)
+    needed = sizes.disk + text_bytes
     there = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) if folder.exists() else 0
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_disk(folder)
     if needed - there > free:
+        curvature = sizes.fixed + sizes.staged
         raise DiskFullError(
-            f"The factors of {count} rows take {needed / 2**30:.2f} GiB; the disk of {folder} has "
-            f"{free / 2**30:.2f} GiB left. Choose a folder on another disk, or a smaller config "
-            "(InfluenceConfig.smallest(), a higher projection_factor)."
+            f"The index of {sizes.rows} rows takes {_told(needed)} while it is built: {_told(sizes.factors)} of "
+            f"factors, {_told(curvature)} of whiteners and eigenvectors, {_told(sizes.noted + text_bytes)} of tables "
+            f"and texts. The disk of {folder} has {_told(free)} left. Choose a folder on another disk, or a smaller "
+            "config: InfluenceConfig.sized(model, num_examples, index_size=...) finds the best that fits."
         )
+
+
+def check_room(sizes: Sizes, max_memory: int | None, model: nn.Module) -> None:
+    """See that what a build must hold at once, at the least, fits into memory beside the model.
+
+    Args:
+        sizes (`Sizes`): of the build.
+        max_memory (`int` or `None`): bytes that the user allows for what is kept of layers.
+        model (`nn.Module`): what is recorded.
+
+    Raises:
+        [`~lorif_hf.errors.ConfigError`]: names the layer and the least that works.
+    """
+    narrower = "Set a lower max_projection_dim (half takes a quarter), or leave the layer out with exclude_modules."
+    widest = f"the whiteners of '{sizes.widest}' and of the layers that must be there with it"
+    if max_memory is not None and sizes.group > max_memory:
+        raise ConfigError(
+            f"max_memory={max_memory} is too small for {widest}: the least that works is {sizes.group} bytes. Allow "
+            f"as much. {narrower}"
+        )
+    device = execution_device(model)
+    if device.type == "cuda" and torch.cuda.is_available():
+        free = torch.cuda.mem_get_info(device)[0]
+        if sizes.group > free:
+            raise ConfigError(f"{device} has {_told(free)} left; {widest} take {_told(sizes.group)}. {narrower}")
+    machine = machine_memory()
+    if machine is None:
+        return
+    room = max(0, machine - sum(p.numel() * p.element_size() for p in model.parameters() if p.device.type == "cpu"))
+    fewer = (
+        f"At {sizes.per_example} bytes a row, set shard_size to {_most_rows(sizes, room)} or less."
+        if sizes.group < room
+        else narrower
+    )
+    lower = "Set a lower curvature_rank or a higher projection_factor, or leave layers out with exclude_modules."
+    needs = {
+        widest: (sizes.group + sizes.moment, narrower),
+        f"the fit of '{sizes.fitted}'": (sizes.fit, lower),
+        "the curvature file, which is written at once,": (sizes.finish, lower if sizes.fit else narrower),
+        "whiteners and the shards that are held at once": (sizes.group + sizes.shards, fewer),
+    }
+    for what, (needed, out) in needs.items():
+        if needed > room:
+            raise ConfigError(
+                f"This machine has {_told(room)} of memory beside the model; {what} take {_told(needed)}. "
+                f"{out} InfluenceConfig.sized(model, num_examples, max_memory=...) finds the best that fits."
+            )
+
+
+def _most_rows(sizes: Sizes, room: int) -> int:
+    return max(1, (room - sizes.group) // (SHARDS * sizes.per_example))
+
+
+def _told(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def first_pass_too_large(first_pass: FirstPass, entries: Sequence[ModuleEntry]) -> ConfigError:
@@ -62,18 +126,6 @@ def first_pass_too_large(first_pass: FirstPass, entries: Sequence[ModuleEntry]) 
         f"(the widest, '{widest.name}', is {widest.d1} x {widest.d2}){has}. Set a lower max_projection_dim (half "
         "takes a quarter), leave layers out with exclude_modules, or set whitening='none' with another curvature."
     )
-
-
-def machine_memory() -> int | None:
-    """Bytes of memory of this machine, or as many as its container may take; `None`: the system does not tell."""
-    try:
-        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
-    try:
-        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):
-        return machine
 
 
 def tell_coverage(coverage: Coverage) -> None:

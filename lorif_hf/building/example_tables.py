@@ -13,6 +13,7 @@ from ..storage.layout import ModuleEntry, Shard, example_file
 
 
 _TOGETHER = 128  # rows whose texts are read at once
+_LOOKED_AT = 16  # rows by which the size of all texts is told
 ACTIVE = "active"  # in a shard's table: which stored gradients are not zero in all of its rows, uint8 (entries,)
 
 
@@ -60,6 +61,13 @@ def _shown(rows: TrainingRows, start: int, stop: int) -> tuple[list[str | None],
         names += rows.example_ids(first, last)
         texts += rows.texts(first, last)
     return names, texts
+
+
+def text_bytes(rows: TrainingRows) -> int:
+    """What the texts of all rows take in the example tables, roughly: by those of a few rows, packed to about half."""
+    looked_at = rows.within_reach(_LOOKED_AT)
+    texts = [text or "" for row in looked_at for text in rows.texts(row, row + 1)]
+    return rows.count * sum(len(text.encode(errors="replace")) for text in texts) // (2 * max(1, len(texts)))
 
 
 def silent_layers(tables: Sequence[Mapping[str, Tensor]], entries: Sequence[ModuleEntry]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..storage.layout import ModuleEntry
-from .dry_run import machine_memory
+from .machine import machine_memory
 
 
 def layer_groups(

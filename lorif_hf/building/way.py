@@ -18,6 +18,7 @@ from ..errors import (
     UnsupportedModuleError,
     out_of_memory,
 )
+from ..layers.adapters import lora_layers
 from ..layers.modules import TrackedModule
 from ..recording.check import Comparison, Probe, RecordingCheck
 from ..recording.random_state import random_state_kept
@@ -189,7 +190,8 @@ class WayFinder:
     def _shared(self, way: Way) -> dict[str, str]:
         """Which modules have the same inputs."""
         row, objective = self.rows.single(self.row_ids[0]), LossObjective(way.task)
-        return shared_inputs(way.of(self.modules), lambda: self.check.losses(objective, row))
+        adapted = lora_layers(self.model)
+        return shared_inputs(way.of(self.modules), lambda: self.check.losses(objective, row), adapted)
 
     @property
     def _may_leave_out(self) -> bool:

@@ -33,11 +33,18 @@ class Cost:
         memory (`int`): bytes at the peak.
         flops (`float`): operations of matrix products in float32: of a first pass for each example that is whitened,
             of a fit in all.
+        token_flops (`float`): of a first pass, for each token of its sample.
+        once_flops (`float`): of a first pass, once its sample is through.
+        moment_memory (`int`): bytes of a first pass beside `memory`, when its sample is through: of one layer after
+            the other.
     """
 
     stored: int = 0
     memory: int = 0
     flops: float = 0.0
+    token_flops: float = 0.0
+    once_flops: float = 0.0
+    moment_memory: int = 0
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from .base import Cost, FirstPass, FixedCurvature, Tensors
 
 
 SIDES = ("in_whitener", "out_whitener")
+_ROOT = 7.0  # d^3 operations in float32 take as long as a whitener of side d does in float64
+_ROOT_COPIES = 5  # of a moment in float64, at the peak
 TABLE_SIDES = ("in_scale", "out_whitener")
 
 
@@ -86,10 +88,21 @@ class MomentsPass(FirstPass):
                 stored=torch.float32.itemsize * (rows + square),
                 memory=torch.float32.itemsize * 2 * (rows + square),
                 flops=2.0 * entry.d1 * square,
+                token_flops=2.0 * square,
+                once_flops=_ROOT * entry.d2**3,
+                moment_memory=_ROOT_COPIES * torch.float64.itemsize * square,
             )
         squares = (0 if entry.input_of else entry.d1**2) + entry.d2**2
         whitening = 2.0 * entry.d1 * entry.d2 * (entry.d1 + entry.d2)
-        return Cost(stored=torch.float32.itemsize * squares, memory=torch.float32.itemsize * squares, flops=whitening)
+        sides = [entry.d2] if entry.input_of else [entry.d1, entry.d2]
+        return Cost(
+            stored=torch.float32.itemsize * squares,
+            memory=torch.float32.itemsize * squares,
+            flops=whitening,
+            token_flops=2.0 * squares,
+            once_flops=_ROOT * sum(d**3 for d in sides),
+            moment_memory=_ROOT_COPIES * torch.float64.itemsize * max(sides) ** 2,
+        )
 
 
 @dataclass(frozen=True)

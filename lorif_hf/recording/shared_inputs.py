@@ -2,7 +2,7 @@
 
 import logging
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -34,13 +34,17 @@ class _Seen:
         return number
 
 
-def shared_inputs(modules: Sequence[TrackedModule], forward: Callable[[], Any]) -> dict[str, str]:
+def shared_inputs(
+    modules: Sequence[TrackedModule], forward: Callable[[], Any], adapted: Mapping[str, nn.Module] | None = None
+) -> dict[str, str]:
     """By module, the first one that gets the same tensors at every call, where there is another; of linear layers
-    alone, whose inputs are what the module is called with.
+    alone, whose inputs are what the module is called with. Those of a matrix A of LoRA are what its adapted layer is
+    called with: PEFT casts them to the dtype of A, for each layer anew.
 
     Args:
         modules (`Sequence[TrackedModule]`): of a model.
         forward (`Callable`): takes a row through the model. What it raises is logged: then nothing is shared.
+        adapted (`Mapping[str, nn.Module]`, *optional*): the layers with LoRA adapters, by name.
     """
     plain = [t for t in modules if type(t.kind) in (Linear, Conv1D) and not (t.followed or t.shared)]
     seen = _Seen()
@@ -52,15 +56,26 @@ def shared_inputs(modules: Sequence[TrackedModule], forward: Callable[[], Any]) 
                 inputs = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
                 of.append(-1 if inputs is None else seen.number(inputs))
 
-            held.callback(tracked.module.register_forward_pre_hook(note, with_kwargs=True).remove)
+            called = _called(tracked, adapted or {})
+            held.callback(called.register_forward_pre_hook(note, with_kwargs=True).remove)
         try:
             forward()
         except Exception as error:
             logger.debug("Which layers share their inputs cannot be seen: %s", error)
             return {}
-    first: dict[tuple[int, ...], list[str]] = {}
+    first: dict[tuple[Any, ...], list[str]] = {}
     for tracked in plain:
         numbers = tuple(calls[tracked.name])
         if numbers and -1 not in numbers:
-            first.setdefault((tracked.matrix_shape[0], *numbers), []).append(tracked.name)
+            key = (tracked.matrix_shape[0], tracked.weight.dtype, *numbers)
+            first.setdefault(key, []).append(tracked.name)
     return {name: names[0] for names in first.values() if len(names) > 1 for name in names}
+
+
+def _called(tracked: TrackedModule, adapted: Mapping[str, nn.Module]) -> nn.Module:
+    """The module whose inputs are those of a layer."""
+    layer, _, adapter = tracked.name.partition(".lora_A.")
+    holder: Any = adapted.get(layer)
+    # A variant (DoRA, aLoRA, ...) may do more to them than to cast them.
+    plain = holder is not None and adapter in holder.lora_A and adapter not in getattr(holder, "lora_variant", {})
+    return holder if plain else tracked.module

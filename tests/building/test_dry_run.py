@@ -1,14 +1,16 @@
 """What would fail at the end fails at the beginning."""
 
 import logging
-from types import SimpleNamespace
 
 import pytest
+import torch
 from tiny import make_gpt2, make_rows
+from torch import nn
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.algebra.whitening import SecondMoments
 from lorif_hf.building import dry_run
+from lorif_hf.building.sizes import sizes_of, with_shards
 from lorif_hf.coverage import Coverage, Untracked
 from lorif_hf.curvature import curvature_of
 from lorif_hf.errors import ConfigError, DiskFullError, ProcessingClassError
@@ -28,23 +30,122 @@ def test_the_first_pass_says_what_it_needs_and_what_needs_less(monkeypatch):
     assert "this machine" not in str(dry_run.first_pass_too_large(first_pass, WIDE))
 
 
-def test_the_memory_of_this_machine_is_known():
-    assert (dry_run.machine_memory() or 1 << 40) > 1 << 28
-
-
 def test_too_small_a_disk_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(dry_run.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 30))
-    config = InfluenceConfig()
-    per_row = sum(3 * ((4096 + 11008) // 8 + 4) for _ in WIDE)
-    rows = (3 << 30) // per_row
-    with pytest.raises(DiskFullError, match=rf"factors of {rows} rows take 3.00 GiB; the disk of .* has 1.00 GiB"):
-        dry_run.check_disk(tmp_path / "index" / "deep", config, WIDE, rows)
-    dry_run.check_disk(tmp_path / "index", config, WIDE, rows // 4)
+    monkeypatch.setattr(dry_run, "free_disk", lambda path: 25 << 30)
+    config = InfluenceConfig(max_projection_dim=None)
+    sizes = sizes_of(config, WIDE, 1_000_000)
+    assert sizes.fixed == 32 * 4 * (4096**2 + 11008**2)
+    folder = tmp_path / "index" / "deep"
+    with pytest.raises(DiskFullError) as caught:
+        dry_run.check_disk(folder, sizes, 3 << 30)
+    factors, tables = sizes.factors / 2**30, (sizes.noted + (3 << 30)) / 2**30
+    assert str(caught.value) == (
+        f"The index of 1000000 rows takes {(sizes.disk + (3 << 30)) / 2**30:.2f} GiB while it is built: {factors:.2f} "
+        f"GiB of factors, 32.89 GiB of whiteners and eigenvectors, {tables:.2f} GiB of tables and texts. The disk of "
+        f"{folder} has 25.00 GiB left. Choose a folder on another disk, or a smaller config: "
+        "InfluenceConfig.sized(model, num_examples, index_size=...) finds the best that fits."
+    )
+    dry_run.check_disk(folder, sizes_of(InfluenceConfig(max_projection_dim=512), WIDE, 1000))
     # What is there already needs no room.
     (tmp_path / "index").mkdir()
     with (tmp_path / "index" / "there.safetensors").open("wb") as file:
-        file.truncate(2 << 30)
-    dry_run.check_disk(tmp_path / "index", config, WIDE, rows)
+        file.truncate(sizes.disk - (24 << 30))
+    dry_run.check_disk(tmp_path / "index", sizes)
+
+
+def test_whiteners_count_twice_while_the_build_has_its_own(tmp_path, monkeypatch):
+    sizes = sizes_of(InfluenceConfig(), WIDE, 10)
+    monkeypatch.setattr(dry_run, "free_disk", lambda path: 2 * sizes.fixed)
+    with pytest.raises(DiskFullError):
+        dry_run.check_disk(tmp_path, sizes)
+    monkeypatch.setattr(dry_run, "free_disk", lambda path: 2 * sizes.fixed + sizes.factors + sizes.noted)
+    dry_run.check_disk(tmp_path, sizes)
+
+
+def refused(sizes, machine, max_memory=None, monkeypatch=None):
+    monkeypatch.setattr(dry_run, "machine_memory", lambda: machine)
+    with pytest.raises(ConfigError) as caught:
+        dry_run.check_room(sizes, max_memory, MODEL)
+    return str(caught.value)
+
+
+MODEL = nn.Linear(1 << 10, 1 << 10)  # 4 MiB
+SIZED = " InfluenceConfig.sized(model, num_examples, max_memory=...) finds the best that fits."
+NARROWER = " Set a lower max_projection_dim (half takes a quarter), or leave the layer out with exclude_modules."
+
+
+def test_a_layer_that_is_wider_than_the_budget_is_named_with_the_least_that_works(monkeypatch):
+    sizes = sizes_of(InfluenceConfig(max_projection_dim=None), WIDE, 1000)
+    least = 4 * (4096**2 + 11008**2)
+    assert refused(sizes, None, least - 1, monkeypatch) == (
+        f"max_memory={least - 1} is too small for the whiteners of 'layers.0' and of the layers that must be there "
+        f"with it: the least that works is {least} bytes. Allow as much.{NARROWER}"
+    )
+    dry_run.check_room(sizes, least, MODEL)
+
+
+def test_a_layer_that_is_wider_than_the_machine_is_named(monkeypatch):
+    sizes = sizes_of(InfluenceConfig(max_projection_dim=None), WIDE, 1000)
+    needed = (sizes.group + sizes.moment) / 2**30
+    assert refused(sizes, (4 << 30) + (1 << 22), None, monkeypatch) == (
+        "This machine has 4.00 GiB of memory beside the model; the whiteners of 'layers.0' and of the layers that "
+        f"must be there with it take {needed:.2f} GiB.{NARROWER}{SIZED}"
+    )
+
+
+def test_shards_that_are_too_large_are_refused_with_the_size_that_works(monkeypatch):
+    config = InfluenceConfig(factor_rank=16, bits=4)
+    sizes = sizes_of(config, WIDE, 1_000_000)
+    machine = sizes.finish + (1 << 28)
+    text = refused(sizes, machine, None, monkeypatch)
+    assert "of memory beside the model; whiteners and the shards that are held at once take " in text
+    assert f"At {sizes.per_example} bytes a row, set shard_size to " in text and text.endswith(SIZED)
+    rows = int(text.split("set shard_size to ")[1].split(" ", maxsplit=1)[0])
+    dry_run.check_room(with_shards(sizes, rows), None, MODEL)
+    with pytest.raises(ConfigError):
+        dry_run.check_room(with_shards(sizes, rows + 1), None, MODEL)
+
+
+def test_a_fit_and_a_curvature_file_that_are_too_large_are_refused(monkeypatch):
+    logra = sizes_of(InfluenceConfig.logra(), WIDE, 100_000)
+    assert "; the fit of 'layers.0' take" in refused(logra, logra.fit, None, monkeypatch)
+    paper = sizes_of(InfluenceConfig.paper(), WIDE, 100_000)
+    text = refused(paper, max(paper.fit, paper.finish - 1), None, monkeypatch)
+    assert "; the curvature file, which is written at once, take" in text
+    assert "Set a lower curvature_rank or a higher projection_factor" in text
+
+
+def test_a_gpu_that_is_too_small_is_refused_by_its_free_memory(monkeypatch):
+    sizes = sizes_of(InfluenceConfig(max_projection_dim=None), WIDE, 1000)
+    monkeypatch.setattr(dry_run, "execution_device", lambda model: torch.device("cuda:1"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 28, 80 << 30))
+    text = refused(sizes, 1 << 50, None, monkeypatch)
+    assert text.startswith(
+        "cuda:1 has 256.0 MiB left; the whiteners of 'layers.0' and of the layers that must be there"
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 34, 80 << 30))
+    dry_run.check_room(sizes, None, MODEL)
+
+
+def test_what_is_not_known_is_not_refused(monkeypatch):
+    monkeypatch.setattr(dry_run, "machine_memory", lambda: None)
+    dry_run.check_room(sizes_of(InfluenceConfig.logra(), WIDE, 100_000), None, MODEL)
+
+
+def test_a_build_asks_before_its_pass(tmp_path, monkeypatch):
+    monkeypatch.setattr(dry_run, "machine_memory", lambda: 1000)
+    with pytest.raises(ConfigError, match=r"This machine has 0.0 MiB of memory beside the model; the whiteners of"):
+        InfluenceIndex.build(make_gpt2(), make_rows(6), tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+    monkeypatch.undo()
+    with pytest.raises(
+        ConfigError, match=r"max_memory=1000 is too small for the whiteners of 'transformer.h.0.mlp.c_fc'"
+    ):
+        InfluenceIndex.build(make_gpt2(), make_rows(6), tmp_path / "index", max_memory=1000)
+    monkeypatch.setattr(dry_run, "free_disk", lambda path: 1000)
+    with pytest.raises(DiskFullError, match=r"The index of 6 rows takes 0.\d MiB while it is built"):
+        InfluenceIndex.build(make_gpt2(), make_rows(6), tmp_path / "index")
 
 
 def test_a_processing_class_that_cannot_be_saved_is_refused_before_the_pass(tmp_path):

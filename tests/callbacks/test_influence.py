@@ -8,11 +8,13 @@ from tiny import make_gpt2, make_rows, plain_config
 from transformers import Trainer, TrainingArguments
 
 from lorif_hf import InfluenceIndex
+from lorif_hf.building import dry_run
 from lorif_hf.callbacks import InfluenceCallback
 from lorif_hf.errors import (
     BuildFolderError,
     ConfigError,
     DatasetError,
+    DiskFullError,
     HubAccessError,
     PublishError,
     RecordingError,
@@ -205,6 +207,16 @@ def test_how_many_rows_go_together(tmp_path, monkeypatch, arguments, own, most):
     callback = InfluenceCallback(tmp_path / "index", config=plain_config(projection_factor=2), **own)
     train(tmp_path, callback, make_rows(20), **arguments)
     assert len(callback.index) == 20 and 0 < max(seen) <= most
+
+
+def test_too_little_room_shows_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(dry_run, "machine_memory", lambda: 1000)
+    with pytest.raises(ConfigError, match="This machine has 0.0 MiB of memory beside the model"):
+        train(tmp_path, InfluenceCallback(tmp_path / "index"), make_rows(6))
+    monkeypatch.undo()
+    monkeypatch.setattr(dry_run, "free_disk", lambda path: 1000)
+    with pytest.raises(DiskFullError, match=r"The index of 6 rows takes .* of whiteners and eigenvectors"):
+        train(tmp_path, InfluenceCallback(tmp_path / "index"), make_rows(6))
 
 
 def test_too_little_memory_for_the_curvature_shows_before_training(tmp_path):

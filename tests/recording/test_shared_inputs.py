@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from lorif_hf.layers.adapters import lora_layers
 from lorif_hf.layers.linear import Linear
 from lorif_hf.layers.modules import Holders, TrackedModule
 from lorif_hf.layers.selection import tracked_modules
@@ -30,6 +32,24 @@ def test_queries_keys_and_values_share_and_gate_and_up_do(build):
         **dict.fromkeys(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], "self_attn.q_proj"),
         **dict.fromkeys(["mlp.gate_proj", "mlp.up_proj"], "mlp.gate_proj"),
     }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+def test_adapters_of_layers_with_the_same_inputs_share_them_though_each_casts_them(build, dtype, dora):
+    """PEFT keeps adapters of a bfloat16 model in float32. What DoRA makes of its inputs is its own affair."""
+    config = LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj", "down_proj"], use_dora=dora)
+    model = get_peft_model(build("llama").to(dtype), config).eval()
+    layers = lora_layers(model)
+    modules = [
+        TrackedModule.of(f"{name}.{side}.default", Linear(), getattr(layer, side)["default"], Holders(model))
+        for name, layer in layers.items()
+        for side in ("lora_A", "lora_B")
+    ]
+    shared = short(shared_inputs(modules, lambda: model(ids()), layers))
+    first = "self_attn.q_proj.lora_A.default"
+    expected = {} if dora else {f"self_attn.{name}_proj.lora_A.default": first for name in "qkv"}
+    assert {name: of for name, of in shared.items() if not name.startswith("model.")} == expected
 
 
 def test_layers_that_follow_one_another_share_nothing(build):
