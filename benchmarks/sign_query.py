@@ -25,7 +25,7 @@ from lorif_hf.querying.scan import Scan, every_score
 from .machine import load, machine
 
 
-QUERIES, COUNT, REPEATS = (1, 8), 100_000, 5
+QUERIES, COUNT, REPEATS = (1,), 100_000, 5
 
 
 class Multiplied(Scan):
