@@ -2,6 +2,8 @@
 
     python -m benchmarks.query                            # N = 10,000 and 100,000
     python -m benchmarks.query --max-examples 1000000     # 4.6 GB on disk while it runs, and the memory that it takes
+    python -m benchmarks.query --cold                     # 15 GB on disk; see cold_query.py
+    python -m benchmarks.query --signs                    # see sign_query.py
 
 Synthetic factors in real shards, 24 layers of 48 x 48; random queries. Every time is that of the whole search for the
 ten best rows by `lorif_hf.querying.scan`, files in the page cache, medians of five (of one run where that takes over
@@ -39,6 +41,7 @@ from lorif_hf.storage.layout import FactorShard, ModuleEntry, factor_file
 from lorif_hf.storage.shards import ShardReader, write_shard
 from lorif_hf.storage.store import LocalStore
 
+from . import cold_query, sign_query
 from .machine import machine
 from .quality import RESULTS
 
@@ -280,11 +283,19 @@ def main(
     max_examples: Annotated[int, typer.Option(min=SIZES[0], help="Largest N.")] = 100_000,
     folder: Annotated[Path | None, typer.Option(help="Where the factors are written, and deleted again.")] = None,
     results: Annotated[Path, typer.Option(help="The JSON file to write.")] = RESULTS / "query.json",
+    cold: Annotated[bool, typer.Option("--cold", help="One query of files that are not in memory, alone.")] = False,
+    signs: Annotated[bool, typer.Option("--signs", help="Few queries of the default, both ways, alone.")] = False,
     memory_of: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measure queries and print the table."""
     if memory_of is not None:
         print(json.dumps(memory(memory_of)))
+        return
+    if signs:
+        sign_query.run(folder, results)
+        return
+    if cold:
+        cold_query.run(folder, results)
         return
     saved: dict[str, Any] = {"machine": machine(), "rows": [], "memory": {}}
     sizes = [count for count in SIZES if count <= max_examples]
@@ -298,6 +309,8 @@ def main(
         saved["rows"] += published_rows(place, sizes)
         saved["rows"] += packed_rows(place, [count for count in sizes if count <= 100_000])
     results.parent.mkdir(exist_ok=True)
+    before = json.loads(results.read_text()) if results.exists() else {}
+    saved |= {name: before[name] for name in ("cold", "signs") if name in before}
     results.write_text(json.dumps(saved, indent=2) + "\n")
     show(saved)
 

@@ -278,7 +278,37 @@ def _about_minilm(results: dict[str, Any]) -> str:
     )
 
 
-NOTES = {"preferences": _about_preferences, "minilm": _about_minilm}
+def _about_query(results: dict[str, Any]) -> str:
+    parts = []
+    if "cold" in results:
+        cold = results["cold"]
+        parts.append(
+            f" Cold (`--cold`, {cold['machine']}, load {cold['load']}): {cold['layers']} layers of {cold['side']} x "
+            f"{cold['side']}, the files' pages dropped before each query."
+        )
+        for ours, dense in zip(cold["rows"][::2], cold["rows"][1::2], strict=True):
+            scaled = "" if dense["measured"] else ", scaled up from fewer rows"
+            parts.append(
+                f"N = {ours['examples']:,}: {ours['store']}, {ours['bytes_per_example']:,} bytes a row, "
+                f"{ours['seconds']:.2f} s; {dense['store']}, {dense['bytes_per_example']:,} bytes, "
+                f"{dense['seconds']:.1f} s{scaled}: {dense['seconds'] / ours['seconds']:.0f} times as long."
+            )
+    if "signs" in results:
+        signs = results["signs"]
+        parts.append(
+            f"Few queries of the default (`--signs`, {signs['machine']}, load {signs['load']}), N = "
+            f"{signs['examples']:,}, CPU seconds looked up / multiplied: "
+            + "; ".join(
+                f"Q = {row['queries']} on {row['threads']} thread(s) {row['looked_up_cpu']:.2f} / "
+                f"{row['multiplied_cpu']:.2f} ({row['looked_up_cpu'] / row['multiplied_cpu']:.2f})"
+                for row in signs["rows"]
+            )
+            + "."
+        )
+    return " ".join(parts)
+
+
+NOTES = {"query": _about_query, "preferences": _about_preferences, "minilm": _about_minilm}
 
 
 def main() -> None:

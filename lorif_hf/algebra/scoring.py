@@ -1,6 +1,7 @@
 """Scores of stored factors against preconditioned queries: products of blocks that fit the cache."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ from torch import Tensor
 
 # Numbers in a buffer: 4 MiB of float32. Fewer fit the cache better, but threads wait for Python's lock at every call.
 BLOCK_NUMBERS = 1 << 20
+# Numbers that are kept of the queries, beside them: 64 MiB of float32.
+KEPT_NUMBERS = 1 << 24
 # Examples are multiplied and summed by so many: the last few of another number could be summed in another order (of
 # four vectors of 16 numbers at most). Those stored whole are multiplied only.
 ROWS, DENSE_ROWS = 64, 16
@@ -23,6 +26,19 @@ class Workspace:
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
         self._last: dict[str, Tensor] = {}
+        self._kept: dict[tuple[int, int], tuple[QueryGroup, Tensor]] = {}
+        self._room = KEPT_NUMBERS
+
+    def kept(self, group: "QueryGroup", number: int, make: Callable[[], Tensor]) -> Tensor:
+        """What is made of a group of queries, by a number: made once, or each time where it finds no more room."""
+        at = id(group), number
+        if at in self._kept:
+            return self._kept[at][1]
+        made = make()
+        if made.numel() <= self._room:
+            self._room -= made.numel()
+            self._kept[at] = group, made  # the group too: a new one must not get its id
+        return made
 
     def take(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """A contiguous tensor of this shape, of whatever numbers; valid until the name is taken again."""

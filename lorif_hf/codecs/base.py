@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..algebra.matrices import Matrices
 from ..algebra.scoring import ROWS, QueryGroup, Workspace, add_scores, rows_per_block
+from ..algebra.sign_scoring import SignPairs, add_sign_scores, looking_up_pays
 from ..config import InfluenceConfig
 from ..registry import CODECS
 
@@ -73,6 +74,10 @@ class Codec(ABC):
         they stand. Valid until the workspace is used again.
         """
 
+    def signs(self, parts: Parts, rows: slice) -> SignPairs | None:
+        """A run of rows as they are stored, where they are pairs of signs at a bit a number; `None`: they are not."""
+        return None
+
     def add_scores(
         self,
         scores: Tensor,
@@ -82,13 +87,23 @@ class Codec(ABC):
         d2: int,
         workspace: Workspace,
         first: int = 0,
+        examples: int = 0,
     ) -> None:
         """Add one layer's inner products to the scores (Q, n), float32, block by block.
 
         Args:
             first (`int`, *optional*, defaults to 0): the row of the parts that the first score is of.
+            examples (`int`, *optional*, defaults to 0): all that are scored with these queries, here and elsewhere:
+                tables of the queries are made where there are many.
         """
         count, step = scores.shape[1], rows_per_block(self.pairs, d1, d2)
+        stored = self.signs(parts, slice(first, first + count))
+        for group in groups:
+            if stored is not None and looking_up_pays(group, stored.scales.shape[1], examples):
+                add_sign_scores(scores, group, stored, workspace)
+                groups = [other for other in groups if other is not group]
+        if not groups:
+            return
         for start in range(0, count, step):
             stop = min(start + step, count)
             left, right, scales = self.unpacked(parts, slice(first + start, first + stop), d1, d2, workspace)

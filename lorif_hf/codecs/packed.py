@@ -9,6 +9,7 @@ from torch import Tensor
 from ..algebra.matrices import Matrices
 from ..algebra.quantization import PAIR_PRODUCTS, look_up, pack, packed_bytes, quantized_factors, unpack
 from ..algebra.scoring import Workspace
+from ..algebra.sign_scoring import SignPairs
 from ..config import InfluenceConfig
 from ..errors import ConfigError
 from .base import Codec, Layout, Parts, filled_up, widened
@@ -71,3 +72,6 @@ class PackedCodec(Codec):
             look_up(packed, self.bits, levels.numpy()[:count])
             sides.append(levels if extent == levels.shape[2] else levels[:, :, :extent])
         return sides[0], sides[1], widened(parts["u_scale"][rows], "scales", workspace)
+
+    def signs(self, parts: Parts, rows: slice) -> SignPairs | None:
+        return SignPairs(parts["u"][rows], parts["v"][rows], parts["u_scale"][rows]) if self.bits == 1 else None

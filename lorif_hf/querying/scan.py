@@ -3,7 +3,7 @@
 Memory does not depend on the number of examples. With Q queries it is, in bytes, the sum of
 - the queries: 4 Q d1 d2 for each layer, or 4 Q k (d1 + d2) where they have rank k;
 - for each thread, three buffers of 4 MiB (of 64 examples, where these take more) and five, for scores, of 4 Q for each
-  of 1,000 rows or of 4 MiB;
+  of 1,000 rows or of 4 MiB; at one bit a number, for at most eight queries, also 64 MiB for tables made of them;
 - two shards of the scored layers: pages of mapped files, or memory where they are streamed or rows are selected.
 """
 
@@ -92,7 +92,9 @@ class Scan:
 
     def _add(self, scores: Tensor, entry: ModuleEntry, parts: Mapping[str, Parts], rows: slice) -> None:
         groups = self.groups[entry.name]
-        self.codec.add_scores(scores, groups, parts[entry.name], entry.d1, entry.d2, self.workspace, rows.start)
+        self.codec.add_scores(
+            scores, groups, parts[entry.name], entry.d1, entry.d2, self.workspace, rows.start, self.count
+        )
 
     def run(self, work: Callable[[ShardTask, slice, Tensor], None], by_entry: bool = False) -> None:
         """Score every row: `work(task, rows, scores)` is called in several threads, for a run of a shard's rows each.

@@ -7,7 +7,7 @@ from stored import D1, D2, gradients
 from tiny import plain_config
 
 from lorif_hf.algebra.quantization import PAIR_PRODUCTS, quantized_factors
-from lorif_hf.algebra.scoring import Workspace
+from lorif_hf.algebra.scoring import QueryGroup, Workspace
 from lorif_hf.codecs import FactoredCodec, PackedCodec
 from lorif_hf.errors import ConfigError
 
@@ -81,3 +81,30 @@ def test_bits_and_a_dtype_are_two_answers_to_one_question():
     with pytest.raises(ConfigError) as caught:
         plain_config(bits=1, dtype="float16")
     assert str(caught.value) == "bits=1 says how factors are stored, and so does dtype='float16': set one."
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_signs_are_scored_by_look_up_where_there_are_many(queries):
+    """Within the parts' rows, one of the queries held thin: as multiplied, to the rounding of float32."""
+    codec, count = PackedCodec(3, 1), 150
+    parts = codec.encode(gradients(count))
+    matrices = torch.randn(queries, D1, D2, generator=torch.Generator().manual_seed(0))
+    thin = QueryGroup(torch.tensor([queries]), matrices[:1, :, :2].mT, matrices[:1, :2])
+    groups = [thin, QueryGroup(torch.arange(queries), matrices)]
+    scores = [torch.zeros(queries + 1, count - 7) for _ in range(2)]
+    for into, examples in zip(scores, (10**6, 0), strict=True):
+        codec.add_scores(into, groups, parts, D1, D2, Workspace(), 7, examples)
+    assert torch.equal(scores[0][queries], scores[1][queries])
+    assert not torch.equal(scores[0], scores[1]), "they are looked up"
+    torch.testing.assert_close(*scores, rtol=1e-5, atol=1e-5 * float(scores[1].abs().max()))
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2, 1])
+def test_only_one_bit_is_signs(bits):
+    parts = PackedCodec(3, bits).encode(gradients(9))
+    stored = PackedCodec(3, bits).signs(parts, slice(2, 7))
+    if bits != 1:
+        assert stored is None
+        return
+    for part, name in ((stored.left, "u"), (stored.right, "v"), (stored.scales, "u_scale")):
+        assert torch.equal(part, parts[name][2:7])

@@ -9,6 +9,7 @@ from synthetic import write
 from tiny import plain_config
 
 from lorif_hf import InfluenceConfig
+from lorif_hf.algebra import sign_scoring
 from lorif_hf.algebra.scoring import QueryGroup
 from lorif_hf.algebra.thin_queries import compress
 from lorif_hf.errors import IndexCorruptedError
@@ -99,6 +100,18 @@ def test_all_scores_are_those_of_a_dense_product(tmp_path, config, threads):
     if config.weighted:
         every_score(index.scan(groups, 4, weighted=False), together)
         torch.testing.assert_close(together.double() * index.weights, expected.sum(dim=0), **tolerance)
+
+
+@pytest.mark.parametrize("queries", [1, 8])
+def test_the_best_of_signs_that_are_looked_up(tmp_path, monkeypatch, queries, threads):
+    monkeypatch.setattr(sign_scoring, "_LEAST_PAIRS", 1)
+    index = write(tmp_path, CONFIGS["one bit"], SHAPES, SIZES)
+    groups, dense = queries_of(index, queries)
+    expected = expected_scores(index, dense).sum(dim=0)
+    scan, scores = index.scan(groups, queries), torch.empty(queries, COUNT)
+    every_score(scan, scores)
+    torch.testing.assert_close(scores.double(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    assert_best(best_scores(scan, 5), expected, 5, True)
 
 
 def test_some_of_the_stored_gradients_are_scored_alone(tmp_path, config):
