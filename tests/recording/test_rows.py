@@ -373,7 +373,7 @@ def test_a_collator_that_draws_is_seen_and_leaves_no_trace(tokenizer):
 
     tokenizer.mask_token = tokenizer.convert_ids_to_tokens(7)
     seeded = DataCollatorForLanguageModeling(tokenizer, seed=3, mask_replace_prob=1.0, random_replace_prob=0.0)
-    tokens = Dataset.from_dict({"input_ids": [[8, 9, 10, 11] * 5] * 3})
+    tokens = Dataset.from_dict({"input_ids": [[8, 9, 10, 11] * 4] * 3})
     assert training_rows(tokens, data_collator=seeded).draws_random is True
     assert seeded.generator is None
 
