@@ -229,10 +229,10 @@ def tables(saved: dict[str, Any], flops: float) -> str:
         entries = entries_of(model, config)
         cost = estimates(model, 1_000_000, 512, {"default": config}, flops)["default"]
         each = cost.bytes_per_example
-        fixed = cost.index_bytes - 1_000_000 * each
+        fixed = cost.fixed_bytes
         shards = 3 * config.shard_size * each
         row = [name, f"{len(entries)}", f"{each:,}", *map(decimal, (fixed, cost.fit_memory, shards))]
-        built.append([*row, duration(cost.seconds)])
+        built.append([*row, duration(cost.seconds.total)])
         taken = predicted_rows(constants, entries, config, 1_000_000)
         times = [duration(taken[what]) for what in ("read", *(f"score, Q = {queries}" for queries in QUERIES))]
         asked.append([name, decimal(cost.index_bytes), decimal(fixed + 10_000_000 * each), *times])

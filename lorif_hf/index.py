@@ -100,8 +100,9 @@ class InfluenceIndex(StoredIndex):
                 so many tokens together, padding included; a longer one goes alone.
             auto_find_batch_size (`bool`, *optional*, defaults to `False`): halve a batch that does not fit into
                 memory, and those after it, and go on.
-            max_memory (`int` or `str`, *optional*): what fitting one layer's curvature may take, in bytes or like
-                "4GB"; by default 2 GiB, or the least that works where that is more.
+            max_memory (`int` or `str`, *optional*): what is kept of layers while the curvature is gathered or fitted,
+                in bytes or like "4GB"; by default half of the machine, and 2 GiB for the fit of a layer, or the least
+                that works where that is more.
             objective (`Callable`, [`~lorif_hf.tasks.Task`] or `str`, *optional*): `(model, batch) -> (B,)` per-example
                 losses in nats, or a task or the name of a registered one; `"model"`: the model's own loss, one row at
                 a time, whatever the model is. By default the task of the model's class (token-summed cross-entropy, or

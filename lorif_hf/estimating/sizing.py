@@ -17,7 +17,7 @@ from .frontier import expected_quality
 
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "max_projection_dim": (32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048),
+    "max_projection_dim": (32, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072),
     "factor_rank": (1, 2, 3, 4, 6, 8, 12, 16),
     "bits": (1, 2, 4),
     "whitening": ("kronecker", "none"),

@@ -45,7 +45,7 @@ def test_too_small_a_disk_is_refused(tmp_path, monkeypatch):
         f"{folder} has 25.00 GiB left. Choose a folder on another disk, or a smaller config: "
         "InfluenceConfig.sized(model, num_examples, index_size=...) finds the best that fits."
     )
-    dry_run.check_disk(folder, sizes_of(InfluenceConfig(max_projection_dim=512), WIDE, 1000))
+    dry_run.check_disk(folder, sizes_of(config, WIDE[:4], 1000))
     # What is there already needs no room.
     (tmp_path / "index").mkdir()
     with (tmp_path / "index" / "there.safetensors").open("wb") as file:

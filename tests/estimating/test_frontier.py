@@ -21,7 +21,7 @@ def test_more_pairs_bits_and_directions_are_expected_to_be_better():
     for pairs in (1, 2, 5, 8, 16):
         qualities = [quality(factor_rank=pairs, bits=bits) for bits in (1, 2, 4)]
         assert qualities == sorted(set(qualities))
-    sides = (16, 32, 64, 100, 256, 512, 700, 768, 1024, 2048)
+    sides = (16, 32, 64, 100, 256, 512, 700, 768, 1024, 2048, 3072)
     qualities = [quality(4096, factor_rank=8, max_projection_dim=most) for most in sides[1:]]
     assert qualities == sorted(set(qualities))
     assert quality(whitening="none", curvature="none") < quality()
@@ -41,7 +41,7 @@ def test_a_layer_that_is_not_cut_loses_nothing():
         ({"factor_rank": 16}, {"factor_rank": 4, "bits": 4}),
         ({"factor_rank": 3, "max_projection_dim": 768}, {"factor_rank": 9, "max_projection_dim": 256}),
         ({"factor_rank": 8, "max_projection_dim": 768}, {"factor_rank": 12, "max_projection_dim": 512}),
-        ({"factor_rank": 4, "max_projection_dim": 768}, {"factor_rank": 2, "max_projection_dim": 2048}),
+        ({"factor_rank": 5, "max_projection_dim": 768}, {"factor_rank": 2, "max_projection_dim": 2048}),
     ],
 )
 def test_of_equal_bytes_what_was_measured_to_be_better_is_expected_to_be(better, worse):

@@ -55,7 +55,7 @@ def test_a_larger_budget_is_never_worse_and_a_huge_one_is_the_best_there_is():
     configs = [InfluenceConfig.sized(model, 20_000, budget) for budget in budgets]
     qualities = [expected_quality(c, LaidOut(model, c).entries(c)) for c in configs]
     assert qualities == sorted(qualities)
-    assert (configs[-1].factor_rank, configs[-1].bits, configs[-1].max_projection_dim) == (16, 4, 2048)
+    assert (configs[-1].factor_rank, configs[-1].bits, configs[-1].max_projection_dim) == (16, 4, 3072)
     assert configs[-1].shard_size == InfluenceConfig().shard_size
 
 

@@ -1,5 +1,7 @@
 """What `lorif-hf estimate` prints."""
 
+import io
+
 import pytest
 import torch
 from rich.console import Console
@@ -17,7 +19,7 @@ def gpt2():
 
 def printed(machine, count=10_000, batch_size=2):
     table, notes = estimate_table(gpt2(), "mine", count, 64, machine, batch_size)
-    console = Console(width=200, record=True, quiet=True)
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(table)
     lines = console.export_text().splitlines()
     return {line.split()[1]: line for line in lines if line.startswith("│")}, notes
