@@ -51,6 +51,7 @@ DOCS = Path(__file__).parents[1] / "docs" / "scaling.md"
 BEGIN, END = "<!-- benchmarks.scaling: begin -->", "<!-- benchmarks.scaling: end -->"
 ROWS, SHARD = (20_000, 100_000, 1_000_000), 10_000
 QUERIES, TOKENS = (1, 16), 64
+MILLION, LENGTH = 1_000_000, 512  # rows, and tokens of each, of the tables
 LONG = 5.0  # seconds above which one run is enough
 MANY = 100_000  # rows above which 16 queries are left out: they say nothing more, in minutes
 SIMULATED = InfluenceConfig.smallest()  # c = 1, 1 bit
@@ -238,21 +239,23 @@ def check_table(saved: dict[str, Any]) -> Table:
 def tables(saved: dict[str, Any], flops: float) -> str:
     """The tables of docs/scaling.md."""
     constants, config = Constants(**saved["constants"]), InfluenceConfig()
-    built = [["model", "layers", "bytes a row", "fixed part", "memory to fit", "three shards", "a pass of 1M rows"]]
-    asked = [["model", "disk, 1M rows", "disk, 10M", "reading 1M", *(f"scoring 1M, Q = {q}" for q in QUERIES)]]
+    held = [
+        ["model", "layers", "bytes a row", "fixed part", "memory to fit", "shards held", "disk, 1M rows", "10M rows"]
+    ]
+    built = [["model", "first pass, 1,000 rows", "whiteners", "recording 1M rows", "10M rows"]]
+    asked = [["model", "reading 1M rows", *(f"scoring, Q = {queries}" for queries in QUERIES)]]
     for name, shape in SHAPES.items():
         model = shape()
         entries = entries_of(model, config)
-        cost = estimates(model, 1_000_000, 512, {"default": config}, flops)["default"]
-        each = cost.bytes_per_example
-        fixed = cost.index_bytes - 1_000_000 * each
-        shards = 3 * config.shard_size * each
-        row = [name, f"{len(entries)}", f"{each:,}", *map(decimal, (fixed, cost.fit_memory, shards))]
-        built.append([*row, duration(cost.seconds)])
-        taken = predicted_rows(constants, entries, config, 1_000_000)
-        times = [duration(taken[what]) for what in ("read", *(f"score, Q = {queries}" for queries in QUERIES))]
-        asked.append([name, decimal(cost.index_bytes), decimal(fixed + 10_000_000 * each), *times])
-    return f"{markdown(built)}\n\n{markdown(asked)}"
+        cost, larger = (estimates(model, n, LENGTH, {name: config}, flops)[name] for n in (MILLION, 10 * MILLION))
+        assert cost.sizes is not None, cost.problem
+        sizes = cost.fixed_bytes, cost.fit_memory, cost.sizes.shards, cost.index_bytes, larger.index_bytes
+        held.append([name, f"{len(entries)}", f"{cost.bytes_per_example:,}", *map(decimal, sizes)])
+        phases = cost.seconds.first_pass, cost.seconds.roots, cost.seconds.recording, larger.seconds.recording
+        built.append([name, *map(duration, phases)])
+        taken = predicted_rows(constants, entries, config, MILLION)
+        asked.append([name, *(duration(taken[what]) for what in ("read", *(f"score, Q = {q}" for q in QUERIES)))])
+    return "\n\n".join(map(markdown, (held, built, asked)))
 
 
 def duration(seconds: float) -> str:
