@@ -251,7 +251,7 @@ def tables(saved: dict[str, Any], flops: float) -> str:
         assert cost.sizes is not None, cost.problem
         sizes = cost.fixed_bytes, cost.fit_memory, cost.sizes.shards, cost.index_bytes, larger.index_bytes
         held.append([name, f"{len(entries)}", f"{cost.bytes_per_example:,}", *map(decimal, sizes)])
-        phases = cost.seconds.first_pass, cost.seconds.roots, cost.seconds.recording, larger.seconds.recording
+        phases = cost.seconds.first_pass, cost.seconds.recording, larger.seconds.recording
         built.append([name, *map(duration, phases)])
         taken = predicted_rows(constants, entries, config, MILLION)
         asked.append([name, *(duration(taken[what]) for what in ("read", *(f"score, Q = {q}" for q in QUERIES)))])
