@@ -27,7 +27,7 @@ from .querying.index_tokenizer import confined_tokenizer, load_tokenizer
 from .querying.loading import load_model
 from .querying.measure import Measurement
 from .querying.options import QueryOptions
-from .querying.queried_index import QueriedIndex
+from .querying.queried_index import QueriedIndex, chosen_rows
 from .querying.verify import verify_index
 from .reports.attribution import Attribution
 from .storage.claim import remove_left_over
@@ -184,12 +184,7 @@ class InfluenceIndex(StoredIndex):
         Args:
             rows (`Sequence[int]`): row numbers; sorted, each counted once.
         """
-        given = torch.as_tensor(rows if isinstance(rows, (Tensor, np.ndarray)) else list(rows))
-        if given.dtype == torch.bool or (given.is_floating_point() and given.numel()):
-            raise QueryError(f"select() takes row numbers, got {given.dtype}; of a mask take mask.nonzero()[:, 0].")
-        chosen = given.long().flatten().unique()
-        if not len(chosen):
-            raise QueryError("select() needs at least one row.")
+        chosen = chosen_rows(rows)
         self._check_rows([int(chosen[0]), int(chosen[-1])])
         view = InfluenceIndex(self._store, chosen)
         view._token = self._token
@@ -247,6 +242,7 @@ class InfluenceIndex(StoredIndex):
         objective: UserObjective | Task | str | None = None,
         batch_size: int = 8,
         strict: bool = True,
+        device: str | torch.device | None = None,
         by_document: bool = False,
     ) -> Attribution:
         """The training examples that made the model say this, ranked.
@@ -280,6 +276,8 @@ class InfluenceIndex(StoredIndex):
                 in [`~InfluenceIndex.build`]; by default what the index was built with.
             batch_size (`int`, *optional*, defaults to 8): queries per forward pass.
             strict (`bool`, *optional*, defaults to `True`): refuse a model with other weights; `False` warns.
+            device (`str` or `torch.device`, *optional*): where the index is scored, as "cuda"; by default on the CPU,
+                wherever the model is.
             by_document (`bool`, *optional*, defaults to `False`): rank documents that packing cut into several rows
                 whole: by the sum of the scores of all their pieces. Shown is the best piece; `pieces` has the rows.
 
@@ -293,7 +291,7 @@ class InfluenceIndex(StoredIndex):
             [`~lorif_hf.errors.IndexCorruptedError`].
         """
         whole_number(top_k, "top_k", 1, QueryError)
-        choices = (measure, token, reduce, per_token)
+        choices = (measure, token, reduce, per_token, device)
         asked = self._asked(
             model, query, QueryOptions(modules, processing_class, objective, batch_size, strict, *choices)
         )
@@ -322,6 +320,7 @@ class InfluenceIndex(StoredIndex):
         objective: UserObjective | Task | str | None = None,
         batch_size: int = 8,
         strict: bool = True,
+        device: str | torch.device | None = None,
     ) -> Any:
         """Every score, dense. The arguments are those of [`~InfluenceIndex.attribute`].
 
@@ -336,7 +335,7 @@ class InfluenceIndex(StoredIndex):
             temporary file. The scores of a query's tokens add up to the query's, unless gradients are divided by their
             norm (`normalize`) or cut (`factorize_query`).
         """
-        choices = (measure, token, reduce, per_token)
+        choices = (measure, token, reduce, per_token, device)
         options = QueryOptions(modules, processing_class, objective, batch_size, strict, *choices)
         return self._dense(model, queries, options, per_module, weighted).scores
 

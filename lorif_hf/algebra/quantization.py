@@ -69,11 +69,16 @@ def unpack(packed: Tensor, length: int, bits: int) -> Tensor:
     """The levels in bytes (n, c, ceil(d bits / 8)), as float32 (n, c, d).
 
     Args:
-        packed (`Tensor`): uint8, in memory of the CPU.
+        packed (`Tensor`): uint8, on any device.
         length (`int`): d.
         bits (`int`): 8, 4, 2 or 1.
     """
     count, rank, size = packed.shape
+    if not packed.is_cpu:
+        shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+        most = (1 << bits) - 1
+        codes = (packed.unsqueeze(3) >> shifts) & most
+        return codes.flatten(2)[:, :, :length].float().mul_(2).sub_(most)
     levels = torch.empty(count, rank, size * 8 // bits)
     look_up(packed.numpy(), bits, levels.numpy())
     return levels[:, :, :length]

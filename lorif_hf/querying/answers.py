@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..algebra.ranking import RunningTopK
+from .device_scan import DeviceScan
 from .measure import MeasuredQueries, Measurement
 from .pieces import BestDocuments, best_documents
 from .scan import Scan, allocate, best_scores, every_score
@@ -64,9 +65,10 @@ def best_rows(asked: Measurement, k: int, largest: bool, documents: np.ndarray |
     def ranked(prepared: MeasuredQueries) -> Ranked:
         scan = _scan(asked, prepared, True)
         if documents is None:
-            return best_scores(scan, k, largest)
+            on_device = asked.device and DeviceScan(scan, asked.device)
+            return on_device.best(k, largest) if on_device else best_scores(scan, k, largest)
         dense = allocate((scan.queries, asked.index.count))
-        every_score(scan, dense)
+        _fill(asked, scan, dense)
         rows = torch.arange(len(documents)) if asked.index.rows is None else asked.index.rows
         return best_documents(dense, rows, documents[rows.numpy()], k, largest)
 
@@ -103,14 +105,14 @@ def all_scores(asked: Measurement, weighted: bool, per_module: bool) -> AllScore
         prepared = asked.whole()
         losses = prepared.losses
         dense = allocate((*layers, len(losses), asked.index.count))
-        every_score(_scan(asked, prepared, weighted), dense)
+        _fill(asked, _scan(asked, prepared, weighted), dense)
     else:
         losses = [0.0] * len(asked.tokens)
         dense = allocate((*layers, len(losses), max(map(len, asked.tokens)), asked.index.count))
         for number, tokens in enumerate(asked.tokens):
             dense[..., number, len(tokens) :, :] = math.nan
         for number, places, prepared in asked.by_token():
-            every_score(_scan(asked, prepared, weighted), dense[..., number, places, :])
+            _fill(asked, _scan(asked, prepared, weighted), dense[..., number, places, :])
             losses[number] += sum(prepared.losses)
     return AllScores(dict(zip(names, dense, strict=True)) if per_module else dense, losses, asked)
 
@@ -133,6 +135,14 @@ def _by_token(asked: Measurement, ranked: Callable[[MeasuredQueries], Ranked]) -
 
 def _pieces(best: Ranked) -> dict[int, list[int]]:
     return best.pieces if isinstance(best, BestDocuments) else {}
+
+
+def _fill(asked: Measurement, scan: Scan, into: Tensor) -> None:
+    """Every score, from where the queries are scored."""
+    if asked.device is None:
+        every_score(scan, into)
+    else:
+        DeviceScan(scan, asked.device).every(into)
 
 
 def _scan(asked: Measurement, prepared: MeasuredQueries, weighted: bool) -> Scan:

@@ -25,6 +25,7 @@ from ..tasks.measures import check_measure, objective_of, usual_measure
 from ..tasks.own_loss import ModelLoss, TrainerLoss, model_loss
 from ..tasks.query_forms import Query, read_queries
 from ..tasks.query_texts import pair_text, query_text, target_texts
+from .device_scan import usable_device
 from .matching import matching_modules
 from .options import QueryOptions
 from .preconditioning import Preconditioner
@@ -77,6 +78,7 @@ class Measurement:
         measure (`str`): what is measured.
         texts (`list[str]`): the queries as a person reads them.
         tokens (`list[list[str]]` or `None`): with `per_token`, the tokens of each query's answer.
+        device (`torch.device` or `None`): where they are scored; `None`: on the CPU, in threads.
 
     Raises:
         [`~lorif_hf.errors.QueryError`], [`~lorif_hf.errors.ModelMismatchError`], [`~lorif_hf.errors.ObjectiveError`].
@@ -86,6 +88,7 @@ class Measurement:
         self, model: nn.Module, queries: Any, index: QueriedIndex, scored: Sequence[ModuleEntry], options: QueryOptions
     ):
         self.index, self.scored, self.options = index, scored, options
+        self.device = usable_device(options.device)
         self.model = unwrap(model)
         config, manifest = index.config, index.manifest
         matching = matching_modules(self.model, manifest, options.strict)
@@ -173,7 +176,7 @@ class Measurement:
 
     def _measured(self, parts: Sequence[Part], count: int) -> MeasuredQueries:
         """The queries that parts, in the order of their queries, add up to."""
-        preconditioned = Preconditioner(self.index, self.scored, count)
+        preconditioned = Preconditioner(self.index, self.scored, count, self.device or torch.device("cpu"))
         losses = torch.zeros(count, dtype=torch.float64)
         sums = _Sums(Counter(part.query for part in parts))
         recorder = GradientRecorder(

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ..checks import whole_number
 from ..errors import QueryError
 from ..tasks import Task, UserObjective
 from ..tasks.measures import MEASURES
+from .device_scan import usable_device
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class QueryOptions:
         token (`int`, *optional*): measure this one of the answer's tokens alone; negative ones count from the end.
         reduce (`str`, *optional*): "mean": all queries are one, the mean of theirs.
         per_token (`bool`): score each token of the answer by itself.
+        device (`str` or `torch.device`, *optional*): where queries are scored; by default the CPU.
 
     Raises:
         [`~lorif_hf.errors.QueryError`]: one of them cannot be, or not beside another.
@@ -38,8 +42,10 @@ class QueryOptions:
     token: int | None = None
     reduce: str | None = None
     per_token: bool = False
+    device: str | torch.device | None = None
 
     def __post_init__(self) -> None:
+        usable_device(self.device)
         whole_number(self.batch_size, "batch_size", 1, QueryError)
         if self.measure is not None and self.measure not in MEASURES:
             raise QueryError(f"measure must be one of {', '.join(MEASURES)}, got {self.measure!r}.")

@@ -4,7 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ..algebra.projection import TwoSidedProjection
@@ -88,3 +91,18 @@ class QueriedIndex:
                 f"'{modules[0].name}'."
             )
         return chosen
+
+
+def chosen_rows(rows: Any) -> Tensor:
+    """Row numbers as a user gives them: int64, ascending, each once.
+
+    Raises:
+        [`~lorif_hf.errors.QueryError`]: there are none, or they are no numbers of rows.
+    """
+    given = torch.as_tensor(rows if isinstance(rows, (Tensor, np.ndarray)) else list(rows))
+    if given.dtype == torch.bool or (given.is_floating_point() and given.numel()):
+        raise QueryError(f"select() takes row numbers, got {given.dtype}; of a mask take mask.nonzero()[:, 0].")
+    chosen = given.long().flatten().unique()
+    if not len(chosen):
+        raise QueryError("select() needs at least one row.")
+    return chosen
