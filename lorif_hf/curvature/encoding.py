@@ -176,14 +176,16 @@ def module_entry(tracked: TrackedModule, config: InfluenceConfig) -> ModuleEntry
 
 
 def sharing_inputs(entries: Sequence[ModuleEntry], shared: Mapping[str, str]) -> list[ModuleEntry]:
-    """Layers with the same inputs have one projection of them, that of the first.
+    """Layers with the same inputs have one projection of them and one second moment, those of the last.
+
+    (Of queries, keys and values, the last are reached by a gradient wherever any of the three is.)
 
     Args:
         entries (`Sequence[ModuleEntry]`): the layers.
         shared (`Mapping[str, str]`): by name, what layers with the same inputs have in common.
     """
-    first: dict[str, str] = {}
-    owners = [first.setdefault(shared.get(entry.name, entry.name), entry.name) for entry in entries]
+    last = {shared.get(entry.name, entry.name): entry.name for entry in entries}
+    owners = [last[shared.get(entry.name, entry.name)] for entry in entries]
     return [e if of == e.name else replace(e, input_of=of) for e, of in zip(entries, owners, strict=True)]
 
 

@@ -78,7 +78,7 @@ class ModuleEntry:
         parameter (`str`): what the module calls the parameter.
         in_width, out_width (`int`, *optional*): how much of a side is kept at most, where that is less than all of it.
             Outputs then come in blocks of that width (experts).
-        input_of (`str`, *optional*): the first module that has the same inputs: their projection and their whitener
+        input_of (`str`, *optional*): the last module that has the same inputs: their projection and their whitener
             are kept under its name.
     """
 

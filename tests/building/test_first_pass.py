@@ -114,9 +114,8 @@ def test_layers_with_the_same_inputs_share_their_whitener(tmp_path, monkeypatch,
     index = InfluenceIndex.build(model, rows, tmp_path / "index", config=config)
     names = load_file(tmp_path / "index" / CURVATURE).keys()
     owners = {e.name: e.input_of for e in index.manifest.modules}
-    assert [owners[f"model.layers.0.self_attn.{x}_proj"] for x in "qkv"] == [None] + 2 * [
-        "model.layers.0.self_attn.q_proj"
-    ]
+    value = "model.layers.0.self_attn.v_proj"
+    assert [owners[f"model.layers.0.self_attn.{x}_proj"] for x in "qkv"] == [value, value, None]
     assert {name for name, of in owners.items() if of is None} == {
         name.removesuffix(".in_whitener") for name in names if name.endswith(".in_whitener")
     }
@@ -124,15 +123,15 @@ def test_layers_with_the_same_inputs_share_their_whitener(tmp_path, monkeypatch,
     apart = InfluenceIndex.build(model, rows, tmp_path / "apart", config=config)
     assert len(load_file(tmp_path / "apart" / CURVATURE)) > len(names)
     queries = rows.select(range(3))
-    # q alone has the projection that it has in both; the layers that share are queried by themselves too.
-    for pattern in (["q_proj"], ["o_proj", "down_proj"]):
+    # v has the projection that it has in both; the layers that share are queried by themselves too.
+    for pattern in (["v_proj"], ["o_proj", "down_proj"]):
         torch.testing.assert_close(
             index.scores(model, queries, modules=pattern),
             apart.scores(model, queries, modules=pattern),
             rtol=1e-4,
             atol=1e-6,
         )
-    assert index.scores(model, queries, modules=["v_proj"]).shape == (3, len(rows))
+    assert index.scores(model, queries, modules=["q_proj"]).shape == (3, len(rows))
     index.verify()
 
 
