@@ -239,10 +239,8 @@ def check_table(saved: dict[str, Any]) -> Table:
 def tables(saved: dict[str, Any], flops: float) -> str:
     """The tables of docs/scaling.md."""
     constants, config = Constants(**saved["constants"]), InfluenceConfig()
-    held = [
-        ["model", "layers", "bytes a row", "fixed part", "memory to fit", "shards held", "disk, 1M rows", "10M rows"]
-    ]
-    built = [["model", "first pass, 1,000 rows", "whiteners", "recording 1M rows", "10M rows"]]
+    held = [["model", "layers", "bytes a row", "fixed part", "memory to fit", "shards held", "disk, 1M rows", "10M"]]
+    built = [["model", "first pass, 1,000 rows", "recording 1M rows", "10M rows"]]
     asked = [["model", "reading 1M rows", *(f"scoring, Q = {queries}" for queries in QUERIES)]]
     for name, shape in SHAPES.items():
         model = shape()

@@ -97,7 +97,7 @@ def test_others_stand_beside_ours_on_the_same_adapters(report, monkeypatch):
     monkeypatch.setattr(gpu_others, "run_system", does_not_install)
     gpu.others(report, CPU)
     dot, default, *theirs = report.contents["others"]
-    assert dot["spearman_with_our_dot"] == pytest.approx(1) and 0.3 < default["spearman_with_our_dot"] < 1
+    assert dot["spearman_with_our_dot"] == pytest.approx(1) and abs(default["spearman_with_our_dot"]) < 0.99
     assert dot["seconds"] > 0 and dot["bytes"] > default["bytes"]
     assert asked == ["dattri-llm", "bergson"] and ["error" in row for row in theirs] == [True, True]
 
