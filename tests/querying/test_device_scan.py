@@ -267,19 +267,23 @@ ASKED = {
 
 
 @pytest.mark.filterwarnings("ignore:The weights of the query's model")  # the fake device's have another identity
-@pytest.mark.parametrize("where", ["the CPU", "the device"])
+@pytest.mark.parametrize(
+    ("model_on", "device"),
+    [("CPU", DEVICE), ("device", DEVICE), ("device", None)],
+    ids=["from the CPU", "there", "back"],
+)
 @pytest.mark.parametrize("options", ASKED.values(), ids=ASKED)
-def test_a_query_is_scored_on_a_device_wherever_its_model_is(built, options, where):
+def test_a_query_is_scored_on_a_device_wherever_its_model_is(built, options, model_on, device):
     model, rows, index = built
     queries = rows.select([0, 1, 2])
     expected = index.scores(model, queries, **options)
     best = index.attribute(model, queries, top_k=4, **{k: v for k, v in options.items() if k != "per_module"})
     with FakeDevice():
-        if where == "the device":
+        if model_on == "device":
             model = on_device(make_gpt2(width=48))
-        scores = index.scores(model, queries, device=DEVICE, strict=False, **options)
+        scores = index.scores(model, queries, device=device, strict=False, **options)
         options = {k: v for k, v in options.items() if k != "per_module"}
-        there = index.attribute(model, queries, top_k=4, device=str(DEVICE), largest=True, strict=False, **options)
+        there = index.attribute(model, queries, top_k=4, device=device and str(device), strict=False, **options)
     pairs = zip(scores.values(), expected.values(), strict=True) if isinstance(scores, dict) else [(scores, expected)]
     for got, wanted in pairs:
         assert type(on_host(got)) is torch.Tensor
