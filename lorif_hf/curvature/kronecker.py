@@ -19,7 +19,7 @@ from .base import Cost, FirstPass, FixedCurvature, Tensors
 
 
 SIDES = ("in_whitener", "out_whitener")
-_ROOT = 7.0  # d^3 operations in float32 take as long as a whitener of side d does in float64
+_ROOT = 8.0  # d^3 operations in float32 take as long as a whitener of side d does in float64
 _ROOT_COPIES = 5  # of a moment in float64, at the peak
 TABLE_SIDES = ("in_scale", "out_whitener")
 
