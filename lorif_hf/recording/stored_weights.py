@@ -73,7 +73,7 @@ def _tied(model: nn.Module) -> dict[int, int]:
 def tied_apart(model: nn.Module) -> dict[int, str]:
     """By the id of a parameter, the name of another that is the same weight, and which accelerate keeps apart from it:
     both are offloaded, or they are on different devices."""
-    apart = {}
+    apart: dict[int, str] = {}
     for (name, weight), (other_name, other) in _tied_pairs(model):
         if weight is not other and (weight.is_meta or weight.device != other.device):
             apart |= {id(weight): other_name, id(other): name}
