@@ -14,7 +14,9 @@ from lorif_hf import InfluenceConfig
 from lorif_hf.algebra import devices
 from lorif_hf.algebra.matrices import LowRankMatrices, dense
 from lorif_hf.codecs import codec_of
+from lorif_hf.curvature import curvature_of
 from lorif_hf.curvature.encoding import bytes_per_example
+from lorif_hf.recording.recorder import without_gradient
 
 
 WIDE = {"hidden_size": 48, "intermediate_size": 48}  # enough for a range finder
@@ -148,3 +150,19 @@ def test_a_device_without_float64_stores_about_the_same(name, monkeypatch):
 def dense_of(factors):
     left, right = factors
     return left.float() if right is None else left.float() @ right.float().mT
+
+
+@pytest.mark.parametrize("name", ["default", "all"])
+def test_of_a_batch_of_the_first_pass_neither(name):
+    config, counts = CONFIGS[name][0], []
+    for layers in (2, 4):
+        with FakeDevice() as fake:
+            rows = ShardRows(on_device(model_of("llama", layers)), config)
+            first_pass = curvature_of(config).first_pass
+            statistics = {entry.name: first_pass.statistic(entry) for entry in rows.entries}
+            with rows.recorder(statistics, dict.fromkeys(statistics, without_gradient)) as recorder:
+                recorder.record(BATCHES[0])
+                fake.forget()
+                recorder.record(BATCHES[1])
+            counts.append(fake.crossings.counts)
+    assert counts[0] == counts[1], str(fake.crossings)

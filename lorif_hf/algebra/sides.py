@@ -121,6 +121,18 @@ def cast_side(side: Side, dtype: torch.dtype) -> Side:
     return Blocks(side.values.to(dtype), side.blocks, side.count)
 
 
+def side_on(side: Side, device: torch.device) -> Side:
+    """The same on a device."""
+    if side.device == device:
+        return side
+    if isinstance(side, OneHot):
+        values = None if side.values is None else side.values.to(device)
+        return OneHot(side.ids.to(device), side.size, side.dtype, values)
+    if isinstance(side, Blocks):
+        return Blocks(side.values.to(device), side.blocks.to(device), side.count)
+    return side.to(device)
+
+
 def scale_side(side: Side, scale: Tensor) -> Side:
     """Each feature times its number of `scale`, float32 (features,); 16-bit sides come out as float32."""
     dtype = torch.promote_types(side.dtype, scale.dtype)

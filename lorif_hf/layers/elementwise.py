@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModuleError
 from .base import BatchShape, LayerKind, MatrixShape, Tokens
+from .offloading import offloaded
 from .probing import output_with, tensors_in
 
 
@@ -44,10 +45,16 @@ class Elementwise(LayerKind):
         arguments = (*args, *kwargs.values())
         # DoRA's magnitudes are called with modules, whose dtype is that of their own weights.
         wide = (lambda value: value) if any(isinstance(a, nn.Module) for a in arguments) else widened
-        wide_args, wide_kwargs = tuple(map(wide, args)), {name: wide(value) for name, value in kwargs.items()}
-        held = {name: wide(value) for name, value in module._parameters.items() if value is not None}
-        vector = held[parameter]
-        device = next(iter(tensors_in(arguments)), vector).device
+        parameters = {name: value for name, value in module._parameters.items() if value is not None}
+        vector = wide(parameters[parameter])
+        # An offloaded module may compute elsewhere than where its inputs come from, and has no weights outside of it.
+        device = next(iter(tensors_in(arguments)), vector).device if vector.is_meta else vector.device
+        held = {name: wide(_present(module, name, value, device)) for name, value in parameters.items()}
+
+        def there(value: Any) -> Any:
+            return wide(value).to(device) if isinstance(value, Tensor) else value
+
+        wide_args, wide_kwargs = tuple(map(there, args)), {name: there(value) for name, value in kwargs.items()}
 
         def call(other: Tensor) -> Tensor:
             output: Tensor = output_with(module, {**held, parameter: other}, wide_args, wide_kwargs)
@@ -55,6 +62,12 @@ class Elementwise(LayerKind):
 
         example = torch.empty(vector.shape, dtype=vector.dtype, device=device)
         return affine_tokens(call, example, batch, f"the output %s of a {type(module).__name__}", parameter)
+
+
+def _present(module: nn.Module, name: str, value: Tensor, device: torch.device) -> Tensor:
+    """A parameter's numbers, also of one that was there in the module's call alone."""
+    stored = offloaded(module, name) if value.is_meta else None
+    return value if stored is None else stored.to(device)
 
 
 def affine_tokens(call: Callable[[Tensor], Tensor], vector: Tensor, batch: BatchShape, what: str, name: str) -> Tokens:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..algebra.projection import BlockSigns, TwoSidedProjection
-from ..algebra.sides import Side, cast_side, project_side, scale_side
+from ..algebra.sides import Side, cast_side, project_side, scale_side, side_on
 from ..errors import UnsupportedModuleError
 from ..layers import BatchShape
 from ..layers.modules import TrackedModule
@@ -124,6 +124,8 @@ class LayerHook:
             self.ran_without_graph = True
             return None
         self.dtype = output.dtype
+        # A layer may compute elsewhere than where its inputs come from: accelerate brings them there inside of it.
+        inputs = None if inputs is None else side_on(inputs, output.device)
         inputs = inputs.detach() if isinstance(inputs, Tensor) else inputs
         replaced = None
         if common:

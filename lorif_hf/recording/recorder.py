@@ -32,7 +32,7 @@ from .following_stacks import StackFollower
 from .hooks_restored import hooks_restored
 from .layer_hook import InputChangedError, LayerHook
 from .model_lock import model_lock
-from .stored_weights import execution_device
+from .stored_weights import execution_device, tied_apart
 from .weight_adapters import recorded_weight_adapters
 
 
@@ -121,6 +121,7 @@ class GradientRecorder:
             for buffer in self.model.buffers():
                 if not buffer.is_meta and not buffer.is_inference() and buffer.numel() <= _SMALL_BUFFER:
                     held.callback(_restore, buffer, buffer.clone(), buffer._version)
+            self._check_tied()
             config: Any = getattr(base_model(self.model), "config", None)
             self._versions = [(t.name, t.weight, _version(t.weight)) for t in self.modules]
             held.enter_context(whole_attention())
@@ -145,6 +146,17 @@ class GradientRecorder:
 
     def __exit__(self, *_: Any) -> None:
         self._held.close()
+
+    def _check_tied(self) -> None:
+        apart = tied_apart(self.model)
+        for tracked in self.modules:
+            if id(tracked.weight) in apart:
+                raise UnsupportedModuleError(
+                    f"Module '{tracked.name}' shares its weight with '{apart[id(tracked.weight)]}', and the model is "
+                    "offloaded or on several devices, where each has a copy of its own: neither sees the gradient of "
+                    f"both. Load the model on one device, or leave it out with exclude_modules=['{tracked.name}'].",
+                    tracked.name,
+                )
 
     def _forget(self) -> None:
         self._gradients = {}

@@ -3,10 +3,9 @@
 They are the same whenever the same model is loaded, before its first forward and after it.
 """
 
-import contextlib
 import copy
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..errors import UnsupportedModuleError
 from ..layers.modules import base_model
+from ..layers.offloading import offloaded
 from .fingerprint import by_value
 
 
@@ -66,13 +66,27 @@ def weights_of(model: nn.Module) -> Iterator[Weight]:
 
 def _tied(model: nn.Module) -> dict[int, int]:
     """Of tied weights that are offloaded, the id of the parameter that each is tied to: they are several then."""
+    pairs = [pair for pair in _tied_pairs(model) if all(weight.is_meta for _, weight in pair)]
+    return {id(weight): id(other) for (_, weight), (_, other) in pairs}
+
+
+def tied_apart(model: nn.Module) -> dict[int, str]:
+    """By the id of a parameter, the name of another that is the same weight, and which accelerate keeps apart from it:
+    both are offloaded, or they are on different devices."""
+    apart: dict[int, str] = {}
+    for (name, weight), (other_name, other) in _tied_pairs(model):
+        if weight is not other and (weight.is_meta or weight.device != other.device):
+            apart |= {id(weight): other_name, id(other): name}
+    return apart
+
+
+def _tied_pairs(model: nn.Module) -> list[tuple[tuple[str, Tensor], tuple[str, Tensor]]]:
+    """The parameters that transformers ties to others, with their names."""
     base = base_model(model)
     pairs = getattr(base, "all_tied_weights_keys", None)
-    if not isinstance(pairs, Mapping):
-        return {}
-    weights = dict(base.named_parameters(remove_duplicate=False))
-    known = [(weights[name], weights[other]) for name, other in pairs.items() if {name, other} <= weights.keys()]
-    return {id(weight): id(other) for weight, other in known if weight.is_meta and other.is_meta}
+    weights = dict(base.named_parameters(remove_duplicate=False)) if isinstance(pairs, Mapping) else {}
+    known = [pair for pair in (pairs or {}).items() if set(pair) <= weights.keys()]
+    return [((name, weights[name]), (other, weights[other])) for name, other in known]
 
 
 def stored_parts(weight: Weight) -> Parts:
@@ -145,26 +159,33 @@ def _scheme(weight: Tensor) -> str:
 
 
 def execution_device(model: nn.Module) -> torch.device:
-    """Where a model computes, and so where its inputs go: also of one whose weights are brought there at each call."""
-    for weight in model.parameters():
+    """Where a model computes, and so where its inputs go: also of one whose weights are brought there at each call.
+
+    A model on several devices brings its inputs on from there, and its outputs back ([`accelerate.dispatch_model`]).
+    """
+    whole = _execution_devices([model, base_model(model)])
+    for weight in () if whole else model.parameters():
         if weight.device.type != "meta":
             return weight.device
-    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
-    devices = (getattr(hook, "execution_device", None) for hook in hooks)
-    return torch.device(next((device for device in devices if device is not None), "cpu"))
+    return next(iter(whole or _execution_devices(model.modules())), torch.device("cpu"))
+
+
+def _execution_devices(modules: Iterable[nn.Module]) -> list[torch.device]:
+    """Where accelerate's hooks on these modules bring what they are called with."""
+    devices = []
+    for module in modules:
+        hook = getattr(module, "_hf_hook", None)
+        for part in (hook, *getattr(hook, "hooks", ())):  # of a SequentialHook
+            device = getattr(part, "execution_device", None)
+            if device is not None:
+                devices.append(torch.device(device))
+    return devices
 
 
 def _offloaded(weight: Weight) -> Tensor:
-    """What accelerate brings from the CPU or the disk at each call (`cpu_offload`, `disk_offload`, `device_map`)."""
-    waiting = [getattr(weight.module, "_hf_hook", None)]
-    while waiting:
-        hook = waiting.pop()
-        waiting += getattr(hook, "hooks", ())  # of a SequentialHook
-        stored = getattr(hook, "weights_map", None)
-        if stored is not None:
-            with contextlib.suppress(KeyError):
-                tensor: Tensor = stored[weight.name]
-                return tensor
+    tensor = offloaded(weight.module, weight.name)
+    if tensor is not None:
+        return tensor
     raise _unreadable(
         weight,
         "it is on the meta device, without numbers. Load the model with its weights (from_pretrained), or fill them "

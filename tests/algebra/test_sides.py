@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from fake_device import DEVICE, FakeDevice, on_host
 
 from lorif_hf.algebra.projection import BlockSigns, draw_signs, project
-from lorif_hf.algebra.sides import Blocks, OneHot, as_vectors, cast_side, cat_tokens, project_side, scale_side
+from lorif_hf.algebra.sides import Blocks, OneHot, as_vectors, cast_side, cat_tokens, project_side, scale_side, side_on
 
 
 @pytest.fixture(params=["vectors", "one-hot", "scaled", "blocks"])
@@ -79,3 +80,20 @@ def test_tokens_of_several_calls(side):
     mixed = cat_tokens([side, as_vectors(side)])
     torch.testing.assert_close(mixed, as_vectors(both))
     assert cat_tokens([side]) is side
+
+
+def test_a_side_moves_with_all_its_parts():
+    ids, values = torch.tensor([[0, 2], [1, -1]]), torch.randn(2, 2)
+    sides = [
+        torch.randn(2, 2, 4),
+        OneHot(ids, 4, torch.float32),
+        OneHot(ids, 4, torch.float32, values),
+        Blocks(torch.randn(2, 2, 3), ids.clamp_min(0), 3),
+    ]
+    with FakeDevice() as fake:
+        for side in sides:
+            there = side_on(side, DEVICE)
+            assert there.device == DEVICE and there.shape == side.shape and there.dtype == side.dtype
+            assert torch.equal(on_host(as_vectors(there)), as_vectors(side))
+            crossed = len(fake.crossings)
+            assert side_on(there, DEVICE) is there and len(fake.crossings) == crossed

@@ -2,6 +2,7 @@
 
 import copy
 
+import accelerate
 import peft
 import pytest
 import torch
@@ -154,3 +155,18 @@ def test_what_is_none():
             self.D, self.part = nn.Parameter(torch.ones(3)), nn.Linear(3, 3)
 
     assert not accepts(Mixer(), "D")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_offloaded_norm_has_its_numbers_all_the_same(bias):
+    """Its weights are there in its call alone, and looked at after it."""
+    torch.manual_seed(0)
+    norm, x = nn.LayerNorm(6, bias=bias), torch.randn(2, 3, 6)
+    nn.init.normal_(norm.weight)
+    batch = BatchShape(2, 3)
+    expected = Elementwise().tokens(norm, "weight", (x,), {}, batch)
+    gradient = torch.randn(2, 3, 6)
+    accelerate.cpu_offload(norm, execution_device=torch.device("cpu"))
+    assert norm.weight.is_meta
+    found = Elementwise().tokens(norm, "weight", (x,), {}, batch)
+    assert torch.equal(found.output_gradients(gradient), expected.output_gradients(gradient))

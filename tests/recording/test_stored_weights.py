@@ -7,6 +7,7 @@ from types import ModuleType, SimpleNamespace
 import accelerate
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from tiny import make_gpt2
 from torch import nn
 
@@ -15,7 +16,7 @@ from lorif_hf.layers import kind_of
 from lorif_hf.layers.modules import TrackedModule
 from lorif_hf.layers.selection import tracked_modules
 from lorif_hf.recording.identity import identify
-from lorif_hf.recording.stored_weights import execution_device, stored_parts, weights_of
+from lorif_hf.recording.stored_weights import execution_device, stored_parts, tied_apart, weights_of
 
 
 def identity_of(model, tracked=True):
@@ -317,3 +318,25 @@ def test_plain_weights_are_taken_as_they_are():
     for weight in weights:
         ((label, part),) = stored_parts(weight)
         assert label == "torch.float32" and part.data_ptr() == weight.tensor.data_ptr()
+
+
+def test_a_tied_weight_is_only_apart_where_it_is_elsewhere():
+    model = make_gpt2()
+    assert tied_apart(model) == {}
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())  # trained as two, here both
+    assert tied_apart(model) == {}
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().to("meta"))
+    embedding, head = model.transformer.wte.weight, model.lm_head.weight
+    assert tied_apart(model) == {id(head): "transformer.wte.weight", id(embedding): "lm_head.weight"}
+    assert tied_apart(nn.Linear(2, 2)) == {}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_model_computes_where_its_own_hook_brings_the_inputs(parts):
+    model = make_gpt2()
+    assert execution_device(model) == torch.device("cpu")
+    for _ in range(parts):  # the second time, to a hook of several
+        hook = AlignDevicesHook(execution_device="lazy:0")
+        hook.init_hook = lambda module: module  # leave the weights where they are, as `cpu_offload_with_hook` does
+        add_hook_to_module(model, hook, append=True)
+    assert execution_device(model) == torch.device("lazy:0")

@@ -85,7 +85,9 @@ class FakeDeviceTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, on_host: Tensor, device: torch.device):
+    def __new__(cls, on_host: Tensor, device: torch.device | None = None, requires_grad: bool = False):
+        if device is None:  # accelerate makes parameters anew by the class of those before them
+            return nn.Parameter(on_host, requires_grad)
         self = Tensor._make_wrapper_subclass(
             cls,
             on_host.size(),
@@ -272,7 +274,7 @@ def _dispatch(function, args, kwargs):
     shapes = [leaf.on_host.shape for leaf in placed]
     wrappers = {id(leaf.on_host): leaf for leaf in placed}
     inner_args, inner_kwargs = _mapped(_inner, args), {key: _mapped(_inner, value) for key, value in kwargs.items()}
-    if asked is not None:
+    if "device" in inner_kwargs and device.type == KIND:
         inner_kwargs["device"] = torch.device("cpu")
     if inner_kwargs.pop("pin_memory", None):
         raise RuntimeError("pinned memory is the CPU's")
@@ -305,7 +307,9 @@ def _inner(value):
 
 def _stays(tensor: Tensor, kwargs) -> bool:
     """Whether `_to_copy` has nothing to do on the CPU, where it must make a copy all the same."""
-    dtype = kwargs.get("dtype")
+    dtype, device = kwargs.get("dtype"), kwargs.get("device")
+    if device is not None and device.type != "cpu":  # the meta device
+        return False
     return dtype in (None, tensor.dtype) and kwargs.get("memory_format") in (None, torch.preserve_format)
 
 
@@ -350,7 +354,7 @@ def _see_waiting(name: str, args) -> None:
 
 
 def _crossed(name: str, source: Tensor, target: torch.device) -> None:
-    if source.device == target:
+    if source.device == target or target.type == "meta":
         return
     if KIND == source.device.type == target.type:
         kind = "between devices"
