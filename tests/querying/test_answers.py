@@ -148,9 +148,9 @@ def test_a_token_more_than_memory_holds_is_never_held(gpt2, rows, tmp_path, monk
     index = InfluenceIndex.build(gpt2, rows, tmp_path / "index", config=CONFIGS["plain"])
     held, made = [], preconditioning.Preconditioner.__init__
 
-    def counting(self, owner, scored, queries):
+    def counting(self, owner, scored, queries, *placed):
         held.append(queries)
-        made(self, owner, scored, queries)
+        made(self, owner, scored, queries, *placed)
 
     monkeypatch.setattr(preconditioning.Preconditioner, "__init__", counting)
     index.attribute(gpt2, {"input_ids": list(range(1, 16))}, per_token=True, batch_size=4)
