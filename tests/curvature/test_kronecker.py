@@ -82,7 +82,14 @@ def test_of_a_table_a_scale_of_its_rows_is_kept_and_no_matrix_of_them():
     for tensor, expected in zip(tensors.values(), table_roots(statistic, damping=0.1, scale=2.5), strict=True):
         assert torch.equal(tensor, expected)
     assert FIRST.in_scale(tensors) is tensors["in_scale"]
-    assert FIRST.cost(TABLE) == Cost(stored=4 * (50 + 16), memory=4 * 2 * (50 + 16), flops=2 * 3 * 4 * 4)
+    assert FIRST.cost(TABLE) == Cost(
+        stored=4 * (50 + 16),
+        memory=4 * 2 * (50 + 16),
+        flops=2 * 3 * 4 * 4,
+        token_flops=2 * 16,
+        once_flops=8 * 4**3,
+        moment_memory=5 * 8 * 16,
+    )
 
 
 def test_the_gradients_of_a_table_come_scaled_and_are_whitened_from_the_other_side():
@@ -120,7 +127,15 @@ def test_a_scale_comes_back_bit_by_bit(tmp_path):
 
 def test_a_first_pass_costs_its_moments_its_whiteners_and_two_products_an_example():
     cost = FIRST.cost(ModuleEntry("w", "linear", 30, 50, 30, 50, ""))
-    assert cost == Cost(stored=4 * (30**2 + 50**2), memory=4 * (30**2 + 50**2), flops=2 * 30 * 50 * (30 + 50))
+    squares = 30**2 + 50**2
+    assert cost == Cost(
+        stored=4 * squares,
+        memory=4 * squares,
+        flops=2 * 30 * 50 * (30 + 50),
+        token_flops=2 * squares,
+        once_flops=8 * (30**3 + 50**3),
+        moment_memory=5 * 8 * 50**2,
+    )
     sharing = FIRST.cost(ModuleEntry("w", "linear", 30, 50, 30, 50, "", input_of="v"))
     assert (sharing.stored, sharing.memory, sharing.flops) == (4 * 50**2, 4 * 50**2, cost.flops)
 
