@@ -63,7 +63,8 @@ def test_each_document_is_as_alone(build, draw, kind):
 
 def test_moments_and_directions_are_as_alone(build, draw):
     model = build("llama").eval()
-    packed, singles = batches()
+    # None of two tokens: the query of the only one with a target is reached by rounding alone, or by nothing.
+    packed, singles = batches([3, 11, 4, 7, 1, 5])
     found = []
     for parts in ([packed], [single for single in singles if single is not None]):
         shapes = {t.name: t.shape.features for t in tracked_modules(model)}
