@@ -236,7 +236,7 @@ def show(results: dict[str, Any]) -> None:
         for part, row in parts.items():
             if "error" in row:
                 Console().print(f"{name}, {part}: failed\n{row['error']}", markup=False)
-        if "peak_gib" in parts["memory"]:
+        if "peak_gib" in parts.get("memory", {}):
             row = parts["memory"]
             of_it = f"{row['model_gib']:.2f} of it before the build"
             Console().print(f"{name}: the build's process peaks at {row['peak_gib']:.2f} GiB, {of_it}.")
@@ -262,10 +262,11 @@ def main(
         print(json.dumps(made))
         return
     saved: dict[str, Any] = {"machine": machine(), "threads": torch.get_num_threads(), "repeats": repeats}
-    saved["models"] = {}
+    # A part alone goes beside those that are there.
+    saved["models"] = json.loads(results.read_text())["models"] if only and results.exists() else {}
     names = {"GPT-2 124M": False, **({"one 7B block": True} if block else {})}
     for name, of_block in names.items():
-        saved["models"][name] = {}
+        saved["models"].setdefault(name, {})
         with tempfile.TemporaryDirectory(dir=folder) as place:
             # The index of "memory" is the one that "queries" opens.
             for which in ("memory", "queries", "build", "phases"):
