@@ -103,7 +103,8 @@ def inverse_root(moment: Tensor, damping: float) -> Tensor:
     size = len(moment)
     lower = torch.linalg.cholesky(moment + damping * moment.trace() / size * torch.eye(size, dtype=moment.dtype))
     waves = torch.tensor(
-        [[math.cos(math.pi * (2 * j + 1) * k / (2 * size)) for k in range(size)] for j in range(size)]
+        [[math.cos(math.pi * (2 * j + 1) * k / (2 * size)) for k in range(size)] for j in range(size)],
+        dtype=torch.float64,
     )
     return torch.linalg.inv(lower).T @ (waves / waves.norm(dim=0))
 

@@ -113,7 +113,7 @@ def test_batch_sizes_and_passes_see_the_same_masks(tmp_path):
         other = type(one).build(
             model, make_rows(10), tmp_path / str(size), config=one.config, data_collator=masking(), batch_size=size
         )
-        torch.testing.assert_close(other.self_influence(), one.self_influence())
+        torch.testing.assert_close(other.self_influence(), one.self_influence(), rtol=1e-5, atol=0)
 
 
 def test_rows_with_their_own_masks_are_taken_as_they_are(tmp_path):
