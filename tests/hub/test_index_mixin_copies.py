@@ -182,7 +182,11 @@ def test_a_duplicate_answers_the_same(built, asked, duplicate):
     if asked:
         assert is_right(index, expected) and view.attribute(make_gpt2(), queries(), top_k=2)
     other, other_view = duplicate(index), duplicate(view)
-    assert is_right(other, expected) and is_right(other_view, expected[:, [2, 3, 11]])
+    # How queries are held, and with it their rounding, depends on how many rows they meet.
+    torch.testing.assert_close(
+        other_view.scores(make_gpt2(), queries()), expected[:, [2, 3, 11]], rtol=1e-5, atol=1e-5
+    )
+    assert is_right(other, expected)
     assert (len(other), len(other_view), repr(other)) == (24, 3, repr(index))
     assert other.examples([5]) == index.examples([5]) and is_right(index, expected)
     other.verify()
