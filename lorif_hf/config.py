@@ -283,6 +283,11 @@ class InfluenceConfig:
         """Whether the factor files hold what each example counts for: 1 - p, where margins are recorded."""
         return self.output == "margin"
 
+    @property
+    def joins_layers(self) -> bool:
+        """Whether what is stored of a layer depends on all the others: a norm over all, or one projection of them."""
+        return self.normalize or self.projection_dim is not None
+
     def projected_shape(self, in_features: int, out_features: int) -> tuple[int, int]:
         """(d1, d2) of a layer with `in_features` inputs and `out_features` outputs."""
         d1, d2 = (max(1, size // self.projection_factor) for size in (in_features, out_features))

@@ -165,6 +165,20 @@ def test_published_methods_bound_no_side():
     assert InfluenceConfig().max_projection_dim == InfluenceConfig.best().max_projection_dim == 768
 
 
+@pytest.mark.parametrize(
+    ("config", "joined"),
+    [
+        (InfluenceConfig(), False),
+        (InfluenceConfig(normalize=True), True),
+        (InfluenceConfig.trak(), True),
+        (InfluenceConfig.grad_dot(), False),
+    ],
+    ids=["default", "normalized", "trak", "grad_dot"],
+)
+def test_a_norm_or_a_projection_of_all_layers_joins_them(config, joined):
+    assert config.joins_layers is joined
+
+
 MAY_BE_NONE = {"max_projection_dim", "factor_rank", "curvature_rank", "projection_dim"}
 COUNTS = sorted(MAY_BE_NONE | {"projection_factor", "whitening_samples", "shard_size"})
 

@@ -25,3 +25,9 @@ class Statistic(ABC):
     @abstractmethod
     def add(self: S, other: S) -> None:
         """Take in another batch."""
+
+
+def added(total: Tensor, share: Tensor) -> Tensor:
+    """A sum, changed in place, with a batch's share of it, on the device where the share is: a sum that starts at zero
+    on the CPU is kept where the layer computes."""
+    return total.to(share.device).add_(share)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .sides import OneHot, Side, as_vectors
-from .statistic import Statistic
+from .statistic import Statistic, added
 from .whitening import counted, damped_whitener
 
 
@@ -54,10 +54,9 @@ class TableMoments(Statistic):
 
     def add(self, other: "TableMoments") -> None:
         """Take in other tokens of the same layer."""
-        device = other.outputs.device
-        self.inputs = self.inputs.to(device).add_(other.inputs)
-        self.outputs = self.outputs.to(device).add_(other.outputs)
-        self.tokens = self.tokens.to(device).add_(other.tokens)
+        self.inputs = added(self.inputs, other.inputs)
+        self.outputs = added(self.outputs, other.outputs)
+        self.tokens = added(self.tokens, other.tokens)
 
 
 def _of_use(use: int, value: Tensor) -> Tensor:

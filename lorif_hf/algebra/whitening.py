@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .statistic import Statistic
+from .statistic import Statistic, added
 
 
 _NOISE = 1e-4  # a gradient this much smaller than its example's largest is none: rounding of 5e-5 has been seen
@@ -50,11 +50,10 @@ class SecondMoments(Statistic):
 
     def add(self, other: "SecondMoments") -> None:
         """Take in other tokens of the same layer."""
-        device = other.outputs.device
         if self.inputs is not None and other.inputs is not None:
-            self.inputs = self.inputs.to(device).add_(other.inputs)
-        self.outputs = self.outputs.to(device).add_(other.outputs)
-        self.tokens = self.tokens.to(device).add_(other.tokens)
+            self.inputs = added(self.inputs, other.inputs)
+        self.outputs = added(self.outputs, other.outputs)
+        self.tokens = added(self.tokens, other.tokens)
 
 
 def counted(sizes: Tensor) -> Tensor:

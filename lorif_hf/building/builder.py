@@ -290,8 +290,7 @@ class IndexBuilder:
     def _recorded_shards(self, missing: Sequence[int], bar: Any) -> Iterator[tuple[int, ShardContents]]:
         """Shards, each of one pass over its rows for each group of layers whose whiteners fit into memory."""
         first_pass = self.curvature.first_pass
-        together = self.config.normalize or self.config.projection_dim is not None  # a norm of all layers
-        limit = None if first_pass is None or together else self._room
+        limit = None if first_pass is None or self.config.joins_layers else self._room
         groups = layer_groups(self.entries, lambda e: first_pass.cost(e).memory if first_pass else 0, limit)
         recordings = [self._recording(groups[0])] if len(groups) == 1 else []
         for shard in missing:

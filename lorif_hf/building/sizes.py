@@ -101,8 +101,7 @@ def sizes_of(
     first_pass = curvature.first_pass
     first = {entry.name: first_pass.cost(entry) if first_pass else Cost() for entry in entries}
     # Layers with the same inputs go together; where gradients are divided by a norm over all layers, all do.
-    together = config.normalize or config.projection_dim is not None
-    units = [list(entries)] if together else layer_groups(entries, lambda entry: first[entry.name].memory, 0)
+    units = [list(entries)] if config.joins_layers else layer_groups(entries, lambda e: first[e.name].memory, 0)
     unit = max(units, key=lambda unit: sum(first[entry.name].memory for entry in unit))
     stored = stored_entries(config, entries)
     fits = {entry.name: curvature.cost(shape_of(entry, count, codec), max_memory) for entry in _of_each_shape(stored)}

@@ -93,9 +93,7 @@ class Measurement:
         config, manifest = index.config, index.manifest
         matching = matching_modules(self.model, manifest, options.strict)
         index.reader.check(scored, index.rows)
-        # A norm over all layers, or a projection of them together, needs them all.
-        whole = config.normalize or config.projection_dim is not None
-        recorded = manifest.modules if whole else list(scored)
+        recorded = manifest.modules if config.joins_layers else list(scored)
         self.modules = [tracked for tracked in matching if tracked.name in {entry.name for entry in recorded}]
         task = _task(self.model, manifest, options.objective)
         triples = options.measure == "difference"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from factor_shards import shard_entry
 from fake_device import DEVICE, FakeDevice, on_device, on_host
-from synthetic import write
+from synthetic import write, write_number
 from tiny import make_gpt2, make_rows, plain_config
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -133,12 +133,7 @@ def test_equal_scores_go_to_the_lower_rows(tmp_path, device, form, selected):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_factor_that_is_no_number_is_named_with_its_file_and_module(tmp_path, device, value):
     index = write(tmp_path, plain_config(dtype="float32"), SHAPES, SIZES)
-    shard = index.reader.shards[1]
-    stored = index.reader.store.tensors(shard)
-    tensors = {name: stored.read(name).clone() for name in stored.spans}
-    tensors["m.1.v"][49, 0, 3] = value
-    write_tensors(tmp_path / shard.file, tensors)
-    index.reader.shards[1] = shard_entry(tmp_path, shard.file, shard.start, shard.rows)
+    shard = write_number(index, tmp_path, 1, "m.1.v", (49, 0, 3), value)
     groups, _ = queries_of(index, 4)
     message = re.escape(f"{shard.file}: the factors of 'm.1' are not all finite numbers")
     with pytest.raises(IndexCorruptedError, match=message):

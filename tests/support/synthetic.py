@@ -11,7 +11,8 @@ from torch import Tensor
 from lorif_hf import InfluenceConfig
 from lorif_hf.codecs import codec_of
 from lorif_hf.querying.scan import Scan
-from lorif_hf.storage.layout import ModuleEntry, factor_file
+from lorif_hf.storage.files import write_tensors
+from lorif_hf.storage.layout import FactorShard, ModuleEntry, factor_file
 from lorif_hf.storage.shards import ShardReader, write_shard
 from lorif_hf.storage.store import LocalStore
 
@@ -53,3 +54,14 @@ def write(folder: Path, config: InfluenceConfig, shapes, sizes, norms=None, seed
     reader = ShardReader(LocalStore(folder), shards, None, codec.layout)
     weights = weights if config.weighted else torch.ones(start)
     return Synthetic(config, entries, reader, {name: torch.cat(some) for name, some in held.items()}, weights)
+
+
+def write_number(index: Synthetic, folder: Path, number: int, tensor: str, place, value: float) -> FactorShard:
+    """Write one number of a tensor in a shard anew. Returns the shard, whole again for the index."""
+    shard = index.reader.shards[number]
+    stored = index.reader.store.tensors(shard)
+    tensors = {name: stored.read(name).clone() for name in stored.spans}
+    tensors[tensor][place] = value
+    write_tensors(folder / shard.file, tensors)
+    index.reader.shards[number] = shard_entry(folder, shard.file, shard.start, shard.rows)
+    return index.reader.shards[number]
