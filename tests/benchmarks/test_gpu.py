@@ -17,7 +17,7 @@ from benchmarks import gpu, gpu_others, gpu_stages
 from lorif_hf import InfluenceIndex
 
 
-CPU = gpu.Setting(torch.device("cpu"), tiny=True, seconds=60.0, venvs=Path("none"))
+CPU = gpu.Setting(torch.device("cpu"), tiny=True, seconds=600.0, venvs=Path("none"))
 ON_DEVICE = "device" in inspect.signature(InfluenceIndex.attribute).parameters
 
 
