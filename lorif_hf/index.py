@@ -30,6 +30,7 @@ from .querying.options import QueryOptions
 from .querying.queried_index import QueriedIndex, chosen_rows
 from .querying.verify import verify_index
 from .reports.attribution import Attribution
+from .reports.provenance import Provenance
 from .storage.claim import remove_left_over
 from .storage.examples import read_column, read_documents, read_examples
 from .storage.files import write_text
@@ -301,8 +302,8 @@ class InfluenceIndex(StoredIndex):
         examples = dict(zip(rows, read_examples(self._store, self.manifest, rows), strict=True))
         for row, pieces in best.pieces.items():
             examples[row] = {**examples[row], "pieces": pieces}
-        answer = (asked.texts, best.losses, self.repo_id, self.commit, asked.measure, asked.tokens)
-        return Attribution(best.scores, best.indices, examples, *answer)
+        answer = (best.scores, best.indices, examples, asked.texts, best.losses, asked.measure, asked.tokens)
+        return Attribution(*answer, provenance=Provenance(repo_id=self.repo_id, commit=self.commit))
 
     def scores(
         self,

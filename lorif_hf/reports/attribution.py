@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
+
+from .distribution import ScoreDistribution
+from .provenance import Provenance
+from .shading import Shading
 
 
 if TYPE_CHECKING:
@@ -45,9 +49,22 @@ class Attribution:
         queries (`Sequence[str]`): the queries as text.
         losses (`Sequence[float]`): the queries' losses, nats; of another `measure`, what is lowered like a loss, its
             negative.
-        repo_id, commit (`str` or `None`): the Hub repo and the commit that answered, where the index is from the Hub.
         measure (`str`): what was measured of the queries, one of [`~lorif_hf.tasks.measures.MEASURES`].
         tokens (`Sequence[Sequence[str]]` or `None`): per query, the tokens of its answer where each has rows.
+        opponent_scores, opponent_indices (`Tensor` or `None`): (Q, k2) the lowest scores and their rows, lowest first,
+            where they were asked for; shaped and filled like `scores` and `indices`. No row is on both
+            sides.
+        copies (`Mapping[int, Sequence[int]]`): where near-duplicates were folded: by row that is shown, the rows that
+            say nearly the same and were ranked behind it.
+        layers (`Sequence[str]` or `None`): the scored layers, where each has scores of its own.
+        layer_scores (`Mapping[tuple[int, int], Sequence[float]]` or `None`): by query and row that is shown, the score
+            of each of `layers`; they add up to the row's score.
+        shading (`Shading` or `None`): what single tokens of query and rows add to the scores, where asked.
+        distribution (`Sequence` of `ScoreDistribution`, or `None`): per query, the scores of all rows that were
+            ranked; with tokens, per query a list of one for each of its tokens.
+        prompts (`Sequence[int | None]` or `None`): per query, how many characters of its text are the prompt; `None`
+            for one that is measured whole.
+        provenance (`Provenance`): which index of which model answered, and when.
     """
 
     scores: Tensor
@@ -55,10 +72,27 @@ class Attribution:
     examples: Mapping[int, dict[str, Any]]
     queries: Sequence[str]
     losses: Sequence[float]
-    repo_id: str | None = None
-    commit: str | None = None
     measure: str = "loss"
     tokens: Sequence[Sequence[str]] | None = None
+    opponent_scores: Tensor | None = None
+    opponent_indices: Tensor | None = None
+    copies: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    layers: Sequence[str] | None = None
+    layer_scores: Mapping[tuple[int, int], Sequence[float]] | None = None
+    shading: Shading | None = None
+    distribution: Sequence[ScoreDistribution | Sequence[ScoreDistribution]] | None = None
+    prompts: Sequence[int | None] | None = None
+    provenance: Provenance = field(default_factory=Provenance)
+
+    @property
+    def repo_id(self) -> str | None:
+        """The Hub repo of the index, where it is from the Hub."""
+        return self.provenance.repo_id
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of that repo that answered."""
+        return self.provenance.commit
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -67,8 +101,19 @@ class Attribution:
         if isinstance(query, int):
             query = range(len(self))[query]
             query = slice(query, query + 1)
-        names = ["scores", "indices", "queries", "losses"] + (["tokens"] if self.tokens is not None else [])
-        return replace(self, **{name: getattr(self, name)[query] for name in names})
+        queries = list(range(len(self))[query])
+        names = ["scores", "indices", "queries", "losses", "tokens", "opponent_scores", "opponent_indices"]
+        names += ["distribution", "prompts"]
+        kept: dict[str, Any] = {name: held[query] for name in names if (held := getattr(self, name)) is not None}
+        sides = [kept["indices"]] + ([kept["opponent_indices"]] if "opponent_indices" in kept else [])
+        rows = {int(row) for side in sides for row in side.flatten().tolist()}
+        kept["copies"] = {row: folded for row, folded in self.copies.items() if row in rows}
+        if self.layer_scores is not None:
+            place = {number: i for i, number in enumerate(queries)}
+            kept["layer_scores"] = {(place[q], row): s for (q, row), s in self.layer_scores.items() if q in place}
+        if self.shading is not None:
+            kept["shading"] = self.shading.of(queries, rows)
+        return replace(self, **kept)
 
     def __iter__(self) -> Iterator["Attribution"]:
         return (self[query] for query in range(len(self)))
