@@ -62,7 +62,7 @@ def ours() -> dict[str, InfluenceConfig]:
     }
     for factor, rank, bits in [
         (4, 1, 16), (4, 8, 2), (4, 16, 1), (2, 1, 1), (2, 3, 2), (2, 7, 1),
-        (1, 2, 1), (1, 4, 1), (1, 8, 1), (1, 2, 2), (1, 8, 2), (1, 1, 16),
+        (1, 2, 1), (1, 4, 1), (1, 8, 1), (1, 16, 1), (1, 2, 2), (1, 8, 2), (1, 1, 16),
     ]:  # fmt: skip
         table[f"whitened, f = {factor}, c = {rank}, {bits} bits"] = InfluenceConfig(
             projection_factor=factor, factor_rank=rank, bits=bits, **OURS
