@@ -98,15 +98,11 @@ def moments(examples: list[Example]) -> tuple[Tensor, Tensor]:
 
 
 def inverse_root(moment: Tensor, damping: float) -> Tensor:
-    """R with R R^T = (M + eps mean(M))^-1: L^-T of the Cholesky factor L, its columns mixed by cosine waves. Which of
+    """R with R R^T = (M + eps mean(M))^-1: the symmetric root, as the library's is of sides of at most 512. Which of
     the roots it is, matters to signs alone."""
     size = len(moment)
-    lower = torch.linalg.cholesky(moment + damping * moment.trace() / size * torch.eye(size, dtype=moment.dtype))
-    waves = torch.tensor(
-        [[math.cos(math.pi * (2 * j + 1) * k / (2 * size)) for k in range(size)] for j in range(size)],
-        dtype=torch.float64,
-    )
-    return torch.linalg.inv(lower).T @ (waves / waves.norm(dim=0))
+    values, vectors = torch.linalg.eigh(moment + damping * moment.trace() / size * torch.eye(size, dtype=moment.dtype))
+    return vectors @ torch.diag(values**-0.5) @ vectors.T
 
 
 # Step 3, the cut: all that is stored of a row is the c strongest pairs of singular vectors, or c pairs of signs.

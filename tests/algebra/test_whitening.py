@@ -4,6 +4,7 @@ import pytest
 import scipy.fft
 import torch
 
+from lorif_hf.algebra import whitening
 from lorif_hf.algebra.whitening import SecondMoments, _cosines, damped_whitener, whiteners
 
 
@@ -96,7 +97,9 @@ def test_half_precision_tokens_are_summed_in_float32(dtype):
 
 @pytest.mark.parametrize("damping", [1e-3, 0.1, 10.0])
 @pytest.mark.parametrize("scale", [1.0, 7.5])
-def test_whiteners_are_roots_of_the_damped_inverse(damping, scale):
+@pytest.mark.parametrize("widest_symmetric", [0, 512])
+def test_whiteners_are_roots_of_the_damped_inverse(monkeypatch, damping, scale, widest_symmetric):
+    monkeypatch.setattr(whitening, "_SYMMETRIC", widest_symmetric)
     moments = moments_of(*tokens(50))
     in_whitener, out_whitener = whiteners(moments, damping=damping, scale=scale)
     assert in_whitener.dtype == out_whitener.dtype == torch.float32
@@ -113,9 +116,15 @@ def test_the_rotation_is_that_of_the_cosine_transform(size):
     torch.testing.assert_close(_cosines(size).double(), torch.from_numpy(expected), rtol=0, atol=1e-7)
 
 
+def test_the_root_of_a_narrow_side_is_symmetric():
+    whitener = damped_whitener(moments_of(*tokens(50)).inputs, 0.1)
+    torch.testing.assert_close(whitener, whitener.T, rtol=0, atol=1e-5 * float(whitener.abs().max()))
+
+
 @pytest.mark.parametrize("turned", [False, True])
-def test_whitened_coordinates_are_of_about_one_size(turned):
+def test_whitened_coordinates_of_a_wide_side_are_of_about_one_size(monkeypatch, turned):
     """However the variance falls off, and whether or not its directions are those of single coordinates."""
+    monkeypatch.setattr(whitening, "_SYMMETRIC", 63)
     spectrum = torch.arange(1, 65).double().pow(-2)
     turn = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).double()).Q
     moment = (turn * spectrum) @ turn.T if turned else spectrum.diag()
