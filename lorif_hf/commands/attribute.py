@@ -59,22 +59,28 @@ def attribute(
 
     loaded = loaded_index(index, revision, token)
     chosen = modules[0] if modules and len(modules) == 1 else modules or None
+    # What is not asked for is not passed.
+    shown = {"opponents": opponents, "fold_duplicates": fold_duplicates, "by_layer": html is not None}
+    shown = {name: value for name, value in shown.items() if value}
     result = loaded.attribute(
         queried_model(model, loaded, token, device),
         asked,
         top_k=top_k,
-        opponents=opponents,
-        fold_duplicates=fold_duplicates,
-        by_layer=html is not None,
         modules=chosen,
         batch_size=batch_size,
         strict=strict,
         device=device,
+        **shown,
     )
     if csv is not None:
         write_output(csv, result.to_csv)
     if html is not None:
         write_output(html, result.save_html)
+    print_answer(index, result, as_json)
+
+
+def print_answer(index: str, result: "Attribution", as_json: bool) -> None:
+    """A result on the terminal: a table for each query, or JSON."""
     if as_json:
         print_json(answer(index, result))
         return

@@ -166,8 +166,8 @@ def shown_rows(rows: "Dataset", columns: Columns) -> "Dataset":
         others = rows.remove_columns("text") if "text" in rows.column_names else rows
         return others.rename_column(columns.text, "text")
     shown = [_readable({name: row[name] for name in columns.shown}) for row in rows.select_columns([*columns.shown])]
-    others = rows.remove_columns([name for name in {*columns.shown, "text"} if name in rows.column_names])
-    return others.add_column("text", shown)  # type: ignore[call-arg]
+    beside = rows.remove_columns("text") if "text" in rows.column_names else rows
+    return beside.add_column("text", shown).remove_columns([*columns.shown])  # type: ignore[call-arg]
 
 
 def _readable(parts: Mapping[str, Any]) -> str:

@@ -62,6 +62,8 @@ def _from_file(path: Path) -> "Dataset":
         rows: Dataset = getattr(datasets.Dataset, _READERS[suffix])(str(path), **options)
     except Exception as error:
         broken = _broken_line(path) if suffix == ".jsonl" else None
+        if suffix == ".csv" and "corresponds to no data" in str(error):
+            broken = f"{path} holds no row below its head: there is nothing to index."
         cause = error.__cause__ or error
         raise DatasetError(
             broken or f"{path} cannot be read ({in_a_line(cause)}): expected a table as {suffix} files hold it."

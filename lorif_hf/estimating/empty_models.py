@@ -89,7 +89,8 @@ def model_class_of(name: str, token: str | bool | None, adapter: Any = None) -> 
     try:
         config = transformers.AutoConfig.from_pretrained(name, token=token)
     except (ValueError, OSError) as error:
-        raise ModelMismatchError(f"No model config is found at {name} ({error}).") from error
+        said = " ".join(str(error).split())
+        raise ModelMismatchError(f"No model config is found at {name} ({said}).") from error
     head = None if adapter is None else _HEADS.get(adapter.task_type)
     classes = [head] if head is not None else config.architectures or ["AutoModelForCausalLM"]
     named = (getattr(transformers, known, None) for known in classes)
