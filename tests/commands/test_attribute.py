@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from terminal import CONTROLS, EMOJI, ESCAPES, MARKUP, SENTENCES, refused, run
+from terminal import CONTROLS, EMOJI, ESCAPES, MARKUP, SENTENCES, differences, documented, refused, run
 from tiny import make_gpt2
 
 from lorif_hf import Attribution, InfluenceIndex
@@ -44,6 +44,10 @@ def test_attribute_ranks_the_examples_behind_a_text(saved, asked):
     assert ranked[0][3] == SENTENCES[1] and SENTENCES[1] in result.stdout.splitlines()[0]
 
 
+LATER = pytest.mark.xfail(not hasattr(Attribution, "to_csv"), reason="needs helper attribution's work")
+
+
+@LATER
 def test_many_queries_of_a_file_go_to_a_program_a_table_and_a_page_at_once(saved, asked, tmp_path):
     lines = [{"query": SENTENCES[0]}, {"prompt": "the cat", "completion": " sat on"}]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -51,6 +55,7 @@ def test_many_queries_of_a_file_go_to_a_program_a_table_and_a_page_at_once(saved
     arguments = ["--queries", tmp_path / "q.jsonl", "--top-k", 2, "--modules", "c_fc", *files]
     said = json.loads(run("attribute", saved / "index", saved / "model", *arguments, "--json").stdout)
     expected = asked([SENTENCES[0], ("the cat", " sat on")], top_k=2, modules="c_fc")
+    assert differences(said, documented("attribute")) == []
     assert [query["query"] for query in said["queries"]] == list(expected.queries)
     assert [query["loss"] for query in said["queries"]] == pytest.approx(expected.losses)
     scores = [[row["score"] for row in query["proponents"]] for query in said["queries"]]
@@ -63,6 +68,7 @@ def test_many_queries_of_a_file_go_to_a_program_a_table_and_a_page_at_once(saved
     assert SENTENCES[0] in page and "<script src" not in page
 
 
+@LATER
 def test_queries_come_from_the_standard_input_and_a_stranger_is_let_in_with_a_warning(saved, tmp_path, asked):
     make_gpt2(seed=5).save_pretrained(tmp_path / "other")
     options = ["--no-strict", "--top-k", 1, "--opponents", 1]

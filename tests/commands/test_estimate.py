@@ -3,7 +3,7 @@
 import json
 
 from peft import LoraConfig
-from terminal import refused, run
+from terminal import differences, documented, refused, run
 
 from lorif_hf.estimating.costs import PRESETS, estimates
 from lorif_hf.estimating.empty_models import empty_model
@@ -27,6 +27,7 @@ def test_estimate_as_json_says_the_same(saved):
     costs = estimates(
         empty_model(str(saved / "model")), 1000, 8, {name: make() for name, make in PRESETS.items()}, 1e9
     )
+    assert differences(said, documented("estimate")) == []
     assert list(said["presets"]) == list(PRESETS) and said["machine"] == {"flops": 1e9, "memory": 10**9, "disk": 10**5}
     for name, preset in said["presets"].items():
         cost = costs[name]

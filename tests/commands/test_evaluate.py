@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from retrained import QUERIES, ROWS, make_bank
-from terminal import REPO, refused, run
+from terminal import REPO, differences, documented, refused, run
 from tiny import make_gpt2, plain_config
 
 from lorif_hf import InfluenceIndex
@@ -49,6 +49,7 @@ def test_evaluate_lds_as_json_says_the_same_and_keeps_it_too(evaluated, tmp_path
     folder, bank = evaluated
     path = shutil.copytree(folder / "index", tmp_path / "index")
     said = json.loads(run("evaluate", "lds", path, folder / "bank", folder / "model", "--json").stdout)
+    assert differences(said, documented("evaluate lds")) == []
     index = InfluenceIndex.from_pretrained(path)
     expected = evaluate_lds(index, bank, make_gpt2())
     assert said["lds"] == expected.mean == index.lds.mean and said["kept_in"] == str(path)

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from terminal import CONTROLS, ESCAPES, MARKUP, REPO, edit, refused, run
+from terminal import CONTROLS, ESCAPES, MARKUP, REPO, differences, documented, edit, refused, run
 
 from lorif_hf import InfluenceIndex
 
@@ -24,6 +24,7 @@ def test_info_as_json_says_the_same(saved):
     loaded = InfluenceIndex.from_pretrained(saved / "index")
     assert said["config"] == loaded.config.to_dict() and said["num_examples"] == 5 and said["lds"] is None
     assert said["layers"] == [module.name for module in loaded.manifest.modules] and said["repo_id"] is None
+    assert differences(said, documented("info")) == []
     assert said["bytes_per_example"] == loaded.bytes_per_example and said["coverage"] == loaded.coverage.share
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from terminal import REPO, refused, run
+from terminal import REPO, differences, documented, refused, run
 
 from lorif_hf import InfluenceIndex
 
@@ -29,6 +29,7 @@ def test_verify_names_a_damaged_file(index, number, damage):
 
 def test_a_program_reads_which_file_is_damaged(index):
     good = json.loads(run("verify", index, "--json").stdout)
+    assert differences(good, documented("verify")) == []
     files = InfluenceIndex.from_pretrained(index).manifest.files
     assert good == {
         "intact": True,

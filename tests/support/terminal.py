@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 from datasets import Dataset
 from tiny import make_gpt2, plain_config
@@ -64,3 +65,26 @@ def edit(folder, change):
     manifest = json.loads((folder / "influence_config.json").read_text())
     change(manifest)
     (folder / "influence_config.json").write_text(signed(json.dumps(manifest)))
+
+
+def documented(command):
+    """The JSON that docs/command-line.md shows of a command."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
+    section = page.partition(f"\n### {command} --json\n")[2].partition("\n## ")[0].partition("\n### ")[0]
+    return json.loads(re.search(r"^```json\n(.*?)^```", section, re.DOTALL | re.MULTILINE)[1])
+
+
+def differences(said, shown, place="$"):
+    """Where JSON is of another form than what is documented: other fields, or values of another type. "..." among the
+    fields stands for others; null may stand for anything."""
+    if isinstance(said, dict) and isinstance(shown, dict):
+        fields = shown.keys() - {"..."}
+        unlike = fields - said.keys() if "..." in shown else fields ^ said.keys()
+        found = [f"{place}.{name}" for name in sorted(unlike)]
+        return found + [
+            d for name in fields & said.keys() for d in differences(said[name], shown[name], f"{place}.{name}")
+        ]
+    if isinstance(said, list) and isinstance(shown, list):
+        return [d for item in said for d in differences(item, shown[0], f"{place}[]")] if shown else []
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (said, shown))
+    return [] if None in (said, shown) or numbers or type(said) is type(shown) else [place]
