@@ -60,7 +60,7 @@ def attribute(
     loaded = loaded_index(index, revision, token)
     chosen = modules[0] if modules and len(modules) == 1 else modules or None
     # What is not asked for is not passed.
-    shown = {"opponents": opponents, "fold_duplicates": fold_duplicates, "by_layer": html is not None}
+    shown: dict[str, Any] = {"opponents": opponents, "fold_duplicates": fold_duplicates, "by_layer": html is not None}
     shown = {name: value for name, value in shown.items() if value}
     result = loaded.attribute(
         queried_model(model, loaded, token, device),
@@ -73,7 +73,7 @@ def attribute(
         **shown,
     )
     if csv is not None:
-        write_output(csv, result.to_csv)
+        write_output(csv, result.to_csv)  # type: ignore[attr-defined]
     if html is not None:
         write_output(html, result.save_html)
     print_answer(index, result, as_json)
