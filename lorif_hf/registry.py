@@ -1,10 +1,11 @@
 """Kinds by name: of layers, tasks, curvatures and codecs. An index names its kinds, and its readers look them up.
 
-The kinds that come with the library register themselves when their folder is imported, which importing `lorif_hf`
-does. Others are registered by the module that defines them.
+The kinds that come with the library register themselves when their folder is imported, which happens at the latest
+when a kind is looked up. Others are registered by the module that defines them.
 """
 
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 from .errors import UnknownKindError
@@ -50,12 +51,14 @@ class Registry:
         Raises:
             [`~lorif_hf.errors.UnknownKindError`]: says which are known, and what to import.
         """
+        import_module(self.folder)
         if not isinstance(name, str) or name not in self._kinds:
             raise UnknownKindError(self.what, name, list(self._kinds), self.folder, hint)
         return self._kinds[name]
 
     def __iter__(self) -> Iterator[Any]:
         """The kinds, the last registered first: a user's own goes before the library's."""
+        import_module(self.folder)
         return reversed(list(self._kinds.values()))
 
 

@@ -1,5 +1,8 @@
 """Kinds by name."""
 
+import sys
+import types
+
 import pytest
 
 from lorif_hf.codecs import DenseCodec
@@ -13,7 +16,8 @@ def kind(name, module="somewhere", qualname="Kind"):
 
 
 @pytest.fixture
-def registry():
+def registry(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lorif_hf.fruit", types.ModuleType("lorif_hf.fruit"))
     registry = Registry("kind of fruit", "lorif_hf.fruit")
     for name in ("apple", "pear"):
         registry.register(kind(name, qualname=name.title()))

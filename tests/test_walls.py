@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+import lorif_hf
+
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"lorif_hf": "lorif_hf", "callbacks": "lorif_hf.callbacks", "model_cards": "lorif_hf.model_cards"}
 FOLDERS = [*PACKAGES, "tests", "examples", "benchmarks"]
-FACADES = {"lorif_hf", "lorif_hf.index", "lorif_hf.ensemble", "lorif_hf.cli"}
+FACADES = {"lorif_hf", "lorif_hf.index", "lorif_hf.ensemble"}
 
 # What each room may import of ours, beside itself. Whoever adds an arrow says so here.
 GROUND = {"checks", "config", "coverage", "errors", "progress", "registry"}  # the ground floor, open to all above
@@ -165,7 +167,7 @@ def test_a_room_knows_no_library_that_is_none_of_its_business(name):
 def test_every_room_has_its_walls_here():
     """Those above the facade may import it."""
     rooms = {room(module) for module in SOURCES} - {None}
-    above = {"index", "ensemble", "cli", "evaluation", "callbacks", "model_cards"}
+    above = {"index", "ensemble", "commands", "evaluation", "callbacks", "model_cards", "__main__"}
     assert rooms == set(MAY_IMPORT) | above
 
 
@@ -227,7 +229,7 @@ def test_no_module_is_imported_by_one_that_it_imports():
 
 def test_nobody_below_the_facade_imports_it():
     for module in SOURCES:
-        if module in FACADES or within(module, ["lorif_hf.callbacks", "lorif_hf.evaluation"]):
+        if module in FACADES or within(module, ["lorif_hf.callbacks", "lorif_hf.commands", "lorif_hf.evaluation"]):
             continue
         assert not imported(module) & {"lorif_hf", "lorif_hf.index"}, module
 
@@ -240,8 +242,8 @@ def test_files_are_short_and_named_after_what_they_hold(folder):
         assert path.name != "utils.py", f"{path.relative_to(ROOT)}: name it after what it holds"
 
 
-TESTED = ["algebra", "building", "codecs", "curvature", "estimating", "evaluation", "evaluation/retraining", "hub"]
-TESTED += ["layers", "querying", "recording", "reports", "storage", "tasks"]
+TESTED = ["algebra", "building", "codecs", "commands", "curvature", "estimating", "evaluation"]
+TESTED += ["evaluation/retraining", "hub", "layers", "querying", "recording", "reports", "storage", "tasks"]
 
 
 @pytest.mark.parametrize("package", TESTED)
@@ -268,9 +270,34 @@ def test_optional_dependencies_stay_optional(missing):
     assert done.returncode == 0 and "InfluenceCallback" in done.stdout, done.stderr
 
 
-def test_importing_the_library_loads_no_optional_or_slow_dependency():
-    done = run_python("import sys, lorif_hf; print(sorted({'evaluate', 'matplotlib', 'datasets'} & set(sys.modules)))")
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+LATE = {"datasets", "evaluate", "gradio", "jinja2", "matplotlib", "pandas", "peft", "rich", "sklearn", "trl", "typer"}
+HEAVY = LATE | {"numpy", "torch", "transformers"}
+
+
+def test_importing_the_library_loads_nothing_heavy_and_its_names_nothing_that_they_do_without():
+    names = "from lorif_hf import *"
+    late = LATE - {"jinja2"}  # renders results
+    done = run_python(
+        f"import sys, lorif_hf; print(sorted({HEAVY} & set(sys.modules))); {names}; "
+        f"print(InfluenceIndex.__name__, sorted({late} & set(sys.modules)))"
+    )
+    assert done.stdout == "[]\nInfluenceIndex []\n", done.stdout + done.stderr
+    assert "InfluenceIndex" in run_python("import lorif_hf; print(dir(lorif_hf))").stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["build", "--help"], ["--version"]], ids=" ".join)
+def test_the_command_line_says_what_it_is_without_loading_what_it_runs(arguments):
+    late = HEAVY - {"jinja2", "rich", "typer"}
+    done = run_python(
+        f"import sys; sys.argv = ['lorif-hf', *{arguments}]\nfrom lorif_hf.commands import main\n"
+        f"try:\n    main()\nexcept SystemExit as end:\n    print(end.code, sorted({late} & set(sys.modules)))"
+    )
+    assert done.stdout.splitlines()[-1] == "0 []" and done.stderr == "", done.stdout + done.stderr
+
+
+def test_a_name_that_is_none_is_told_as_of_any_module():
+    with pytest.raises(AttributeError, match="module 'lorif_hf' has no attribute 'InfluenceIndx'"):
+        lorif_hf.InfluenceIndx  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -283,10 +310,6 @@ def test_importing_the_library_loads_no_optional_or_slow_dependency():
     ],
 )
 def test_the_lower_floors_load_no_model_library(modules):
-    """With an empty stand-in for the facade, which loads everything."""
-    facade = (
-        f"import sys, types; facade = types.ModuleType('lorif_hf'); facade.__path__ = [{str(ROOT / 'lorif_hf')!r}]"
-    )
     seen = "print(sorted({'transformers', 'peft', 'datasets', 'huggingface_hub'} & set(sys.modules)))"
-    done = run_python(f"{facade}; sys.modules['lorif_hf'] = facade; import {modules}; {seen}")
+    done = run_python(f"import sys, {modules}; {seen}")
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

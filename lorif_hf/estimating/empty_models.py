@@ -28,12 +28,16 @@ def empty_model(name: str, token: str | bool | None = None) -> nn.Module:
         [`~lorif_hf.errors.ModelMismatchError`]: it has no config, or one that names no class that transformers has, or
             an adapter of a base model that has none.
     """
-    adapter = _adapter_config(name, token)
+    adapter = adapter_config(name, token)
     return _base(name, token) if adapter is None else _adapted(name, adapter, token)
 
 
-def _adapter_config(name: str, token: str | bool | None) -> Any:
-    """PEFT's config of an adapter; `None`: it is none."""
+def adapter_config(name: str, token: str | bool | None) -> Any:
+    """PEFT's config of an adapter; `None`: it is none.
+
+    Raises:
+        [`~lorif_hf.errors.ModelMismatchError`]: it cannot be read, or there is no PEFT to read it.
+    """
     from transformers.utils.peft_utils import find_adapter_config_file
 
     folder = Path(name)
@@ -56,14 +60,55 @@ def _adapter_config(name: str, token: str | bool | None) -> Any:
         raise ModelMismatchError(f"The adapter_config.json of {name} cannot be read ({error}).") from error
 
 
-def _adapted(name: str, adapter: Any, token: str | bool | None) -> nn.Module:
-    from peft import get_peft_model
+def base_of(name: str, adapter: Any) -> str:
+    """The name of the model that an adapter is of.
 
+    Raises:
+        [`~lorif_hf.errors.ModelMismatchError`]: the adapter does not say it.
+    """
     base = adapter.base_model_name_or_path
     if not base:
         raise ModelMismatchError(f"The adapter_config.json of {name} does not say base_model_name_or_path.")
+    return str(base)
+
+
+def model_class_of(name: str, token: str | bool | None, adapter: Any = None) -> tuple[Any, Any]:
+    """The class of transformers that a model was trained as, and its config.
+
+    Args:
+        name (`str`): Hub id or folder; of an adapter, that of its base model.
+        token (`str` or `bool`, *optional*): for the Hub.
+        adapter (`PeftConfig`, *optional*): says the task, whose Auto class it is; by default the class that the config
+            names.
+
+    Raises:
+        [`~lorif_hf.errors.ModelMismatchError`]: there is no config, or transformers has no such class.
+    """
+    import transformers
+
     try:
-        model = _base(base, token, _HEADS.get(adapter.task_type))
+        config = transformers.AutoConfig.from_pretrained(name, token=token)
+    except (ValueError, OSError) as error:
+        said = " ".join(str(error).split())
+        raise ModelMismatchError(f"No model config is found at {name} ({said}).") from error
+    head = None if adapter is None else _HEADS.get(adapter.task_type)
+    classes = [head] if head is not None else config.architectures or ["AutoModelForCausalLM"]
+    named = (getattr(transformers, known, None) for known in classes)
+    model_class = next((known for known in named if known is not None), None)
+    if model_class is None:
+        raise ModelMismatchError(
+            f"transformers has no {', '.join(config.architectures)}, which the config of {name} names: its layers "
+            "cannot be laid out without its own code."
+        )
+    return model_class, config
+
+
+def _adapted(name: str, adapter: Any, token: str | bool | None) -> nn.Module:
+    from peft import get_peft_model
+
+    base = base_of(name, adapter)
+    try:
+        model = _base(base, token, adapter)
     except ModelMismatchError as error:
         raise ModelMismatchError(f"{name} is an adapter of {base}, which cannot be laid out. {error}") from error
     adapter.inference_mode = False  # what was trained, though it was saved to be used
@@ -75,22 +120,8 @@ def _adapted(name: str, adapter: Any, token: str | bool | None) -> nn.Module:
     return adapted
 
 
-def _base(name: str, token: str | bool | None, head: str | None = None) -> nn.Module:
-    """`head`: the Auto class of a task; by default the class that the config names."""
-    import transformers
-
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, token=token)
-    except (ValueError, OSError) as error:
-        raise ModelMismatchError(f"No model config is found at {name} ({error}).") from error
-    classes = [head] if head is not None else config.architectures or ["AutoModelForCausalLM"]
-    named = (getattr(transformers, known, None) for known in classes)
-    model_class = next((known for known in named if known is not None), None)
-    if model_class is None:
-        raise ModelMismatchError(
-            f"transformers has no {', '.join(config.architectures)}, which the config of {name} names: its layers "
-            "cannot be laid out without its own code."
-        )
+def _base(name: str, token: str | bool | None, adapter: Any = None) -> nn.Module:
+    model_class, config = model_class_of(name, token, adapter)
     build = getattr(model_class, "from_config", None) or model_class._from_config
     try:
         with torch.device("meta"):

@@ -1,9 +1,7 @@
 """How good an index is: its linear datamodeling score against a bank of retrained models."""
 
-import json
 import math
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -77,35 +75,6 @@ def evaluate_lds(
         strict=strict,
     )
     return lds(scores, bank.losses, bank.membership, confidence=confidence, resamples=resamples, seed=seed)
-
-
-def read_query_file(path: Path) -> list[Any]:
-    """Queries from a file: .txt holds one text a line, .jsonl one JSON value a line, .json a list of them.
-
-    A JSON value is a text, a list of two texts (prompt and completion) or of a text and a label, a list of chat
-    messages, or an object with "prompt" and "completion", "messages", "text" or "input_ids".
-
-    Raises:
-        [`~lorif_hf.errors.EvaluationError`]: the file is none of these.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        lines = [line for line in text.splitlines() if line.strip()]
-        if path.suffix == ".txt":
-            queries: Any = lines
-        elif path.suffix == ".jsonl":
-            queries = [json.loads(line) for line in lines]
-        else:
-            queries = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
-        raise EvaluationError(
-            f"{path} cannot be read as queries ({error}): pass a .txt, .jsonl or .json file."
-        ) from error
-    # A list of two, the first of them a text, is that text with its completion or label.
-    return [
-        tuple(query) if isinstance(query, list) and len(query) == 2 and isinstance(query[0], str) else query
-        for query in (queries if isinstance(queries, list) else [queries])
-    ]
 
 
 def lds_record(index: "InfluenceIndex", bank: RetrainBank, result: LDSResult) -> LDSRecord:

@@ -9,7 +9,7 @@ from tiny import make_gpt2, plain_config
 
 from lorif_hf import InfluenceIndex
 from lorif_hf.errors import EvaluationError, IndexCorruptedError, ModelMismatchError, PublishError
-from lorif_hf.evaluation.evaluate_index import evaluate_lds, lds_record, read_query_file
+from lorif_hf.evaluation.evaluate_index import evaluate_lds, lds_record
 from lorif_hf.evaluation.lds import LDSResult, lds
 from lorif_hf.evaluation.retraining.bank import RetrainBank
 from lorif_hf.evaluation.retraining.retrain import retrain
@@ -158,26 +158,3 @@ def test_no_score_is_kept_where_nothing_could_be_measured(bank, index):
     few = LDSResult(0.5, torch.full((3,), 0.5).numpy(), (nan, nan), (0.1, 0.6), 0.95, 0, 0)
     record = lds_record(index, bank, few)
     assert (record.query_low, record.query_high, record.subset_low, record.subset_high) == (None, None, 0.1, 0.6)
-
-
-# Files of queries
-
-
-def test_queries_in_files(tmp_path):
-    values = ["a text", ["a prompt", " its end"], {"input_ids": [1, 2]}, [{"role": "user", "content": "x"}], ["y", 1]]
-    expected = [*values]
-    expected[1], expected[4] = ("a prompt", " its end"), ("y", 1)
-    (tmp_path / "q.json").write_text(json.dumps(values))
-    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, values)) + "\n\n")
-    (tmp_path / "q.txt").write_text("one\n\ntwo two\n")
-    (tmp_path / "one.json").write_text('{"input_ids": [1, 2]}')
-    assert read_query_file(tmp_path / "q.json") == read_query_file(tmp_path / "q.jsonl") == expected
-    assert read_query_file(tmp_path / "q.txt") == ["one", "two two"]
-    assert read_query_file(tmp_path / "one.json") == [{"input_ids": [1, 2]}]
-    (tmp_path / "bad.json").write_bytes(b"\xff")
-    for name in ("bad.json", "none.txt", "q.txt"):
-        path = tmp_path / name
-        if name == "q.txt":
-            path = path.rename(tmp_path / "q2.jsonl")
-        with pytest.raises(EvaluationError, match="cannot be read as queries .*: pass a .txt, .jsonl or .json file"):
-            read_query_file(path)

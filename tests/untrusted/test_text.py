@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from lorif_hf import InfluenceIndex
-from lorif_hf.cli import app
+from lorif_hf.commands import program
 from lorif_hf.errors import LorifError
 
 
@@ -205,7 +205,7 @@ CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def run(*arguments):
-    ran = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    ran = CliRunner().invoke(program, [str(argument) for argument in arguments])
     assert not CONTROLS.search(ran.output), CONTROLS.findall(ran.output)
     return ran
 
