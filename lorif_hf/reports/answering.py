@@ -1,6 +1,5 @@
 """From ranked rows to an [`Attribution`]: the rows of either end joined to their examples, near-duplicates folded."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from .distribution import ScoreDistribution
 from .duplicates import NearDuplicates
 from .provenance import Provenance
 from .shading import Shading
+from .sides import as_tensors
 
 
 # Where near-duplicates are folded: rows that are looked at for each that is shown, at first and in each further try.
@@ -257,7 +257,7 @@ def _distinct(
             kept = _first(rows, most, gone, best.pieces, duplicates, copies)
             kept_scores.append([values[place] for place in kept])
             kept_rows.append([rows[place] for place in kept])
-        made += _as_tensors(kept_scores, kept_rows, indices.shape[:-1])
+        made += as_tensors(kept_scores, kept_rows, indices.shape[:-1])
     return made, copies
 
 
@@ -284,15 +284,6 @@ def _first(
         if len(kept) == most and duplicates is None:
             break
     return kept
-
-
-def _as_tensors(scores: list[list[float]], rows: list[list[int]], shape: Sequence[int]) -> list[Tensor]:
-    """Scores and rows of all rankings, (*shape, k): NaN and -1 where one has fewer."""
-    longest = max(map(len, rows), default=0)
-    values = [[*held, *[math.nan] * (longest - len(held))] for held in scores]
-    row_ids = [[*held, *[-1] * (longest - len(held))] for held in rows]
-    whole = torch.tensor(values, dtype=torch.float32), torch.tensor(row_ids, dtype=torch.int64)
-    return [tensor.view(*shape, longest) for tensor in whole]
 
 
 def _lacking(shown: tuple[list[Tensor], dict[int, list[int]]], k: int, lowest: int) -> bool:
