@@ -58,10 +58,10 @@ def check_shares(asked: Measurement) -> None:
     """
     config = asked.index.config
     why = None
-    if config.joins_layers:
-        why = "projects all layers together (projection_dim)"
-    elif config.normalize:
+    if config.normalize:
         why = "divides gradients by their norm (normalize)"
+    elif config.joins_layers:
+        why = "projects all layers together (projection_dim)"
     elif asked.tokens is not None:
         raise QueryError("shade=True shows what tokens add to the scores of whole queries: leave out per_token=.")
     if why is not None:
@@ -131,7 +131,8 @@ def row_shares(
             left_out.append(row)
             continue
         ids, values = made
-        shares.tokens[row] = [*(recorder.text_of(token) for token in ids), *([""] * (values.shape[1] - len(ids)))]
+        tokens = aligned(texts[row] or "", [recorder.text_of(token) for token in ids])
+        shares.tokens[row] = tokens + [""] * (values.shape[1] - len(ids))
         shares.shares.update({(query, row): values[query].tolist() for query in queries})
     if left_out:
         logger.warning(
@@ -142,6 +143,30 @@ def row_shares(
             left_out[0],
         )
     return shares
+
+
+def aligned(text: str, tokens: Sequence[str]) -> list[str]:
+    """Tokens with the white space that stands before each in a text, which some tokenizers decode away: joined, those
+    that are in the text are the text again.
+
+    Example:
+
+    >>> aligned("The capital.", ["<s>", "The", "capital", "."])
+    ['<s>', 'The', ' capital', '.']
+    """
+    pieces, place = [], 0
+    for token in tokens:
+        said = token.strip()
+        start = place + len(text[place:]) - len(text[place:].lstrip()) if said else place
+        if said and text.startswith(said, start):
+            pieces.append(text[place : start + len(said)])
+            place = start + len(said)
+        elif text.startswith(token, place):
+            pieces.append(token)
+            place += len(token)
+        else:
+            pieces.append(token)
+    return pieces
 
 
 class _ShareRecorder:

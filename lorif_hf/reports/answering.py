@@ -182,7 +182,7 @@ def check_layers(asked: Measurement, options: AnswerOptions) -> None:
     Raises:
         [`~lorif_hf.errors.QueryError`]: they are not.
     """
-    if options.by_layer and asked.index.config.joins_layers:
+    if options.by_layer and asked.index.config.projection_dim is not None:
         raise QueryError(
             "This index projects all layers together (projection_dim): its scores have no single layers. Leave out "
             "by_layer=."
@@ -274,15 +274,17 @@ def _first(
     for place, row in enumerate(rows):
         if row < 0 or row in taken:
             continue
-        taken.update(pieces.get(row, (row,)))
         like = None if duplicates is None else duplicates.first_like(row, [rows[other] for other in kept])
         if like is not None:
             folded = copies.setdefault(like, [])
             folded += [] if row in folded else [row]
         elif len(kept) < most:
             kept.append(place)
-        if len(kept) == most and duplicates is None:
+        elif duplicates is None:
             break
+        else:
+            continue
+        taken.update(pieces.get(row, (row,)))
     return kept
 
 

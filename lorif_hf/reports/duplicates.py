@@ -15,7 +15,7 @@ OVERLAP = 0.8
 _COMPARED = 100_000  # characters of a text
 # Words in the sense of \w, and each character of scripts that write without spaces as a word of its own.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_WORD = re.compile(rf"(?!\W)[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 @dataclass(frozen=True)

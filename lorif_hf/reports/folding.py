@@ -45,7 +45,7 @@ def _folded(scores: Tensor, rows: Tensor, duplicates: NearDuplicates, copies: di
                 kept.append(place)
             elif like is not None:
                 held = copies.setdefault(like, [])
-                held += [other for other in (row, *copies.get(row, ())) if other not in held]
+                held += [other for other in (row, *copies.get(row, ())) if other not in (like, *held)]
         kept_scores.append([values[place] for place in kept])
         kept_rows.append([row_ids[place] for place in kept])
     return as_tensors(kept_scores, kept_rows, shape)

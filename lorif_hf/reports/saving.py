@@ -115,15 +115,15 @@ def _fields(texts: dict[str, Any], file: TensorFile) -> dict[str, Any]:
     count = len(queries)
     tokens = None if texts["tokens"] is None else _listed(texts["tokens"], count, _strings)
     examples = {_row(row): _example(example) for row, example in texts["examples"]}
-    shape: tuple[int, ...] = (count,) if tokens is None else (count, max(map(len, tokens), default=0))
+    axes, longest = (1, 0) if tokens is None else (2, max(map(len, tokens), default=0))
     sides: dict[str, Tensor | None] = {}
     for scores, indices in _RESULTS:
         if indices not in file.spans:
             sides |= {scores: None, indices: None}
             continue
-        rows = _tensor(file, indices, torch.int64, len(shape) + 1)
-        if rows.shape[:-1] != shape:
-            raise ValueError(f"{indices} is of shape {tuple(rows.shape)}, its queries and tokens make it {shape}")
+        rows = _tensor(file, indices, torch.int64, axes + 1)
+        if rows.shape[0] != count or rows.shape[axes - 1] < longest:
+            raise ValueError(f"{indices} is of shape {tuple(rows.shape)}, beside {count} queries of {longest} tokens")
         sides |= {indices: rows, scores: _tensor(file, scores, torch.float32, rows.dim(), rows.shape)}
         missing = {row for row in rows.flatten().tolist() if row >= 0} - examples.keys()
         if missing:

@@ -36,7 +36,10 @@ class Shading:
 
     def of(self, queries: Sequence[int], rows: Collection[int]) -> "Shading":
         """That of some of the queries, numbered anew, and of some rows."""
-        query_shares, row_shares = (of_queries(kept, queries) for kept in (self.query_shares, self.row_shares))
+        query_shares, row_shares = (
+            {pair: shares for pair, shares in of_queries(kept, queries).items() if pair[1] in rows}
+            for kept in (self.query_shares, self.row_shares)
+        )
         tokens = {row: texts for row, texts in self.row_tokens.items() if row in rows}
         return replace(
             self,
