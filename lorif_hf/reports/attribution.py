@@ -13,10 +13,7 @@ from ..errors import QueryError
 from .distribution import ScoreDistribution
 from .groups import GroupInfluence, shown_influence
 from .provenance import Provenance
-from .saving import load, save
 from .shading import Shading, of_queries
-from .tables import as_text, records, write_csv, write_json
-from .tables import columns as columns_of
 
 
 if TYPE_CHECKING:
@@ -116,6 +113,8 @@ class Attribution:
         return (self[query] for query in range(len(self)))
 
     def __repr__(self) -> str:
+        from .tables import as_text
+
         return as_text(self)
 
     def _of(self, queries: Sequence[int]) -> "Attribution":
@@ -155,7 +154,7 @@ class Attribution:
         names = ("query_id", "token", "row", "score", "rank", "z")
         return [
             {name: record[name] for name in names if name in record} | {"count": self._count(record)}
-            for record in records(self)
+            for record in self.to_list()
         ]
 
     def folded(self) -> "Attribution":
@@ -187,7 +186,7 @@ class Attribution:
         names = dict.fromkeys(name for example in self.examples.values() for name in example)
         if column not in names and self.examples:
             raise QueryError(f"The examples have no column {column!r}: there are {', '.join(map(repr, names))}.")
-        pairs = [(record["query_id"], record["score"], record[column]) for record in records(self)]
+        pairs = [(record["query_id"], record["score"], record[column]) for record in self.to_list()]
         return shown_influence(self.queries, pairs, column)
 
     def to_list(self) -> list[dict[str, Any]]:
@@ -195,6 +194,8 @@ class Attribution:
         is its place among all rows), score, z, text, the other columns of the example, query_id (from 0). With tokens
         one for each of them, and with its text as "token_text" and its place in the answer (from 0) as "token"; where
         near-duplicates were folded, "copies" has their rows."""
+        from .tables import records
+
         return records(self)
 
     def _rankings(self) -> Iterator["_Ranking"]:
@@ -224,7 +225,9 @@ class Attribution:
         """
         import pandas as pd
 
-        return pd.DataFrame(self.to_list(), columns=columns_of(self))
+        from .tables import columns
+
+        return pd.DataFrame(self.to_list(), columns=columns(self))
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write [`~Attribution.to_list`] as a table for spreadsheets, in UTF-8.
@@ -232,11 +235,15 @@ class Attribution:
         A text that a spreadsheet would take for a formula gets a ' before it, and control characters become spaces:
         for programs, [`~Attribution.to_json`] keeps every text as it is.
         """
+        from .tables import write_csv
+
         write_csv(self, path)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write all of the result as JSON, a list of queries with their rows and opponents (docs/querying.md describes
         it); numbers that are none, as NaN, are null."""
+        from .tables import write_json
+
         write_json(self, path)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -254,6 +261,8 @@ class Attribution:
         Attribution.load("paris").save_html("paris.html")
         ```
         """
+        from .saving import save
+
         save(self, Path(folder))
 
     @classmethod
@@ -263,6 +272,8 @@ class Attribution:
         Raises:
             [`~lorif_hf.errors.ResultFormatError`]: the folder holds none, or one that is not as it was saved.
         """
+        from .saving import load
+
         return cls(**load(Path(folder)))
 
     def _count(self, record: dict[str, Any]) -> int:

@@ -49,7 +49,7 @@ def test_tokens_add_up_to_the_scores(tmp_path, tokenizer, texts, config):
     for pair, shares in shading.row_shares.items():
         row = pair[1]
         assert "".join(shading.row_tokens[row]) == texts[row] and len(shares) == len(texts[row].split())
-        assert sum(shares) == pytest.approx(float(scores[pair]), rel=0.02, abs=0.02)  # of what is stored in bfloat16
+        assert sum(shares) == pytest.approx(float(scores[pair]), rel=0.05, abs=0.05)  # of what is stored in bfloat16
         assert sum(shading.query_shares[pair]) == pytest.approx(float(scores[pair]), rel=1e-3, abs=1e-4)
 
 
