@@ -5,6 +5,7 @@ import torch
 from tiny import make_gpt2, make_rows
 
 from lorif_hf.building.example_tables import ACTIVE, silent_layers, write_example_tables
+from lorif_hf.building.owned_columns import OwnedColumns
 from lorif_hf.recording.rows import TrainingRows
 from lorif_hf.storage.layout import ModuleEntry
 from lorif_hf.tasks import CausalLM
@@ -17,7 +18,7 @@ def test_a_table_for_each_shard(tmp_path):
         {"losses": torch.arange(start, stop).double(), "num_tokens": torch.arange(start, stop) + 2}
         for start, stop in ranges
     ]
-    shards = write_example_tables(tmp_path, rows, ranges, tables, torch.arange(5).double() / 2)
+    shards = write_example_tables(tmp_path, rows, ranges, tables, torch.arange(5).double() / 2, OwnedColumns(rows))
     assert [(shard.start, shard.rows) for shard in shards] == [(0, 3), (3, 2)]
     second = pq.read_table(tmp_path / shards[1].file).to_pylist()
     assert second[0] == {

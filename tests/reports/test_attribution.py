@@ -34,18 +34,24 @@ def test_one_query_of_several(result):
     assert [one.queries[0] for one in result] == [HOSTILE, "second"]
     with pytest.raises(IndexError):
         result[2]
-    assert repr(result) == "Attribution(queries=2, top_k=3)"
+    with pytest.raises(TypeError, match="takes the number of a query or a slice, got 'a'"):
+        result["a"]
+    assert [part.queries for part in (result[::-1], result[:0], result[-5:1])] == [["second", HOSTILE], [], [HOSTILE]]
+    assert result[::-1].indices.tolist() == [[1, 7, 4], [4, 1, 7]] and result[:0].scores.shape == (0, 3)
 
 
 def test_rows_come_ranked_and_joined(result):
     rows = result.to_list()
-    assert [(row["query"], row["rank"], row["row"], row["score"]) for row in rows[:4]] == [
+    assert [(row["query_id"], row["rank"], row["row"], row["score"]) for row in rows[:4]] == [
         (0, 1, 4, 3.0),
         (0, 2, 1, 1.0),
         (0, 3, 7, -2.0),
         (1, 1, 1, 0.5),
     ]
-    assert rows[0]["example_id"] == "id-4"
+    assert rows[0]["example_id"] == "id-4" and rows[0]["query"] == HOSTILE
+    assert list(rows[0]) == [
+        *("query", "rank", "score", "text", "row", "example_id", "num_tokens", "loss", "self_influence", "query_id")
+    ]
 
 
 def test_tables_hold_what_the_list_holds(result):
@@ -96,7 +102,7 @@ def by_token(result):
 
 def test_rows_of_tokens_name_their_token(by_token):
     rows = by_token.to_list()
-    assert [(r["query"], r["token"], r["token_text"], r["rank"], r["row"], r["score"]) for r in rows] == [
+    assert [(r["query_id"], r["token"], r["token_text"], r["rank"], r["row"], r["score"]) for r in rows] == [
         (0, 0, " Par", 1, 4, 3.0),
         (0, 0, " Par", 2, 1, -1.0),
         (0, 1, HOSTILE, 1, 1, 0.5),
@@ -105,7 +111,6 @@ def test_rows_of_tokens_name_their_token(by_token):
         (1, 0, " is", 2, 4, 1.0),
     ]
     assert by_token.to_pandas().to_dict("records") == rows == by_token.to_dataset().to_list()
-    assert repr(by_token) == "Attribution(queries=2, tokens=3, top_k=2)"
     assert [row["token_text"] for row in by_token[1].to_list()] == [" is", " is"]
     assert by_token[0].tokens == [[" Par", HOSTILE]] and by_token[0].measure == "log_prob"
 

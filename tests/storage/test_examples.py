@@ -201,7 +201,7 @@ def table(rows=4):
 
 WRONG_TABLES = {
     "a missing column": table().drop_columns(["loss"]),
-    "another column": table().append_column("extra", pa.array(range(4))),
+    "another column": table().append_column("score", pa.array(range(4))),
     "a renamed column": table().rename_columns(["index", *SCHEMA.names[1:]]),
     "another order": table().select(list(reversed(SCHEMA.names))),
     "another type": table().set_column(3, "num_tokens", pa.array(range(4), pa.int32())),
