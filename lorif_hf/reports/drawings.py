@@ -27,8 +27,7 @@ def histogram(distribution: ScoreDistribution, shown: Sequence[float]) -> Markup
             bars.append(f"M{x:.1f} {base}v-{height:.1f}h{width:.1f}v{height:.1f}z")
     marks = {round(_WIDTH * min(max((score - low) / span, 0.0), 1.0), 1): score >= 0 for score in shown}
     ticks = "".join(
-        f'<path class=lf-{"pro" if positive else "con"} d="M{x} {base + 1}l-3 7h6z"/>'
-        for x, positive in marks.items()
+        f'<path class=lf-{"pro" if positive else "con"} d="M{x} {base + 1}l-3 7h6z"/>' for x, positive in marks.items()
     )
     zero = f'<path class=lf-zero d="M{_WIDTH * -low / span:.1f} 0v{base}"/>' if low < 0 < high else ""
     label = f"Histogram of the scores of all {distribution.count:,} rows, from {low:.3g} to {high:.3g}"

@@ -161,7 +161,8 @@ def _asked(result: "Attribution", query: int) -> Passage:
     text, prompt = result.queries[query], (result.prompts[query] if result.prompts is not None else None)
     if not prompt:
         return passage([(text, "")], _QUERY_BYTES)
-    asked, answer = text[:prompt], text[prompt:]
+    answer = text[prompt:].lstrip()  # a space before it is part of its first token, but not to be underlined
+    asked = text[: len(text) - len(answer)]
     tail = asked if len(asked) <= 240 else "…" + asked[-240:]
     preview = [(tail, "lf-prompt"), (answer[:240], "lf-completion")]
     return passage([(asked, "lf-prompt"), (answer, "lf-completion")], _QUERY_BYTES, preview)

@@ -19,7 +19,7 @@ def test_bars_grow_with_the_logarithm_of_their_counts():
     heights = [float(height) for height in re.findall(r"v-([\d.]+)h", drawn)]
     assert len(heights) == 2 and heights[0] / heights[1] == pytest.approx(math.log(11) / math.log(101), abs=0.01)
     assert "all 110 rows, from -1 to 2" in drawn
-    assert re.findall(r"class=lf-(pro|con) d="M([\d.]+)", drawn) == [("pro", "240.0"), ("con", "0.0")]
+    assert re.findall(r'class=lf-(pro|con) d="M([\d.]+)', drawn) == [("pro", "240.0"), ("con", "0.0")]
 
 
 def test_scores_outside_of_the_histogram_are_marked_at_its_ends():

@@ -120,7 +120,7 @@ def test_a_reader_of_the_screen_gets_landmarks_headings_and_tables(rich, tmp_pat
 
 def test_prompt_and_completion_are_told_apart(rich):
     html = rich._repr_html_()
-    assert "<span class=lf-prompt>The capital of France is</span><span class=lf-completion> Paris</span>" in html
+    assert "<span class=lf-prompt>The capital of France is </span><span class=lf-completion>Paris</span>" in html
     assert '<div class="lf-text lf-asked" dir=auto>Lambda expressions' in html  # measured whole
 
 
