@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -269,10 +270,6 @@ class Attribution:
         result.plot().savefig("attribution.png", dpi=150)
         ```
         """
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError as error:
-            raise ImportError('plot() needs matplotlib: pip install "lorif-hf[plot]".') from error
         from .plots import plot_attribution
 
         return plot_attribution(self)
@@ -298,16 +295,6 @@ class Attribution:
         from .page import save_page
 
         save_page(self, path)
-
-
-@dataclass(frozen=True)
-class _Ranking:
-    """Ranked rows: of a query, or of a token (`names`: its place and its text)."""
-
-    query: int
-    names: dict[str, Any]
-    scores: list[float]
-    rows: list[int]
 
 
 def shorten(text: str | None, length: int) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from .drawings import chance_maximum, histogram, layer_strip
+from .heat_maps import shown_map
 from .passages import Passage, Runs, markup, passage, shaded
 from .rankings import Ranking, rankings
 from .templating import TEMPLATES, cut, line
@@ -37,6 +38,8 @@ _ROW_BYTES = 500_000  # of HTML, that the texts of all rows of a page share
 _FEWEST, _MOST = 500, 20_000  # of these for one row
 _QUERY_BYTES = 8_000  # for the text of a query
 _MOST_COLUMNS = 8  # of the owner's, of each row
+_MOST_MAPS = 3  # of columns whose values are worth one: few, and shared by rows
+_MOST_GROUPS = 12
 _IN_NOTEBOOK = 20  # queries; a notebook keeps all that it shows
 _SHADED_ANSWER = 40  # tokens of an answer that each row repeats, shaded
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
@@ -77,6 +80,7 @@ def _shown(result: "Attribution") -> dict[str, Any]:
         "measured": measured,
         "unit": "" if result.measure == "reward" else " nats",
         "effects": {"proponents": effect, "opponents": opposite},
+        "groups": _groups(result),
         "provenance": result.provenance,
         "repo": _repo(result),
         "explained": {
@@ -184,6 +188,19 @@ def _layers(result: "Attribution", ranking: Ranking, row: int) -> dict[str, Any]
     most = sorted(range(len(scores)), key=lambda place: -abs(scores[place]))[:3]
     names = [(cut(result.layers[place], 80), scores[place], abs(scores[place]) / total) for place in most]
     return {"strip": layer_strip(scores), "most": names}
+
+
+def _groups(result: "Attribution") -> list[dict[str, Any]]:
+    """Influence by the owner's columns that have few values: sums over the rows that are shown."""
+    examples = list(result.examples.values())
+    names = dict.fromkeys(name for example in examples for name in example if name not in _KNOWN_COLUMNS)
+    maps = []
+    for name in names:
+        values = {value for example in examples if not isinstance(value := example.get(name), float)}
+        if 1 < len(values - {None}) <= min(_MOST_GROUPS, len(examples) // 2):
+            groups = result.by(name)
+            maps.append(shown_map(groups.column, groups.groups, groups.queries, groups.sums.tolist()))
+    return maps[:_MOST_MAPS]
 
 
 def _repo(result: "Attribution") -> str | None:

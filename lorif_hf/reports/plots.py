@@ -44,11 +44,11 @@ def plot_attribution(result: "Attribution") -> Any:
     Returns:
         `matplotlib.figure.Figure`.
     """
-    from matplotlib.figure import Figure
-
     panels = [(query, ranking) for query in range(len(result)) for ranking in rankings(result, query)]
     heights = [_ROW * max(len(ranking.rows), 1) + _TITLE for _, ranking in panels] or [_TITLE]
-    figure = Figure(figsize=(9, sum(heights)), layout="constrained")
+    figure = _figure(9, sum(heights))
+    from matplotlib.transforms import blended_transform_factory
+
     grid = figure.subplots(max(len(panels), 1), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axes, (query, ranking) in zip(grid, panels, strict=False):
         axes.barh(
@@ -57,10 +57,10 @@ def plot_attribution(result: "Attribution") -> Any:
             height=0.72,
             color=[_PROPONENT if score >= 0 else _OPPONENT for score in ranking.scores],
         )
-        labels = [f"{_legible(result.examples[row].get('text'), _LABEL)}  [{row}]" for row in ranking.rows]
+        labels = [f"[{row}]  {_legible(result.examples[row].get('text') or '—', _LABEL)}" for row in ranking.rows]
         axes.set_yticks(range(len(labels)), labels, parse_math=False)
         axes.invert_yaxis()
-        axes.margins(x=0.12)
+        axes.margins(x=0.14)
         for place, score in enumerate(ranking.scores):
             axes.annotate(
                 f"{score:+.3g}",
@@ -76,7 +76,10 @@ def plot_attribution(result: "Attribution") -> Any:
         title = _legible(result.queries[query], _HEADING)
         if ranking.token is not None:
             title = _legible(f"{ranking.place}: {_legible(ranking.token, 30)!r} of {title}", _HEADING)
-        axes.set_title(title, fontsize=9.5, loc="left", color=_INK, parse_math=False, family=_fonts())
+        heading = axes.set_title(title, fontsize=9.5, loc="left", color=_INK, parse_math=False, family=_fonts())
+        above = axes.transAxes + axes.titleOffsetTrans
+        heading.set_transform(blended_transform_factory(figure.transFigure, above))  # not over the bars alone
+        heading.set_x(0.012)
         _quiet(axes)
     for axes in grid[-1:]:
         axes.set_xlabel("score (nats per unit of example weight)", fontsize=8, color=_MUTED)
@@ -95,16 +98,14 @@ def plot_groups(column: str, groups: Sequence[Any], queries: Sequence[str], sums
     Returns:
         `matplotlib.figure.Figure`.
     """
-    from matplotlib.colors import LinearSegmentedColormap
-    from matplotlib.figure import Figure
-
     order = by_size(sums)[:_MOST_GROUPS]
     cells = [[float(row[group]) for group in order] for row in sums]
     largest = max((abs(value) for row in cells for value in row), default=0.0) or 1.0
     names = ["—" if groups[group] is None else _legible(groups[group], 24) for group in order]
-    size = (max(len(order) + 4.2, 6), 0.42 * max(len(cells), 1) + 1.7)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = _figure(max(len(order) + 4.2, 6), 0.42 * max(len(cells), 1) + 1.7)
     axes = figure.subplots()
+    from matplotlib.colors import LinearSegmentedColormap
+
     colours = LinearSegmentedColormap.from_list("influence", _MAP)
     image = axes.imshow(cells if order else [[0.0]], cmap=colours, vmin=-largest, vmax=largest, aspect="auto")
     axes.set_xticks(range(len(names)), names, rotation=30, ha="left", rotation_mode="anchor", parse_math=False)
@@ -122,6 +123,15 @@ def plot_groups(column: str, groups: Sequence[Any], queries: Sequence[str], sums
     bar.ax.tick_params(labelsize=7.5, colors=_MUTED, length=0)
     bar.set_label("sum of scores (nats per unit of example weight)", fontsize=7.5, color=_MUTED)
     return figure
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty one, in inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('plot() needs matplotlib: pip install "lorif-hf[plot]".') from error
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _quiet(axes: Any) -> None:

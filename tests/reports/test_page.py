@@ -112,9 +112,9 @@ def test_a_reader_of_the_screen_gets_landmarks_headings_and_tables(rich, tmp_pat
     read = Reader(saved(rich, tmp_path))
     for tag in ("header", "nav", "main", "footer", "h1"):
         assert len(read.of(tag)) == 1, tag
-    assert len(read.of("section")) == 5 and len(read.of("h2")) == 6 and len(read.of("h3")) == 10
-    assert all(at["aria-label"] for at in read.of("table")) and len(read.of("table")) == 10
-    assert {at["scope"] for at in read.of("th")} == {"col"}
+    assert len(read.of("section")) == 6 and len(read.of("h2")) == 7 and len(read.of("h3")) == 10
+    assert len(read.of("table", "lf-rows")) == len([at for at in read.of("table") if "aria-label" in at]) == 10
+    assert {at["scope"] for at in read.of("th")} == {"col", "row"}
     assert all((at.get("role") == "img" and at["aria-label"]) or at["aria-hidden"] == "true" for at in read.of("svg"))
 
 

@@ -18,7 +18,7 @@ def test_a_panel_for_each_query_and_a_bar_for_each_row():
     figure = plain_result().plot()
     assert len(figure.axes) == 2
     assert [bar.get_width() for bar in figure.axes[0].patches] == [3.0, 1.0, -2.0]
-    assert [label.get_text() for label in figure.axes[1].get_yticklabels()][:2] == ["text 1  [1]", "text 7  [7]"]
+    assert [label.get_text() for label in figure.axes[1].get_yticklabels()][:2] == ["[1]  text 1", "[7]  text 7"]
     draw(figure)  # hostile text must not be read as a formula
 
 
@@ -41,7 +41,7 @@ def test_texts_and_numbers_lie_within_the_picture():
     draw(figure)
     frame = figure.bbox
     for axes in figure.axes:
-        for text in (*axes.get_yticklabels(), *axes.texts, axes.title):
+        for text in (*axes.get_yticklabels(), *axes.texts, axes._left_title):
             box = text.get_window_extent()
             assert box.x0 >= frame.x0 - 1 and box.x1 <= frame.x1 + 1, text.get_text()
 
