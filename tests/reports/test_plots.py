@@ -57,6 +57,7 @@ def test_groups_are_a_map_with_its_sums():
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r'plot\(\) needs matplotlib: pip install "lorif-hf\[plot\]"\.'):
         plain_result().plot()
