@@ -182,16 +182,6 @@ class Attribution:
         near-duplicates were folded, "copies" has their rows."""
         return records(self)
 
-    def _rankings(self) -> Iterator["_Ranking"]:
-        """The ranked rows of each query, or of each token of its answer."""
-        for query in range(len(self)):
-            if self.tokens is None:
-                yield _Ranking(query, {}, self.scores[query].tolist(), self.indices[query].tolist())
-                continue
-            for place, text in enumerate(self.tokens[query]):
-                scores, rows = self.scores[query, place], self.indices[query, place]
-                yield _Ranking(query, {"token": place, "token_text": text}, scores.tolist(), rows.tolist())
-
     def to_dataset(self) -> "datasets.Dataset":
         """[`~Attribution.to_list`] as a `datasets.Dataset`."""
         import datasets
