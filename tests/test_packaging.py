@@ -40,8 +40,8 @@ def test_the_wheel_holds_every_module_and_runs_without_the_repository(tmp_path):
     script = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
         "import evaluate, lorif_hf, lorif_hf.callbacks, lorif_hf.model_cards\n"
-        "from lorif_hf.reports.attribution import _TEMPLATES\n"
-        "_TEMPLATES.get_template('page.html')\n"
+        "from lorif_hf.reports.templating import TEMPLATES\n"
+        "TEMPLATES.get_template('page.html')\n"
         "for name in lorif_hf.evaluation.metric_names(): assert evaluate.load(lorif_hf.metric(name)).name == name\n"
         "assert lorif_hf.metric('lds').startswith(sys.path[0])\n"
         "print(lorif_hf.callbacks.__file__)"

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
 from ..errors import QueryError
@@ -19,21 +18,7 @@ from .shading import Shading, of_queries
 if TYPE_CHECKING:
     import datasets
     import pandas as pd
-
-
-# What was measured, as the page names it, and what training more on a proponent does to it.
-_MEASURES = {
-    "loss": ("loss", "lowers the query's loss"),
-    "log_prob": ("log-probability", "raises the query's log-probability"),
-    "margin": ("margin", "raises the query's margin"),
-    "difference": (
-        "log-probability or reward of the chosen less that of the rejected completion",
-        "raises the chosen completion against the rejected one",
-    ),
-    "reward": ("reward", "raises the query's reward"),
-}
-
-_TEMPLATES = Environment(loader=PackageLoader("lorif_hf.reports"), autoescape=True, undefined=StrictUndefined)
+    from matplotlib.figure import Figure
 
 
 @dataclass(eq=False, repr=False)
@@ -198,16 +183,6 @@ class Attribution:
 
         return records(self)
 
-    def _rankings(self) -> Iterator["_Ranking"]:
-        """The ranked rows of each query, or of each token of its answer."""
-        for query in range(len(self)):
-            if self.tokens is None:
-                yield _Ranking(query, {}, self.scores[query].tolist(), self.indices[query].tolist())
-                continue
-            for place, text in enumerate(self.tokens[query]):
-                scores, rows = self.scores[query, place], self.indices[query, place]
-                yield _Ranking(query, {"token": place, "token_text": text}, scores.tolist(), rows.tolist())
-
     def to_dataset(self) -> "datasets.Dataset":
         """[`~Attribution.to_list`] as a `datasets.Dataset`."""
         import datasets
@@ -283,69 +258,44 @@ class Attribution:
         of_token = spread if isinstance(spread, ScoreDistribution) else spread[record["token"]]
         return of_token.count
 
-    def plot(self) -> Any:
-        """Bars of the scores, one panel per query. Returns the `matplotlib.figure.Figure`; needs matplotlib."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError('plot() needs matplotlib: pip install "lorif-hf[plot]".') from error
+    def plot(self) -> "Figure":
+        """Bars of the scores with the texts of their rows, a panel for each query (or token of its answer), for
+        papers, slides and READMEs; in a notebook it shows itself. Needs matplotlib.
 
-        rankings, k = list(self._rankings()), self.scores.shape[-1]
-        figure = Figure(figsize=(9, (0.35 * k + 1.1) * len(rankings)), layout="constrained")
-        panels = figure.subplots(len(rankings), 1, squeeze=False)[:, 0]
-        for panel, ranking in zip(panels, rankings, strict=True):
-            labels = [f"{row}: {shorten(self.examples[row]['text'], 60)}" for row in ranking.rows]
-            colours = ["#2a7f62" if score >= 0 else "#b5403a" for score in ranking.scores]
-            panel.barh(range(len(labels)), ranking.scores, color=colours)
-            panel.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
-            panel.invert_yaxis()
-            panel.axvline(0, color="0.4", linewidth=0.8)
-            panel.set_xlabel("score (nats per unit of example weight)")
-            title = shorten(self.queries[ranking.query], 90)
-            if ranking.names:
-                title = f"{ranking.names['token']}: {shorten(ranking.names['token_text'], 30)!r} of {title}"
-            panel.set_title(shorten(title, 90), fontsize=9, loc="left", parse_math=False)
-        return figure
+        Returns:
+            `matplotlib.figure.Figure`.
+
+        Example:
+
+        ```python
+        result.plot().savefig("attribution.png", dpi=150)
+        ```
+        """
+        from .plots import plot_attribution
+
+        return plot_attribution(self)
 
     def _repr_html_(self) -> str:
-        return self._render("attribution.html")
+        from .page import in_notebook
+
+        return in_notebook(self)
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
-        """Write a page that stands alone: no scripts, nothing loaded from elsewhere, every text escaped."""
-        Path(path).write_text(self._render("page.html"), encoding="utf-8")
+        """Write the result as a page that stands alone: no scripts, nothing loaded from elsewhere, every text escaped;
+        light and dark, on a phone and on paper.
 
-    def _render(self, template: str) -> str:
-        """A page, or a part of one: per query its text, what was measured of it, and its rows, or those of each token,
-        with a bar of at most 100 percent."""
-        panels: list[dict[str, Any]] = []
-        for query, value in zip(self.queries, self.losses, strict=True):
-            measured = value if self.measure == "loss" else -value
-            panels.append({"query": query, "value": measured, "rankings": []})
-        for ranking in self._rankings():
-            largest = max(map(abs, ranking.scores), default=0) or 1.0
-            rows = [
-                {
-                    "rank": rank + 1,
-                    "score": score,
-                    "bar": round(100 * abs(score) / largest, 1),
-                    **self.examples[row],
-                }
-                for rank, (score, row) in enumerate(zip(ranking.scores, ranking.rows, strict=True))
-            ]
-            panels[ranking.query]["rankings"].append({"token": ranking.names.get("token_text"), "rows": rows})
-        source = f"{self.repo_id} at {self.commit}" if self.repo_id else None
-        named, effect = _MEASURES.get(self.measure, (self.measure, f"raises its {self.measure}"))
-        return _TEMPLATES.get_template(template).render(panels=panels, source=source, named=named, effect=effect)
+        Args:
+            path (`str` or `os.PathLike`): the file, which is written anew.
 
+        Example:
 
-@dataclass(frozen=True)
-class _Ranking:
-    """Ranked rows: of a query, or of a token (`names`: its place and its text)."""
+        ```python
+        index.attribute(model, queries, opponents=3, by_layer=True).save_html("attribution.html")
+        ```
+        """
+        from .page import save_page
 
-    query: int
-    names: dict[str, Any]
-    scores: list[float]
-    rows: list[int]
+        save_page(self, path)
 
 
 def shorten(text: str | None, length: int) -> str:

@@ -255,7 +255,7 @@ def test_missing_values_are_shown_or_refused(folder, name):
     rewrite(folder, with_column(folder, name, [None, None], SCHEMA.field(name).type))
     index = InfluenceIndex.from_pretrained(folder)
     try:
-        assert "<table>" in query(index)._repr_html_()
+        assert "<table" in query(index)._repr_html_()
         assert len(index.self_influence()) == 6
     except LorifError:
         pass
