@@ -3,10 +3,11 @@
 import logging
 import os
 import sys
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -17,12 +18,15 @@ from lorif_hf.building.plan import plan_build
 from lorif_hf.building.way import Way
 from lorif_hf.errors import BuildFolderError, DatasetError, RecordingError
 from lorif_hf.hub.destination import Destination
-from lorif_hf.hub.publish import prepare_repo
+from lorif_hf.progress import without_bars
 from lorif_hf.recording.random_state import random_state_kept
 from lorif_hf.recording.streamed_rows import StreamedRows, is_stream, numbered, trained_rows
 from lorif_hf.storage.claim import INDEX_FOLDER
 from lorif_hf.storage.layout import MANIFEST
 from lorif_hf.tasks import Task, UserObjective
+
+from .model_card import destination_of, link_cards, prepared
+from .trackers import figures_of, report
 
 
 logger = logging.getLogger(__name__)
@@ -56,15 +60,23 @@ class InfluenceCallback(TrainerCallback):
         store_text (*optional*): as in [`InfluenceIndex.build`].
         examples_seen (`int`, *optional*): of a stream, how many of its first rows are recorded. By default those that
             the training has seen: its steps times rows a step, or the whole stream where it was read to its end.
+        overwrite (`bool`, *optional*, defaults to `False`): replace an index that is in `path`, once the new one is
+            whole, as in [`InfluenceIndex.build`].
         push_to_hub (`bool`, *optional*, defaults to `False`): push the index when it is whole; its shards are uploaded
-            while it is recorded.
-        repo_id, private, token (*optional*): as in [`InfluenceIndex.push_to_hub`]; `repo_id` is by default the
-            folder's name.
+            while it is recorded. The cards of index and model then name one another: what the Trainer pushes has the
+            section "This model's training data can be queried" in its card.
+        repo_id, private, token (*optional*): as in [`InfluenceIndex.push_to_hub`]; by default what the
+            `TrainingArguments` say: `hub_model_id` with "-influence" (without one, the folder's name),
+            `hub_private_repo` and `hub_token`.
         raise_errors (`bool`, *optional*, defaults to `False`): raise what goes wrong after the training too.
 
     Attributes:
         index (`InfluenceIndex` or `None`): the index, once it is recorded.
         error (`BaseException` or `None`): what went wrong after the training.
+
+    The trackers of `report_to` are told `influence/rows`, `influence/bytes_per_example`, `influence/seconds` and
+    `influence/coverage`, where their run is still open then (not MLflow's, Trackio's, Neptune's, ClearML's and
+    DVCLive's). `disable_tqdm` hides the bars of the pass too.
 
     Example:
 
@@ -85,11 +97,12 @@ class InfluenceCallback(TrainerCallback):
         auto_find_batch_size: bool | None = None,
         max_memory: int | str | None = None,
         check: bool = True,
-        objective: UserObjective | Task | str | None = None,
+        objective: UserObjective | Task | Literal["model", "trainer"] | str | None = None,
         data_collator: Callable[[list[Any]], Any] | None = None,
         examples: Any = None,
         store_text: bool | int = True,
         examples_seen: int | None = None,
+        overwrite: bool = False,
         push_to_hub: bool = False,
         repo_id: str | None = None,
         private: bool | None = None,
@@ -104,7 +117,9 @@ class InfluenceCallback(TrainerCallback):
         self.auto_find_batch_size = auto_find_batch_size
         self.max_memory, self.check = max_memory, check
         self.data_collator = data_collator
-        self.destination = Destination(repo_id or self.path.name, private, token) if push_to_hub else None
+        self.overwrite, self.push_to_hub = overwrite, push_to_hub
+        self._repo = repo_id, private, token
+        self.destination: Destination | None = None
         self.objective = objective
         self.examples, self.store_text = examples, store_text
         self.examples_seen = examples_seen
@@ -120,8 +135,10 @@ class InfluenceCallback(TrainerCallback):
     ) -> None:
         """Refuse now what could only fail after hours of training."""
         INDEX_FOLDER.check(self.path)
-        if (self.path / MANIFEST).exists():
-            raise BuildFolderError(f"{self.path} already holds an index. Choose another folder or delete this one.")
+        if (self.path / MANIFEST).exists() and not self.overwrite:
+            raise BuildFolderError(
+                f"{self.path} already holds an index. Choose another folder, or pass overwrite=True to replace it."
+            )
         if args.world_size > 1:
             raise RecordingError(
                 f"The final pass runs on one process, this training has {args.world_size}. Train without the callback "
@@ -129,12 +146,12 @@ class InfluenceCallback(TrainerCallback):
             )
         self.trainer = self._given_trainer or _calling_trainer(self)
         loader = kwargs["train_dataloader"]
-        with random_state_kept(loader.collate_fn, loader.dataset, self.data_collator):
+        with without_bars(args.disable_tqdm), random_state_kept(loader.collate_fn, loader.dataset, self.data_collator):
             self._trained = frozenset()
             builder = self._planned(self.path, args, kwargs, state.max_steps)
             self._way, self._trained = builder.prepare(), frozenset(builder.selection.trained)
-        if self.destination is not None:
-            prepare_repo(self.destination)
+        if self.push_to_hub:
+            self.destination = prepared(destination_of(self.trainer, args, self.path, *self._repo))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -163,12 +180,20 @@ class InfluenceCallback(TrainerCallback):
 
         Raises:
             [`~lorif_hf.errors.RecordingError`]: no training has ended yet.
+
+        Example:
+
+        ```python
+        >>> trainer.train()
+        >>> if callback.error is not None:  # a full disk, say: make room
+        ...     index = callback.record()
+        ```
         """
         if self._ended is None:
             raise RecordingError("No training with this callback has ended yet: there is nothing to record.")
         args, state, kwargs = self._ended
-        loader = kwargs["train_dataloader"]
-        with random_state_kept(loader.collate_fn, loader.dataset, self.data_collator):
+        loader, began = kwargs["train_dataloader"], time.monotonic()
+        with without_bars(args.disable_tqdm), random_state_kept(loader.collate_fn, loader.dataset, self.data_collator):
             try:
                 self.index = self._recorded(self.path, args, kwargs, state.global_step)
             except BuildFolderError as error:
@@ -178,6 +203,10 @@ class InfluenceCallback(TrainerCallback):
                 self.path = beside
                 self.index = self._recorded(beside, args, kwargs, state.global_step)
         self.error = self._ended = None
+        if self.trainer is not None:
+            report(self.trainer, figures_of(self.index, time.monotonic() - began))
+            if self.destination is not None:
+                link_cards(self.trainer, self.index, self.destination.repo_id, self.destination.token)
         return self.index
 
     def _recorded(self, folder: Path, args: TrainingArguments, kwargs: dict[str, Any], steps: int) -> InfluenceIndex:
@@ -198,7 +227,7 @@ class InfluenceCallback(TrainerCallback):
             dataset,
             folder,
             self.config,
-            BuildOptions(batch_size, self.max_tokens_per_batch, auto, self.max_memory, self.check),
+            BuildOptions(batch_size, self.max_tokens_per_batch, auto, self.max_memory, self.check, self.overwrite),
             objective=self.objective,
             processing_class=kwargs.get("processing_class"),
             data_collator=self.data_collator or loader.collate_fn,

@@ -1,7 +1,7 @@
 """What arguments are checked for before anything is done with them."""
 
 import re
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -39,3 +39,19 @@ def whole_bytes(size: int | str | None, name: str, error: type[Exception]) -> in
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
         raise error(f'{name} must be a number of bytes or a size like "2GB", got {given!r}.')
     return size
+
+
+def one_of(value: Any, name: str, choices: Any, error: type[Exception]) -> Any:
+    """An argument that must be one of the values of a `Literal`, by type too: 4.0 equals 4, but is no number of bits,
+    nor is `True` one.
+
+    Args:
+        value: what the caller got.
+        name (`str`): what the error calls it.
+        choices: the `Literal` that stands in the signature.
+        error (`type[Exception]`): what is raised, with what was expected and what was given.
+    """
+    known = get_args(choices)
+    if isinstance(value, bool) or not any(isinstance(value, type(choice)) and value == choice for choice in known):
+        raise error(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}.")
+    return value

@@ -5,20 +5,18 @@ import re
 import sys
 import warnings
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
-from .checks import whole_number
+from .checks import one_of, whole_number
 from .errors import ConfigError
 from .registry import CODECS, CURVATURES
 
 
-STORAGE_DTYPES = ("float32", "bfloat16", "float16")
-CHOICES = {
-    "dtype": STORAGE_DTYPES,
-    "bits": (16, 8, 4, 2, 1),
-    "whitening": ("none", "kronecker"),
-    "output": ("loss", "margin"),
-}
+Bits = Literal[16, 8, 4, 2, 1]
+StorageDtype = Literal["float32", "bfloat16", "float16"]
+Whitening = Literal["none", "kronecker"]
+Output = Literal["loss", "margin"]
+_CHOICES: dict[str, Any] = {"dtype": StorageDtype, "bits": Bits, "whitening": Whitening, "output": Output}
 
 
 @dataclass(frozen=True)
@@ -90,26 +88,32 @@ class InfluenceConfig:
         [`~lorif_hf.errors.UnknownKindError`]: a curvature or codec that is not registered.
 
     Source: LoRIF (Li, Le, Xu, Salzmann 2026, arXiv:2601.21929); the names follow it and PEFT.
+
+    Example:
+
+    ```python
+    >>> InfluenceConfig(factor_rank=4, target_modules=["q_proj", "v_proj"])
+    ```
     """
 
     projection_factor: int = 1
     max_projection_dim: int | None = 768
     factor_rank: int | None = 3
-    bits: int = 1
-    whitening: str = "kronecker"
+    bits: Bits = 1
+    whitening: Whitening = "kronecker"
     whitening_damping: float = 0.1
     whitening_samples: int = 1000
-    curvature: str = "kronecker"
+    curvature: Literal["kronecker", "low-rank", "none"] | str = "kronecker"
     curvature_rank: int | None = 512
     damping: float = 0.5
     projection_dim: int | None = None
-    output: str = "loss"
+    output: Output = "loss"
     normalize: bool = False
     seed: int = 0
-    target_modules: str | list[str] = "all-linear"
+    target_modules: Literal["all-linear", "all"] | str | list[str] = "all-linear"
     exclude_modules: str | list[str] | None = None
-    dtype: str = "bfloat16"
-    codec: str | None = None
+    dtype: StorageDtype = "bfloat16"
+    codec: Literal["dense", "factored", "packed"] | str | None = None
     shard_size: int = 10_000
     factorize_query: bool = False
 
@@ -126,11 +130,8 @@ class InfluenceConfig:
             if not number or not 0 < value <= sys.float_info.max:
                 raise ConfigError(f"{name} must be a positive finite number, got {value!r}.")
             object.__setattr__(self, name, float(value))
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            # By type too: 4.0 equals 4, but is no number of bits.
-            if isinstance(value, bool) or not isinstance(value, type(choices[0])) or value not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}.")
+        for name, choices in _CHOICES.items():
+            one_of(getattr(self, name), name, choices, ConfigError)
         for name in ("factorize_query", "normalize"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}.")
@@ -176,6 +177,8 @@ class InfluenceConfig:
 
         Args:
             changes: fields to set otherwise, e.g. `factor_rank=4`.
+
+        Example: `>>> InfluenceConfig.paper(factor_rank=4)`
         """
         return cls(
             **{
@@ -198,6 +201,8 @@ class InfluenceConfig:
         """LoGRA: dense projected gradients at f = 4 and the dense inverse of their damped Gram matrix.
 
         Source: Choe et al. 2024 (arXiv:2405.13954). Damping is a tenth of the mean eigenvalue, as in LogIX.
+
+        Example: `>>> InfluenceConfig.logra(projection_factor=8)`
         """
         dense = {"factor_rank": None, "curvature_rank": None, "damping": 0.1}
         return cls.paper(**{**dense, "factorize_query": False, **changes})
@@ -209,6 +214,8 @@ class InfluenceConfig:
         TRAK has no damping; a touch of it keeps the inverse where there are fewer examples than dimensions.
 
         Source: Park et al. 2023 (arXiv:2303.14186).
+
+        Example: `>>> InfluenceConfig.trak(projection_dim=1024)`
         """
         return cls.logra(
             **{"projection_factor": 1, "projection_dim": 2048, "output": "margin", "damping": 1e-4, **changes}
@@ -216,22 +223,34 @@ class InfluenceConfig:
 
     @classmethod
     def grad_dot(cls, **changes: Any) -> "InfluenceConfig":
-        """The inner product of projected gradients, with no curvature (TracIn at the last checkpoint)."""
+        """The inner product of projected gradients, with no curvature (TracIn at the last checkpoint).
+
+        Example: `>>> InfluenceConfig.grad_dot(projection_factor=1)`
+        """
         return cls.logra(**{"curvature": "none", **changes})
 
     @classmethod
     def grad_cos(cls, **changes: Any) -> "InfluenceConfig":
-        """The cosine of projected gradients, over all layers together."""
+        """The cosine of projected gradients, over all layers together.
+
+        Example: `>>> InfluenceConfig.grad_cos(dtype="float32")`
+        """
         return cls.grad_dot(**{"normalize": True, **changes})
 
     @classmethod
     def smallest(cls, **changes: Any) -> "InfluenceConfig":
-        """The small end of the frontier: one pair of vectors at one bit, about a quarter of the published bytes."""
+        """The small end of the frontier: one pair of vectors at one bit, about a quarter of the published bytes.
+
+        Example: `>>> InfluenceConfig.smallest(exclude_modules=["mlp"])`
+        """
         return cls(**{"factor_rank": 1, **changes})
 
     @classmethod
     def best(cls, **changes: Any) -> "InfluenceConfig":
-        """The good end of the frontier: no projection, eight pairs of vectors at four bits."""
+        """The good end of the frontier: no projection, eight pairs of vectors at four bits.
+
+        Example: `>>> InfluenceConfig.best(max_projection_dim=1024)`
+        """
         return cls(**{"factor_rank": 8, "bits": 4, **changes})
 
     @classmethod
@@ -289,13 +308,24 @@ class InfluenceConfig:
         return self.normalize or self.projection_dim is not None
 
     def projected_shape(self, in_features: int, out_features: int) -> tuple[int, int]:
-        """(d1, d2) of a layer with `in_features` inputs and `out_features` outputs."""
+        """(d1, d2) of a layer with `in_features` inputs and `out_features` outputs.
+
+        Example:
+
+        ```python
+        >>> InfluenceConfig(projection_factor=4).projected_shape(512, 3072)
+        (128, 768)
+        ```
+        """
         d1, d2 = (max(1, size // self.projection_factor) for size in (in_features, out_features))
         most = self.max_projection_dim
         return (d1, d2) if most is None else (min(d1, most), min(d2, most))
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as plain JSON values."""
+        """The config as plain JSON values.
+
+        Example: `>>> InfluenceConfig().to_dict()["bits"]`
+        """
         return asdict(self)
 
     @classmethod
@@ -306,6 +336,8 @@ class InfluenceConfig:
             values (`dict`): the fields.
             newer (`bool`, *optional*, defaults to `False`): whether they were written by a later minor version of the
                 format: fields unknown here are then ignored, with a warning that names them. Else they are an error.
+
+        Example: `>>> InfluenceConfig.from_dict({"bits": 4, "factor_rank": 8})`
         """
         if not isinstance(values, dict):
             raise ConfigError(f"A config must be a JSON object, got {type(values).__name__}.")
@@ -322,12 +354,18 @@ class InfluenceConfig:
         return cls(**{name: value for name, value in values.items() if name in known})
 
     def to_json(self) -> str:
-        """The config as a JSON string."""
+        """The config as a JSON string.
+
+        Example: `>>> Path("config.json").write_text(InfluenceConfig(seed=3).to_json())`
+        """
         return json.dumps(self.to_dict(), indent=2, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "InfluenceConfig":
-        """The inverse of [`~InfluenceConfig.to_json`]."""
+        """The inverse of [`~InfluenceConfig.to_json`].
+
+        Example: `>>> InfluenceConfig.from_json(Path("config.json").read_text()).seed`
+        """
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .building.checkpoint_weights import CheckpointWeights
 from .building.checkpoints import Checkpoint, Folders, find_checkpoints, tracin_weights
+from .building.replacing import beside
 from .errors import BuildFolderError, CheckpointError, ConfigError, QueryError
 from .index import InfluenceIndex
 from .querying.answers import AllScores, BestRows, best_of
@@ -46,6 +47,13 @@ class InfluenceEnsemble:
         steps (`list[int | None]`): the training step of each checkpoint, where known.
 
     Source: TracIn (Pruthi et al. 2020, arXiv:2002.08484), TracInCP.
+
+    Example:
+
+    ```python
+    >>> ensemble = InfluenceIndex.build_over(model, "out", dataset, "my-ensemble")
+    >>> ensemble.attribute(model, "The capital of France is Paris", top_k=5).to_pandas()
+    ```
     """
 
     def __init__(
@@ -93,6 +101,12 @@ class InfluenceEnsemble:
             [`~lorif_hf.errors.CheckpointError`]: a folder holds no weights, or others than the model's; or nothing is
             known of the learning rates.
             [`~lorif_hf.errors.LorifError`]: as for an index.
+
+        Example:
+
+        ```python
+        >>> ensemble = InfluenceEnsemble.build(model, "out", dataset, "my-ensemble", processing_class=tokenizer)
+        ```
         """
         folder = Path(path)
         found, weighed = _weighed(checkpoints, weights)
@@ -131,6 +145,12 @@ class InfluenceEnsemble:
             [`~lorif_hf.errors.IndexFormatError`], [`~lorif_hf.errors.IndexCorruptedError`]: it is no ensemble, or not
             as it was written.
             [`~lorif_hf.errors.CheckpointError`]: these are other checkpoints.
+
+        Example:
+
+        ```python
+        >>> ensemble = InfluenceEnsemble.from_pretrained("my-ensemble", checkpoints="out")
+        ```
         """
         folder = Path(path)
         members = read_ensemble(folder)
@@ -172,6 +192,12 @@ class InfluenceEnsemble:
         Returns:
             [`Attribution`]: as of an index; the losses of the queries and the columns of the examples are those under
             the last checkpoint.
+
+        Example:
+
+        ```python
+        >>> ensemble.attribute(None, ("The capital of France is", " Paris"), top_k=5).to_pandas()
+        ```
         """
         shown = AnswerOptions(top_k, largest, opponents, fold_duplicates, by_layer)
         ranker = _EnsembleRanker(self, model, query, largest, options)
@@ -183,16 +209,38 @@ class InfluenceEnsemble:
 
     def scores(self, model: Models, queries: Any, **options: Any) -> Any:
         """Every score, dense: the arguments and the shape are those of [`InfluenceIndex.scores`]; `model` is as in
-        [`~InfluenceEnsemble.attribute`]."""
+        [`~InfluenceEnsemble.attribute`].
+
+        Example:
+
+        ```python
+        >>> ensemble.scores(model, ["a query", "another"]).shape
+        torch.Size([2, 1000])
+        ```
+        """
         return _summed(self.indices, self._models(model), self.weights, queries, **options)[0]
 
     def self_influence(self) -> Tensor:
-        """Each example's influence on its own loss over the checkpoints, float64 (N,): the weighted sum."""
+        """Each example's influence on its own loss over the checkpoints, float64 (N,): the weighted sum.
+
+        Example:
+
+        ```python
+        >>> ensemble.self_influence().topk(10).indices
+        ```
+        """
         parts = [weight * index.self_influence() for weight, index in zip(self.weights, self.indices, strict=True)]
         return torch.stack(parts).sum(dim=0)
 
     def verify(self) -> None:
-        """Read every file anew and check it, as [`InfluenceIndex.verify`] does."""
+        """Read every file anew and check it, as [`InfluenceIndex.verify`] does.
+
+        Example:
+
+        ```python
+        >>> ensemble.verify()
+        ```
+        """
         read_ensemble(self.path)
         for index in self.indices:
             index.verify()
@@ -252,6 +300,13 @@ def ensemble_scores(
         [`~lorif_hf.errors.QueryError`]: another number of models than of indices, or indices of other rows.
 
     Source: TRAK (Park et al. 2023, arXiv:2303.14186), the ensembled estimator.
+
+    Example:
+
+    ```python
+    >>> ensemble_scores(indices, ["run-1", "run-2"], "The capital of France is Paris").shape
+    torch.Size([1, 1000])
+    ```
     """
     if not indices or len(indices) != len(models):
         raise QueryError(f"Each index needs its model: got {len(indices)} indices and {len(models)} models.")
@@ -342,7 +397,8 @@ def _check_folder(folder: Path, names: Sequence[str]) -> None:
         return
     if not folder.is_dir():
         raise BuildFolderError(f"{folder} is a file; an ensemble needs a folder.")
-    strange = [path.name for path in folder.iterdir() if path.name not in {*names, ENSEMBLE} and path.suffix != ".tmp"]
+    known = {*names, *(beside(folder / name).name for name in names), ENSEMBLE}
+    strange = [path.name for path in folder.iterdir() if path.name not in known and path.suffix != ".tmp"]
     if strange:
         raise BuildFolderError(
             f"{folder} holds {sorted(strange)[0]}, which is no part of an ensemble of these checkpoints. Choose "

@@ -30,6 +30,14 @@ class Registry:
 
         Raises:
             `ValueError`: it has no name, or another kind has it.
+
+        Example:
+
+        ```python
+        >>> @lorif_hf.tasks.register
+        ... class SquaredError(Task):
+        ...     name = "squared-error"
+        ```
         """
         given, kind = kind, kind() if self.instances and isinstance(kind, type) else kind
         name = getattr(kind, "name", None)

@@ -1,9 +1,11 @@
 """Arguments that are checked before anything is done with them."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
-from lorif_hf.checks import whole_bytes, whole_number
+from lorif_hf.checks import one_of, whole_bytes, whole_number
 from lorif_hf.errors import ConfigError, QueryError
 
 
@@ -59,3 +61,15 @@ def test_impossible_sizes_are_refused_by_name(size, error):
     with pytest.raises(error) as caught:
         whole_bytes(size, "max_memory", error)
     assert str(caught.value) == f'max_memory must be a number of bytes or a size like "2GB", got {size!r}.'
+
+
+@pytest.mark.parametrize("value", ["a", "b", 2])
+def test_a_value_of_the_literal_comes_back(value):
+    assert one_of(value, "choice", Literal["a", "b", 2], ConfigError) == value
+
+
+@pytest.mark.parametrize("value", ["A", "", None, 2.0, True, 1, ["a"], float("nan"), b"a"], ids=repr)
+def test_another_value_is_refused_with_all_that_are_known(value):
+    with pytest.raises(QueryError) as caught:
+        one_of(value, "choice", Literal["a", "b", 2], QueryError)
+    assert str(caught.value) == f"choice must be one of a, b, 2, got {value!r}."

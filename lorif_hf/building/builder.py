@@ -35,7 +35,7 @@ from ..recording.rows import TrainingRows, task_code
 from ..recording.stored_weights import execution_device
 from ..registry import outside_module
 from ..storage.claim import INDEX_FOLDER
-from ..storage.files import file_entry, header_sha256, is_intact, write_tensors, write_text
+from ..storage.files import file_entry, is_intact, tensor_entry, write_tensors, write_text
 from ..storage.layout import (
     CURVATURE,
     MANIFEST,
@@ -99,7 +99,8 @@ class IndexBuilder:
         choice: Choice,
         trained: Container[str] = (),
     ):
-        self.model, self.rows, self.folder, self.config = model, rows, folder, config
+        self.model, self.rows, self.config = model, rows, config
+        self.folder = self.place = folder  # the place is where the index is put in the end
         self.processing_class, self.options, self.choice = processing_class, options, choice
         self.codec, self.curvature = codec_of(config), curvature_of(config)
         self.staging = folder / STAGING
@@ -288,9 +289,8 @@ class IndexBuilder:
 
     def _finished(self, shard: int, on_shard: OnShard) -> None:
         start, stop = self.ranges[shard]
-        entry = file_entry(self.folder, factor_file(shard))
-        header = header_sha256(self.folder / entry.file)
-        self._shards[shard] = FactorShard(entry.file, entry.bytes, entry.sha256, start, stop - start, header)
+        entry = tensor_entry(self.folder, factor_file(shard))
+        self._shards[shard] = FactorShard(**vars(entry), start=start, rows=stop - start)
         on_shard(self._shards[shard])
 
     def _recorded_shards(self, missing: Sequence[int], bar: Any) -> Iterator[tuple[int, ShardContents]]:
@@ -375,7 +375,7 @@ class IndexBuilder:
             modules=[entry for entry in self.entries if entry.name not in silent],
             shards=self._table,
             examples=examples,
-            curvature=file_entry(self.folder, CURVATURE),
+            curvature=tensor_entry(self.folder, CURVATURE),
             build=self.fingerprint,
             extensions=self._extensions(),
             tokenizer=[file_entry(self.folder, path.relative_to(self.folder).as_posix()) for path in tokenizer],

@@ -19,6 +19,7 @@ class BuildOptions:
         auto (`bool`): halve what did not fit into memory and go on.
         max_memory (`int` or `str`, *optional*): bytes that fitting one layer's curvature may take.
         check (`bool`): see that the first rows are recorded as they were trained, before the pass.
+        overwrite (`bool`): replace another index, or an unfinished build of one.
     """
 
     batch_size: int
@@ -26,6 +27,7 @@ class BuildOptions:
     auto: bool = False
     max_memory: int | str | None = None
     check: bool = True
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         whole_number(self.batch_size, "batch_size", 1, ConfigError)

@@ -13,6 +13,7 @@ from ..storage.claim import INDEX_FOLDER
 from ..tasks import Task, UserObjective
 from .builder import IndexBuilder
 from .options import BuildOptions
+from .replacing import folder_to_build
 from .way import choice_of
 
 
@@ -40,6 +41,7 @@ def plan_build(
     than was thought to see how many rows it has.
     """
     INDEX_FOLDER.check(folder)
+    target = folder_to_build(folder, options.overwrite)
     model, config = unwrap(model), config or InfluenceConfig()
     choice = choice_of(model, objective, trainer)
     kind, packing, dataset = choice.tasks[0], packing_of(trainer), numbered(dataset, examples_seen)
@@ -51,4 +53,6 @@ def plan_build(
         else:
             dataset.settle()
             rows = TrainingRows(dataset, *how)
-    return IndexBuilder(model, rows, folder, config, processing_class, options, choice, trained)
+    builder = IndexBuilder(model, rows, target, config, processing_class, options, choice, trained)
+    builder.place = folder
+    return builder

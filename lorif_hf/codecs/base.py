@@ -34,7 +34,13 @@ class Codec(ABC):
         pairs (`int` or `None`): c, pairs of vectors stored of a gradient; `None`: it is stored whole.
         products (`int`): products of a gradient with a vector that encoding it takes, for estimates of time.
 
-    Example: `docs/extending.md` writes one.
+    Example: (`docs/extending.md` writes all of one)
+
+    ```python
+    >>> @lorif_hf.codecs.register
+    ... class Mine(Codec):
+    ...     name = "int8"
+    ```
     """
 
     name: ClassVar[str]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def info(index: INDEX, revision: REVISION = None, token: TOKEN = None, as_json: JSON = False) -> None:
-    """Say what an index is. Downloads the manifest and the curvature only."""
+    """Say what an index is. Downloads the manifest only."""
     loaded = loaded_index(index, revision, token)
     if as_json:
         print_json(description(loaded))

@@ -114,7 +114,13 @@ class Curvature(ABC):
         first_pass (`FirstPass` or `None`): what must be known before anything is stored; `None`: nothing.
         keeps_rank (`bool`): whether preconditioning leaves a query's gradient at the rank that it has.
 
-    Example: `docs/extending.md` writes one.
+    Example: (`docs/extending.md` writes all of one)
+
+    ```python
+    >>> @lorif_hf.curvature.register
+    ... class Mine(Curvature):
+    ...     name = "diagonal-fisher"
+    ```
     """
 
     name: ClassVar[str]

@@ -51,6 +51,14 @@ def evaluate_lds(
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: index, bank and queries do not belong together.
         [`~lorif_hf.errors.ModelMismatchError`], [`~lorif_hf.errors.QueryError`]: as in [`InfluenceIndex.scores`].
+
+    Example:
+
+    ```python
+    >>> bank = RetrainBank.from_pretrained("bank")
+    >>> evaluate_lds(index, bank, model).mean
+    0.45
+    ```
     """
     bank.check(index)
     if objective is None and bank.info["objective"].get("name") == Custom.name:

@@ -32,6 +32,14 @@ class LDSResult:
         confidence (`float`): of both intervals.
         num_constant (`int`): queries whose measured losses are constant, left out of the mean.
         num_constant_predictions (`int`): queries whose predictions are constant, counted as 0.
+
+    Example:
+
+    ```python
+    >>> result = lds(scores, losses, membership)
+    >>> f"{result.mean:.2f} ({result.query_interval[0]:.2f} to {result.query_interval[1]:.2f})"
+    '0.45 (0.41 to 0.49)'
+    ```
     """
 
     mean: float
@@ -66,6 +74,14 @@ def lds(
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: shapes that do not fit, fewer than two subsets, a membership that is not
             boolean, NaN or infinity (the place is named).
+
+    Example:
+
+    ```python
+    >>> scores, losses, membership = torch.randn(5, 100), torch.randn(20, 5), torch.rand(20, 100) < 0.5
+    >>> lds(scores, losses, membership).per_query.shape
+    (5,)
+    ```
     """
     array = finite_array(scores, "scores", ("query", "training row"))
     members = booleans(membership, "membership", ("subset", "training row"))
@@ -92,6 +108,14 @@ def lds_of_predictions(
 
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: as in [`lds`].
+
+    Example:
+
+    ```python
+    >>> predictions, losses = torch.randn(20, 5), torch.randn(20, 5)
+    >>> lds_of_predictions(predictions, losses).per_query.shape
+    (5,)
+    ```
     """
     array = finite_array(predictions, "predictions", ("query", "subset")).astype(np.float64)
     return _score(array, losses, np.zeros((len(array), 1)), confidence, resamples, seed)

@@ -26,6 +26,14 @@ class MislabelDetectionResult:
             rows that are among them.
         num_mislabelled (`int`): mislabelled rows.
         num_rows (`int`): N, all rows.
+
+    Example:
+
+    ```python
+    >>> result = mislabel_detection(index.self_influence(), flipped)
+    >>> result.auroc, result.recall[0.1]
+    (0.92, 0.71)
+    ```
     """
 
     auroc: float
@@ -53,6 +61,13 @@ def mislabel_detection(
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: lengths that differ, no mislabelled row or no other, NaN or infinity
             (the row is named), a fraction outside (0, 1].
+
+    Example:
+
+    ```python
+    >>> mislabel_detection([0.1, 9.0, 0.2, 0.3], [False, True, False, False], fractions=[0.25]).recall
+    {0.25: 1.0}
+    ```
     """
     values = finite_array(self_influence, "self_influence", ("row",))
     truth = booleans(mislabelled, "mislabelled", ("row",))

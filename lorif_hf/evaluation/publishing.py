@@ -39,7 +39,15 @@ _PLACEHOLDER = "user/"  # with the metric's name: how the README calls the Space
 
 
 def metric_names() -> list[str]:
-    """The metrics that [`metric`] knows."""
+    """The metrics that [`metric`] knows.
+
+    Example:
+
+    ```python
+    >>> metric_names()
+    ['lds', 'mislabel_detection', 'retrieval', 'tail_patch']
+    ```
+    """
     return sorted(folder.name for folder in METRICS.iterdir() if (folder / f"{folder.name}.py").is_file())
 
 
@@ -51,6 +59,12 @@ def metric(name: str) -> str:
 
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: no metric has that name; the valid names are listed.
+
+    Example:
+
+    ```python
+    >>> lds = evaluate.load(lorif_hf.metric("lds"))
+    ```
     """
     if name not in metric_names():
         raise EvaluationError(f"There is no metric {name!r}: choose one of {', '.join(metric_names())}.")
@@ -89,6 +103,12 @@ def push_metric_to_hub(
         [`~lorif_hf.errors.EvaluationError`]: no such metric.
         [`~lorif_hf.errors.PublishError`]: the name, or a file, must not leave this machine. Nothing was uploaded.
         [`~lorif_hf.errors.HubError`]: something went wrong on the way.
+
+    Example:
+
+    ```python
+    >>> push_metric_to_hub("lds", "me/lds")
+    ```
     """
     folder = Path(metric(name))
     check_repo_id(repo_id)

@@ -23,6 +23,14 @@ class RetrievalResult:
         mrr (`float`): mean over queries of 1 / rank of the first source.
         recall_per_query (`dict[int, np.ndarray]`): k -> (Q,).
         reciprocal_ranks (`np.ndarray`): (Q,), 0 where no source is in the ranking.
+
+    Example:
+
+    ```python
+    >>> result = retrieval(index.scores(model, queries), sources)
+    >>> result.mrr, result.recall[10]
+    (0.8, 0.95)
+    ```
     """
 
     recall: dict[int, float]
@@ -47,6 +55,13 @@ def retrieval(scores: Any, sources: Sequence[Sequence[int]], *, ks: Sequence[int
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: another number of queries, a query without sources, a source that is no
             row, NaN or infinity in the scores (the place is named), a k below 1.
+
+    Example:
+
+    ```python
+    >>> retrieval([[0.1, 0.9, 0.3]], [[1]], ks=[1]).recall
+    {1: 1.0}
+    ```
     """
     array = finite_array(scores, "scores", ("query", "training row"))
     rows = _source_rows(sources, len(array), array.shape[1])
@@ -64,6 +79,13 @@ def retrieval_of_rankings(
 
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: as in [`retrieval`]; a ranking that names a row twice.
+
+    Example:
+
+    ```python
+    >>> retrieval_of_rankings(index.attribute(model, queries, top_k=10).indices, sources, ks=[1, 10]).mrr
+    0.8
+    ```
     """
     array = finite_array(rankings, "rankings", ("query", "rank"))
     if array.dtype.kind not in "iu":

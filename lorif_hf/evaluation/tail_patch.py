@@ -35,6 +35,14 @@ class TailPatchResult:
         interval (`tuple[float, float]`): bootstrap interval of the mean over queries; NaN for a single query.
         before (`np.ndarray`): (Q,) log-probabilities under the weights as they are.
         after (`np.ndarray`): (Q,) log-probabilities after the step.
+
+    Example:
+
+    ```python
+    >>> result = tail_patch(model, queries, batches, learning_rate=1e-3)
+    >>> result.mean, result.interval
+    (0.12, (0.08, 0.16))
+    ```
     """
 
     mean: float
@@ -84,6 +92,15 @@ def tail_patch(
         [`~lorif_hf.errors.EvaluationError`]: another number of batches than queries, no parameter to train, a
             learning rate that is not positive, a step after which the loss is not finite (the query is named).
         [`~lorif_hf.errors.QueryError`], [`~lorif_hf.errors.ObjectiveError`]: as in [`InfluenceIndex.attribute`].
+
+    Example:
+
+    ```python
+    >>> proponents = index.attribute(model, queries, top_k=16).indices
+    >>> batches = proponent_batches(model, dataset, proponents)
+    >>> tail_patch(model, queries, batches, learning_rate=1e-3).mean
+    0.12
+    ```
     """
     check_bootstrap(confidence, resamples)
     if not (math.isfinite(learning_rate) and learning_rate > 0):
@@ -129,6 +146,13 @@ def tail_patch_of(
 
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: lengths that differ, NaN or infinity (the query is named).
+
+    Example:
+
+    ```python
+    >>> tail_patch_of(before=[2.0, 3.0], after=[1.5, 2.0]).mean
+    0.75
+    ```
     """
     check_bootstrap(confidence, resamples)
     first = finite_array(before, "before", ("query",)).astype(np.float64)
@@ -161,6 +185,12 @@ def proponent_batches(
 
     Raises:
         [`~lorif_hf.errors.EvaluationError`]: a row that the dataset does not have.
+
+    Example:
+
+    ```python
+    >>> batches = proponent_batches(model, dataset, index.attribute(model, queries, top_k=16).indices)
+    ```
     """
     rows = finite_array(indices, "indices", ("query", "row"))
     if rows.dtype.kind not in "iu":

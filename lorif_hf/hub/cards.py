@@ -6,7 +6,9 @@ So does a section that the owner changed.
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
 from typing import Any
 
 from huggingface_hub import DatasetCard, DatasetCardData
@@ -57,8 +59,10 @@ def index_card(
         model_id (`str` or `None`): the repo of the model that was indexed, where the owner says it.
         lds (`LDSRecord` or `None`): how good it was measured to be.
     """
-    section = _render("index_card.md", manifest, config, repo_id, model_id, _score(lds))
-    return _card(existing, _metadata(manifest), section, tags)
+    section = _dated(
+        existing, lambda made: _render("index_card.md", manifest, config, repo_id, model_id, _score(lds), made)
+    )
+    return _card(existing, _metadata(manifest, model_id), section, tags)
 
 
 def bank_card(info: Mapping[str, Any], agreement: float | None, repo_id: str, existing: str | None) -> str:
@@ -70,19 +74,20 @@ def bank_card(info: Mapping[str, Any], agreement: float | None, repo_id: str, ex
         repo_id, existing: as in [`index_card`].
     """
     configs = [_table("runs", "runs") | {"default": True}, _table("queries", "queries")]
-    section = _TEMPLATES.get_template("bank_card.md").render(
-        info=info,
-        runs=info["num_subsets"] * len(info["seeds"]),
-        title=_harmless(repo_id.rsplit("/", 1)[-1]),
-        repo_id=_code(repo_id),
-        model=_harmless(info["model"]["model_class"]),
-        began_with=_known(info["model"].get("name")),
-        dataset=_known(*map(info["dataset"].get, _DATASET)),
-        fingerprint=_harmless(info["dataset"]["fingerprint"])[:16],
-        objective=_harmless(info["objective"].get("name")),
-        agreement="not measured: one seed" if agreement is None else f"{agreement:.2f}",
-        training={_cell(name): _cell(value) for name, value in sorted(info["training"].items())},
-    )
+    values: dict[str, Any] = {
+        "info": info,
+        "runs": info["num_subsets"] * len(info["seeds"]),
+        "title": _harmless(repo_id.rsplit("/", 1)[-1]),
+        "repo_id": _code(repo_id),
+        "model": _harmless(info["model"]["model_class"]),
+        "began_with": _known(info["model"].get("name")),
+        "dataset": _known(*map(info["dataset"].get, _DATASET)),
+        "fingerprint": _harmless(info["dataset"]["fingerprint"])[:16],
+        "objective": _harmless(info["objective"].get("name")),
+        "agreement": "not measured: one seed" if agreement is None else f"{agreement:.2f}",
+        "training": {_cell(name): _cell(value) for name, value in sorted(info["training"].items())},
+    }
+    section = _dated(existing, lambda made: _TEMPLATES.get_template("bank_card.md").render(values, made=made))
     return _card(existing, CardData(tags=list(BANK_TAGS), configs=configs).to_dict(), section)
 
 
@@ -135,8 +140,31 @@ def _card(existing: str | None, ours: dict[str, Any], section: str, tags: Sequen
 
 
 def model_card_section(manifest: Manifest, config: InfluenceConfig, repo_id: str, existing: str, model_id: str) -> str:
-    """A model's card with the section "This model's training data can be queried" in it, everything else as it was."""
-    return _with_section(existing, _render("model_section.md", manifest, config, repo_id, model_id))
+    """A model's card with the section "This model's training data can be queried" in it, everything else as it was;
+    where its YAML does not say which datasets it was trained on, and the index knows one of the Hub, with that one."""
+    section = _render("model_section.md", manifest, config, repo_id, model_id)
+    return _with_section(_with_dataset(existing, _training_dataset(manifest)), section)
+
+
+def _training_dataset(manifest: Manifest) -> str | None:
+    """The Hub id of the dataset that was trained on, where it has one: only such a dataset has a revision."""
+    name = manifest.dataset.get("name")
+    known = isinstance(name, str) and _REPO_ID.fullmatch(name) and manifest.dataset.get("revision")
+    return name if known else None
+
+
+def _with_dataset(card: str, dataset: str | None) -> str:
+    """A card whose YAML names a dataset, if it named none; all that is there stays as it was, to the letter."""
+    if dataset is None:
+        return card
+    line_end = "\r\n" if "\r\n" in card else "\n"
+    entry = f"datasets:{line_end}- {dataset}{line_end}"
+    yaml = re.match(r"---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", card, re.DOTALL | re.MULTILINE)
+    if yaml is None:
+        return f"---{line_end}{entry}---{line_end}{card}"
+    if re.search(r"^datasets[ \t]*:", yaml[1], re.MULTILINE):
+        return card
+    return card[: yaml.end(1)] + entry + card[yaml.end(1) :]
 
 
 def _table(name: str, file: str) -> dict[str, Any]:
@@ -144,7 +172,7 @@ def _table(name: str, file: str) -> dict[str, Any]:
     return {"config_name": name, "data_files": [{"split": "train", "path": f"data/{file}.parquet"}]}
 
 
-def _metadata(manifest: Manifest) -> dict[str, Any]:
+def _metadata(manifest: Manifest, model_id: str | None) -> dict[str, Any]:
     """The YAML that the Hub reads."""
     power = max(0, len(str(manifest.num_examples)) - 3)
     values: dict[str, Any] = {
@@ -154,8 +182,12 @@ def _metadata(manifest: Manifest) -> dict[str, Any]:
     }
     name = manifest.model.get("name")
     # Only a model from the Hub has a commit; "output/checkpoint-500" looks like a repo and is none.
-    if isinstance(name, str) and _REPO_ID.fullmatch(name) and manifest.model.get("commit"):
+    if model_id is not None and _REPO_ID.fullmatch(model_id):
+        values["base_model"] = model_id
+    elif isinstance(name, str) and _REPO_ID.fullmatch(name) and manifest.model.get("commit"):
         values["base_model"] = name
+    if (dataset := _training_dataset(manifest)) is not None:
+        values["source_datasets"] = [dataset]
     license_id = str(manifest.dataset.get("license") or "").lower()
     if re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", license_id):  # an identifier; datasets may hold free text instead
         values["license"] = license_id
@@ -181,6 +213,7 @@ def _render(
     repo_id: str,
     model_id: str | None,
     lds: str = "",
+    made: str = "",
 ) -> str:
     began = manifest.model
     known = [task.auto_class for task in TASKS if task.auto_class]
@@ -206,7 +239,28 @@ def _render(
         bytes_per_example=sum(shard.bytes for shard in manifest.shards) / manifest.num_examples,
         query=next((task.query_example for task in TASKS if task.name == manifest.objective), "batch"),
         lds=lds,
+        made=made,
+        extras="[peft]" if began.get("adapter") else "",
+        shown=_shown_text(manifest.dataset.get("text")),
     )
+
+
+def _shown_text(kept: Any) -> str:
+    """How much of each example's text stands in the table."""
+    if kept is False:
+        return "no text of it"
+    if isinstance(kept, int) and kept is not True:
+        return f"the first {kept:,} characters of its text"
+    return "its text" if kept else "its text, where the table has one"
+
+
+def _dated(existing: str | None, render: Callable[[str], str]) -> str:
+    """A section with the day on which it was made and the version that made it: those of the section there is, where
+    nothing else is new."""
+    before = re.search(r"^\| made \| ([\w .,+-]{1,100}) \|\r?$", existing or "", re.MULTILINE)
+    if before is not None and (section := render(before[1])) in (existing or "").replace("\r\n", "\n"):
+        return section
+    return render(f"{datetime.now(timezone.utc).date()}, lorif-hf {version('lorif-hf')}")
 
 
 def _with_section(text: str, section: str) -> str:

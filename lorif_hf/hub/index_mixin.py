@@ -11,19 +11,20 @@ from typing import Any, TypeVar
 from huggingface_hub import CommitInfo, constants
 from torch import Tensor
 
+from ..checks import one_of
 from ..config import InfluenceConfig
 from ..errors import BuildFolderError, ConfigError, IndexCorruptedError, IndexFormatError, PublishError
 from ..progress import progress
 from ..registry import CODECS, CURVATURES, LAYER_KINDS
 from ..storage.claim import INDEX_FOLDER, remove_left_over
 from ..storage.files import file_sha256, verified, write_atomically, write_text
-from ..storage.layout import CARD, MANIFEST, STAGING, FileEntry, Manifest, is_newer, read_manifest
+from ..storage.layout import CARD, MANIFEST, STAGING, FileEntry, Manifest, inside, is_newer, read_manifest
 from ..storage.measured_lds import LDSRecord, read_lds, write_lds
 from ..storage.store import LocalStore, Store
 from .cards import index_card, model_card_section, repo_in_card
 from .destination import Destination
 from .publish import contents, publish, push_model_card
-from .store import HubStore, StreamingStore
+from .store import HubStore, RepoType, StreamingStore
 
 
 Index = TypeVar("Index", bound="StoredIndex")
@@ -61,6 +62,8 @@ class StoredIndex:
         cls: type[Index],
         path: str | os.PathLike[str],
         *,
+        subfolder: str | None = None,
+        repo_type: RepoType = "dataset",
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -72,14 +75,19 @@ class StoredIndex:
 
         Args:
             path (`str` or `os.PathLike`): a folder, or the id of a dataset repo, "user/my-index".
+            subfolder (`str`, *optional*): where in the folder or repo the index is: "influence".
+            repo_type (`str`, *optional*, defaults to `"dataset"`): `"model"` for an index in a folder of a model's
+                repo.
             revision (`str`, *optional*): branch, tag or commit; what it was resolved to is in `index.commit`.
             token (`str` or `bool`, *optional*): Hub token; by default the one you logged in with.
             cache_dir (`str` or `os.PathLike`, *optional*): the Hub cache to use. With `streaming=True` the tensors
                 read are kept in it too; without one nothing is kept.
             force_download (`bool`, *optional*, defaults to `False`): download again what is in the cache.
             local_files_only (`bool`, *optional*, defaults to `False`): use the cache alone.
-            streaming (`bool`, *optional*, defaults to `False`): download the manifest and the curvature only; read the
-                factors by HTTP range when a query needs them, two shards of the wanted modules in memory at most.
+            streaming (`bool`, *optional*, defaults to `False`): download the manifest only. A query reads the factors
+                that it needs by HTTP range, two shards of the wanted modules in memory at most. The curvature
+                (whiteners) is downloaded with the first query of all layers, and may be most of a small index; a query
+                with `modules=` downloads that of these layers alone.
 
         Raises:
             [`~lorif_hf.errors.IndexFormatError`]: the folder or repo is no index that this version can read.
@@ -87,18 +95,30 @@ class StoredIndex:
             says what to import.
             [`~lorif_hf.errors.IndexCorruptedError`]: a file is not what the manifest says; names it.
             [`~lorif_hf.errors.HubError`]: the repo, the revision or the Hub cannot be reached; says what to do.
+
+        Example:
+
+        ```python
+        >>> index = InfluenceIndex.from_pretrained("my-index")
+        >>> index = InfluenceIndex.from_pretrained("me/my-index", streaming=True)
+        >>> index = InfluenceIndex.from_pretrained("me/my-model", repo_type="model", subfolder="influence")
+        ```
         """
-        folder = Path(path)
+        one_of(repo_type, "repo_type", RepoType, ConfigError)
+        subfolder = _plain(Path(path), subfolder)
+        folder = Path(path, subfolder or "")
         if (folder / MANIFEST).is_file():
             return cls(LocalStore(folder))
         name = os.fspath(path)
-        if folder.is_dir() or not isinstance(path, str) or folder.is_absolute() or name.startswith("."):
+        if Path(path).is_dir() or not isinstance(path, str) or folder.is_absolute() or name.startswith("."):
             what = "holds no index" if folder.is_dir() else "does not exist"
             raise IndexFormatError(f"{folder} {what}: expected a folder with {MANIFEST}, or a repo id of the Hub.")
         offline = local_files_only or constants.HF_HUB_OFFLINE
         store = (StreamingStore if streaming and not offline else HubStore)(
             name,
             revision,
+            repo_type=repo_type,
+            subfolder=subfolder,
             token=token,
             cache_dir=cache_dir,
             force_download=force_download,
@@ -130,6 +150,12 @@ class StoredIndex:
         Raises:
             [`~lorif_hf.errors.BuildFolderError`]: the folder holds something else.
             [`~lorif_hf.errors.StorageError`]: the disk is full, or nothing can be written there.
+
+        Example:
+
+        ```python
+        >>> InfluenceIndex.from_pretrained("me/my-index").save_pretrained("my-copy")
+        ```
         """
         self._refuse_selection()
         target = Path(path)
@@ -198,14 +224,20 @@ class StoredIndex:
             [`~lorif_hf.errors.PublishError`], [`~lorif_hf.errors.IndexCorruptedError`]: found before the first byte
             leaves.
             [`~lorif_hf.errors.HubError`]: says what to do; pushing again goes on where it stopped.
+
+        Example:
+
+        ```python
+        >>> index.push_to_hub("me/my-index", private=True, model_id="me/my-model")
+        ```
         """
         self._refuse_selection()
         message = commit_message, commit_description
-        return self._push(Destination(repo_id, private, token, revision, create_pr, *message), tags or (), model_id)
+        return self._push(Destination(repo_id, private, token, revision, create_pr, *message, model_id), tags or ())
 
-    def _push(self, destination: Destination, tags: Sequence[str] = (), model_id: str | None = None) -> CommitInfo:
+    def _push(self, destination: Destination, tags: Sequence[str] = ()) -> CommitInfo:
         def card(name: str, existing: str | None) -> str:
-            return index_card(self.manifest, self.config, name, existing, tags, model_id, self.lds)
+            return index_card(self.manifest, self.config, name, existing, tags, destination.model_id, self.lds)
 
         return publish(self._store, self.manifest, destination, card)
 
@@ -219,6 +251,13 @@ class StoredIndex:
 
         Raises:
             [`~lorif_hf.errors.PublishError`]: the index lies in the cache of the Hub, which must stay as it is.
+
+        Example:
+
+        ```python
+        >>> bank = RetrainBank.from_pretrained("me/my-bank")
+        >>> index.save_lds(lds_record(index, bank, evaluate_lds(index, bank, "me/my-model")))
+        ```
         """
         self._refuse_selection()
         if self.repo_id is not None:
@@ -248,6 +287,12 @@ class StoredIndex:
             model_id (`str`): the model repo.
             index_id (`str`, *optional*): the repo of this index; by default where it was loaded from.
             token, revision, create_pr: as in [`~InfluenceIndex.push_to_hub`].
+
+        Example:
+
+        ```python
+        >>> InfluenceIndex.from_pretrained("me/my-index").push_model_card_section("me/my-model")
+        ```
         """
         repo_id = index_id or self.repo_id
         if repo_id is None:
@@ -263,6 +308,20 @@ class StoredIndex:
     def _refuse_selection(self) -> None:
         if self._rows is not None:
             raise PublishError("A selection of rows is a view: save or push the index that it was selected from.")
+
+
+def _plain(root: Path, subfolder: str | None) -> str | None:
+    """A subfolder of a folder or repo, which it may not lead out of."""
+    if subfolder is None or subfolder == "":
+        return None
+    try:
+        plain = subfolder.rstrip("/")
+        inside(root, plain)
+    except (IndexCorruptedError, AttributeError, TypeError):
+        raise IndexFormatError(
+            f"subfolder={subfolder!r} must be a plain path inside the repo or folder, such as 'influence'."
+        ) from None
+    return plain
 
 
 def _is_good(folder: Path, entry: FileEntry) -> bool:

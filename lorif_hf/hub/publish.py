@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..errors import LorifError, PublishError
 from ..progress import progress
 from ..storage.files import read_head
-from ..storage.layout import CARD, FORMAT_VERSION, LDS, MANIFEST, FileEntry, Manifest
+from ..storage.layout import CARD, FOLDERS, FORMAT_VERSION, LDS, MANIFEST, FileEntry, Manifest
 from ..storage.measured_lds import read_lds
 from ..storage.store import Store
 from .destination import Destination
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT_TAG = f"lorif-format-{FORMAT_VERSION.partition('.')[0]}"
 # Folders in which a file of no manifest is an old one.
-_OURS = ("factors/", "curvature/", "data/", "tokenizer/", "evaluation/")
+_OURS = tuple(f"{name}/" for name in FOLDERS)
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
 
 RenderCard = Callable[[str, str | None], str]
@@ -60,7 +60,7 @@ def publish(store: Store, manifest: Manifest, destination: Destination, render_c
     beside = paths.pop(CARD, None)
     own_card = None if beside is None else beside.read_text(encoding="utf-8", errors="replace")
     if own_card is not None:
-        _rendered(render_card, destination.repo_id, own_card)  # a card that cannot be read shows before a repo is made
+        rendered(render_card, destination.repo_id, own_card)  # a card that cannot be read shows before a repo is made
     repo_id, commit = push_files(
         paths,
         replace(destination, commit_message=destination.commit_message or "Upload influence index with lorif-hf"),
@@ -115,7 +115,7 @@ def _commit(
         existing = None
         if CARD in present:  # bytes: with the line endings that its owner chose
             existing = download(repo_id, CARD, head.sha, repo_type, token=token).read_bytes().decode()
-        card = _rendered(render_card, repo_id, existing).encode()
+        card = rendered(render_card, repo_id, existing).encode()
         check_contents({CARD: card}, token)
         operations: list[Any] = [
             CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
@@ -201,7 +201,12 @@ def _texts(name: str, content: Any) -> Iterable[bytes]:
         yield Path(content).read_bytes()
 
 
-def _rendered(render_card: RenderCard, repo_id: str, existing: str | None) -> str:
+def rendered(render_card: RenderCard, repo_id: str, existing: str | None) -> str:
+    """A card, of the one there is.
+
+    Raises:
+        [`~lorif_hf.errors.PublishError`]: that one's YAML cannot be read.
+    """
     try:
         return render_card(repo_id, existing)
     except LorifError:

@@ -7,16 +7,16 @@ import hashlib
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-from huggingface_hub import HfApi, HfFileSystem, constants
+from huggingface_hub import HfApi, HfFileSystem, cached_assets_path, constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -31,7 +31,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import HubAccessError, HubConnectionError, IndexCorruptedError, IndexFormatError, IndexNotFoundError
 from ..storage.files import TensorReader, header_length, parse_header, write_bytes
-from ..storage.layout import CARD, LDS, MANIFEST, FactorShard, FileEntry, Manifest, check_relative
+from ..storage.layout import CARD, LDS, MANIFEST, FactorShard, FileEntry, Manifest, TensorEntry, check_relative
 from ..storage.once import Once
 from ..storage.store import Store
 from ..storage.system_errors import system_errors
@@ -39,7 +39,8 @@ from ..storage.system_errors import system_errors
 
 logger = logging.getLogger(__name__)
 
-REPO_TYPE = "dataset"
+RepoType = Literal["dataset", "model"]
+REPO_TYPE: RepoType = "dataset"
 DOWNLOADS = 4  # files downloaded at once
 _WAITS = (0.5, 1, 2, 4)  # seconds before each new try of a request that failed on the way
 
@@ -47,30 +48,44 @@ T = TypeVar("T")
 
 
 class RepoStore(Store):
-    """An index in a dataset repo, at one commit. Files that are needed whole are downloaded to the local Hub cache.
+    """An index in a repo, at one commit. Files that are needed whole are downloaded to the local Hub cache.
 
     Args:
         repo_id (`str`): "user/name".
         revision (`str` or `None`): branch, tag or commit; `commit` is what it was resolved to.
+        repo_type (`str`, *optional*, defaults to `"dataset"`): or `"model"`.
+        subfolder (`str`, *optional*): of the repo, in which the index is; a path that was checked.
         options: `token`, `cache_dir`, `force_download`, `local_files_only` of `huggingface_hub.hf_hub_download`.
     """
 
     repo_id: str
     commit: str
 
-    def __init__(self, repo_id: str, revision: str | None, **options: Any):
+    def __init__(
+        self,
+        repo_id: str,
+        revision: str | None,
+        repo_type: RepoType = REPO_TYPE,
+        subfolder: str | None = None,
+        **options: Any,
+    ):
         try:
             validate_repo_id(repo_id)
         except HFValidationError as error:
             raise IndexNotFoundError(f"{repo_id!r} is neither a folder nor a repo id ({error}).") from None
-        snapshot = download(repo_id, MANIFEST, revision, **options).parent
-        super().__init__(snapshot, repo_id, snapshot.name)
+        self._repo_type, self._subfolder = repo_type, subfolder
         self._options = options
+        manifest = self._download(repo_id, MANIFEST, revision)
+        depth = len(PurePosixPath(subfolder or "").parts)
+        super().__init__(manifest.parent, repo_id, manifest.parents[depth].name)
 
     def provide(self, file: str) -> None:
         check_relative(file)
         if not (self.folder / file).exists() or self._options.get("force_download"):
-            download(self.repo_id, file, self.commit, **self._options)
+            self._download(self.repo_id, file, self.commit)
+
+    def _download(self, repo_id: str, file: str, revision: str | None) -> Path:
+        return download(repo_id, file, revision, self._repo_type, subfolder=self._subfolder, **self._options)
 
     @abstractmethod
     def fetch(self, manifest: Manifest) -> None:
@@ -92,15 +107,19 @@ class HubStore(RepoStore):
     def shard(self, entry: FactorShard) -> TensorReader:
         return self.mapped(entry)
 
+    def curvature(self, entry: TensorEntry) -> TensorReader:
+        return self.mapped(entry)
+
     def parquet(self, entry: FileEntry) -> Path:
         return self.path(entry)
 
 
 class StreamingStore(RepoStore):
-    """An index in a dataset repo whose factors and examples are read by HTTP range and not kept.
+    """An index in a repo whose factors and examples are read by HTTP range and not kept, and whose curvature is read
+    layer by layer and kept, as long as nobody needs the whole of it.
 
-    The arguments are those of [`RepoStore`]. Where there is a `cache_dir`, its folder "lorif_hf" keeps the tensors
-    that are read, by their hash.
+    The arguments are those of [`RepoStore`]. Tensors are kept by their hash: of the curvature in the assets' cache of
+    huggingface_hub; where there is a `cache_dir`, all that are read, in its folder "lorif_hf".
     """
 
     def __init__(self, repo_id: str, revision: str | None, **options: Any):
@@ -110,13 +129,22 @@ class StreamingStore(RepoStore):
         self._heads: Once[FileEntry, bytes] = Once()
 
     def fetch(self, manifest: Manifest) -> None:
-        """Download the curvature alone."""
-        self.path(manifest.curvature)
+        """Nothing is needed before the first query, unless the curvature is to be downloaded again."""
+        if self._options["force_download"]:
+            self.path(manifest.curvature)
         self._options["force_download"] = False
 
     def shard(self, entry: FactorShard) -> TensorReader:
+        return self._remote(entry, self._pieces)
+
+    def curvature(self, entry: TensorEntry) -> TensorReader:
+        if (self.folder / entry.file).exists():
+            return self.mapped(entry)
+        return self._remote(entry, self._pieces or cached_assets_path("lorif_hf", "curvature", "tensors"))
+
+    def _remote(self, entry: FactorShard | TensorEntry, pieces: Path | None) -> "RemoteTensors":
         head = self._heads.get(entry, partial(self._head, entry))
-        return RemoteTensors(entry, head, partial(self._range, entry), self._pieces)
+        return RemoteTensors(entry, head, partial(self._range, entry), pieces)
 
     def parquet(self, entry: FileEntry) -> Any:
         translated = translated_errors(self.repo_id, self.commit, entry.file)
@@ -140,7 +168,8 @@ class StreamingStore(RepoStore):
 
     def _open(self, entry: FileEntry) -> Any:
         check_relative(entry.file)
-        name = f"datasets/{self.repo_id}@{self.commit}/{entry.file}"
+        repo = f"{'datasets/' if self._repo_type == 'dataset' else ''}{self.repo_id}@{self.commit}"
+        name = "/".join(part for part in (repo, self._subfolder, entry.file) if part)
         file = self._filesystem.open(name, "rb", cache_type="none")
         if file.size != entry.bytes:
             raise IndexCorruptedError(entry.file, f"it has {file.size} bytes, the manifest says {entry.bytes}")
@@ -151,13 +180,19 @@ class RemoteTensors(TensorReader):
     """A safetensors file read by range. Its header is checked against the manifest, whole tensors against the header.
 
     Args:
-        entry (`FactorShard`): the file.
+        entry (`FactorShard` or `TensorEntry`): the file.
         head (`bytes`): its first 8 bytes and its header.
         fetch (`Callable[[int, int], bytes]`): gives bytes `begin` to `end` of it.
         pieces (`Path` or `None`): folder of tensors already read, by hash.
     """
 
-    def __init__(self, entry: FactorShard, head: bytes, fetch: Callable[[int, int], bytes], pieces: Path | None):
+    def __init__(
+        self,
+        entry: FactorShard | TensorEntry,
+        head: bytes,
+        fetch: Callable[[int, int], bytes],
+        pieces: Path | None,
+    ):
         if hashlib.sha256(head).hexdigest() != entry.header_sha256:
             raise IndexCorruptedError(entry.file, "its header is not the one that the manifest vouches for")
         super().__init__(entry.file, parse_header(entry.file, entry.bytes, head))
@@ -167,8 +202,13 @@ class RemoteTensors(TensorReader):
 
     def prefetch(self, names: Sequence[str]) -> None:
         """Fetch whole tensors, neighbours in one request, and check each."""
-        self._whole |= {name: piece for name in names if (piece := self._kept(name)) is not None}
-        for run in self.runs(name for name in names if name not in self._whole):
+        self._whole |= self._fetched(name for name in names if name not in self._whole)
+
+    def _fetched(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Whole tensors, each with the hash that the header says."""
+        wanted = list(names)
+        fetched = {name: piece for name in wanted if (piece := self._kept(name)) is not None}
+        for run in self.runs(name for name in wanted if name not in fetched):
             begin = self.span(run[0]).begin
             content = memoryview(self._fetch(begin, self.span(run[-1]).end))
             for name in run:
@@ -176,9 +216,10 @@ class RemoteTensors(TensorReader):
                 piece = bytes(content[span.begin - begin : span.end - begin])
                 if hashlib.sha256(piece).hexdigest() != span.sha256:
                     raise IndexCorruptedError(self.file, f"tensor '{name}' did not arrive as it was written")
-                self._whole[name] = piece
+                fetched[name] = piece
                 if self._pieces is not None:
                     write_bytes(self._pieces / str(span.sha256), piece)
+        return fetched
 
     def _kept(self, name: str) -> bytes | None:
         span = self.span(name)
@@ -189,9 +230,11 @@ class RemoteTensors(TensorReader):
         return content if hashlib.sha256(content).hexdigest() == span.sha256 else None
 
     def _piece(self, name: str, begin: int, end: int) -> np.ndarray:
+        span = self.span(name)
         if name in self._whole:
-            offset = self.span(name).begin
-            content = self._whole[name][begin - offset : end - offset]
+            content = self._whole[name][begin - span.begin : end - span.begin]
+        elif (begin, end) == (span.begin, span.end):
+            content = self._fetched([name])[name]
         else:
             content = self._fetch(begin, end)
         return np.frombuffer(bytearray(content), dtype=np.uint8)  # a copy that may be written to, as torch wants
@@ -205,7 +248,8 @@ def hub_api(token: str | bool | None = None) -> HfApi:
 def download(repo_id: str, file: str, revision: str | None, repo_type: str = REPO_TYPE, **options: Any) -> Path:
     """`hf_hub_download` that survives lost connections and raises our own errors."""
     cache = Path(options.get("cache_dir") or constants.HF_HUB_CACHE)
-    with system_errors(cache), translated_errors(repo_id, revision, file, options.get("token"), repo_type):
+    path = f"{options['subfolder']}/{file}" if options.get("subfolder") else file
+    with system_errors(cache), translated_errors(repo_id, revision, path, options.get("token"), repo_type):
         fetch = partial(hub_api().hf_hub_download, repo_id, file, repo_type=repo_type, revision=revision, **options)
         return Path(retried(fetch, file))
 
@@ -250,8 +294,8 @@ def translated_errors(
             with suppress(Exception):  # a hint must not hide the error it is for
                 if repo_type == REPO_TYPE and hub_api(token).repo_exists(repo_id, repo_type="model"):
                     hint = (
-                        " There is a model repo of that name; an index is a dataset repo: ask the model's owner where "
-                        "it is."
+                        " There is a model repo of that name; an index is a dataset repo, unless it lies in a model's "
+                        "(repo_type='model', subfolder=...): ask the model's owner where it is."
                     )
             ours = IndexNotFoundError(
                 f"No {repo_type} repo '{repo_id}' that this {'token' if token else 'machine'} can see: it does not "
@@ -267,10 +311,10 @@ def translated_errors(
                 f"{file or repo_id} of '{repo_id}' is not in the local cache and the Hub cannot be reached (offline, "
                 "or local_files_only=True). Connect, or download the index once while you are connected."
             )
-        elif isinstance(error, (EntryNotFoundError, FileNotFoundError)) and file == MANIFEST:
+        elif isinstance(error, (EntryNotFoundError, FileNotFoundError)) and (file or "").endswith(MANIFEST):
             ours = IndexFormatError(
-                f"The dataset repo '{repo_id}' is no lorif-hf index: it has no {MANIFEST}. Check the name, or the "
-                "revision."
+                f"The {repo_type} repo '{repo_id}' is no lorif-hf index: it has no {file}. Check the name, the "
+                "subfolder or the revision."
             )
         elif isinstance(error, (EntryNotFoundError, FileNotFoundError)):
             ours = IndexCorruptedError(str(file), f"it is missing in '{repo_id}'")

@@ -101,7 +101,13 @@ class LayerKind(ABC):
             followed instead of the module's calls ([`~lorif_hf.recording.following.ParameterFollower`]). `None`:
             calls are all there is; `()`: they tell nothing.
 
-    Example: `docs/extending.md` writes one.
+    Example: (`docs/extending.md` writes all of one)
+
+    ```python
+    >>> @lorif_hf.layers.register
+    ... class Mine(LayerKind):
+    ...     name = "dense-kernel"
+    ```
     """
 
     name: ClassVar[str]

@@ -11,7 +11,7 @@ from ..errors import IndexCorruptedError, ModelMismatchError
 from ..progress import progress
 from ..storage.examples import check_examples
 from ..storage.files import TensorReader, header_sha256, tensor_bytes, verified
-from ..storage.layout import MANIFEST, FactorShard, ModuleEntry, read_manifest
+from ..storage.layout import MANIFEST, FactorShard, ModuleEntry, TensorEntry, read_manifest
 from ..storage.measured_lds import read_lds
 from ..storage.shards import ShardReader
 from ..storage.store import LocalStore, Store
@@ -53,6 +53,7 @@ def verify_index(index: QueriedIndex, store: Store) -> None:
             _check_projection(module, config)
             bar.update(1)
         here = LocalStore(store.folder)  # with nothing mapped or kept by an earlier query
+        _check_header(here, manifest.curvature)
         reader = ShardReader(here, manifest.shards, manifest.curvature, index.codec.layout)
         for module in stored:
             tensors, first_pass = reader.curvature(module), index.curvature.first_pass
@@ -87,14 +88,18 @@ def _check_projection(module: ModuleEntry, config: InfluenceConfig) -> None:
 
 def _check_shard(reader: ShardReader, shard: FactorShard, stored: Sequence[ModuleEntry], weighted: bool) -> None:
     """The header by which single tensors are trusted, the tensors' own hashes, their shapes, and their numbers."""
-    if header_sha256(reader.store.path(shard)) != shard.header_sha256:
-        raise IndexCorruptedError(shard.file, "its header is not the one that the manifest vouches for")
+    _check_header(reader.store, shard)
     _check_hashes(reader.store.tensors(shard))
     if weighted:
         reader.weights(shard)
     for name, parts in reader.load(shard, stored).items():
         if not all(bool(torch.isfinite(part).all()) for part in parts.values()):
             raise IndexCorruptedError(shard.file, f"the factors of '{name}' are not all finite numbers")
+
+
+def _check_header(store: Store, entry: FactorShard | TensorEntry) -> None:
+    if header_sha256(store.path(entry)) != entry.header_sha256:
+        raise IndexCorruptedError(entry.file, "its header is not the one that the manifest vouches for")
 
 
 def _check_hashes(file: TensorReader) -> None:

@@ -304,12 +304,13 @@ class TrainingRows:
         return self.shown.example_ids(start, stop)
 
     def source(self) -> dict[str, Any]:
-        """What is known of where the rows come from, and a hash of what they are to the model.
+        """What is known of where the rows come from, a hash of what they are to the model, and how much of their texts
+        is shown.
 
         A `datasets.Dataset` knows its name, split, licence and Hub revision. `fingerprint` is a hash over the columns
         that the model takes: the same for everybody who trains on these rows, however they are collated or shown.
         """
-        rows = {"fingerprint": self._hashes[1]}
+        rows = {"fingerprint": self._hashes[1], "text": self.shown.kept_text}
         examples = self.dataset if isinstance(self.shown.examples, DocumentRows) else self.shown.examples
         info = getattr(examples, "info", None)
         if info is None:

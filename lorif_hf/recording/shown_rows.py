@@ -73,6 +73,11 @@ class ShownRows:
         if not least <= self._given <= most:
             raise DatasetError(f"examples has {self._given} rows, the dataset {count}: they must be the same.")
 
+    @property
+    def kept_text(self) -> bool | int:
+        """How much of a row's text is shown: whole, so many characters, or none."""
+        return self.store_text if self.text_columns or self.token_columns else False
+
     def texts(self, start: int, stop: int) -> list[str | None]:
         """What each row says: its text columns, else its decoded tokens; cut to `store_text` characters."""
         if self.store_text is False:

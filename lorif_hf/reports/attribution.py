@@ -52,6 +52,13 @@ class Attribution:
         prompts (`Sequence[int | None]` or `None`): per query, how many characters of its text are the prompt; `None`
             for one that is measured whole.
         provenance (`Provenance`): which index of which model answered, and when.
+
+    Example:
+
+    ```python
+    >>> result = index.attribute(model, ["a query", "another"], top_k=5)
+    >>> result.scores.shape, result.to_list()[0]["text"]
+    ```
     """
 
     scores: Tensor
@@ -147,6 +154,8 @@ class Attribution:
 
         Rows that are not shown do not take their place: [`~InfluenceIndex.attribute`] with `fold_duplicates=True` asks
         for as many distinct rows as `top_k`.
+
+        Example: `>>> result.folded().to_pandas()`
         """
         from .folding import folded
 
@@ -178,13 +187,19 @@ class Attribution:
         """One dict per query and row that is shown: query (its text), rank (from 1 of the highest score; an opponent's
         is its place among all rows), score, z, text, the other columns of the example, query_id (from 0). With tokens
         one for each of them, and with its text as "token_text" and its place in the answer (from 0) as "token"; where
-        near-duplicates were folded, "copies" has their rows."""
+        near-duplicates were folded, "copies" has their rows.
+
+        Example: `>>> [row["row"] for row in result.to_list() if row["score"] > 0]`
+        """
         from .tables import records
 
         return records(self)
 
     def to_dataset(self) -> "datasets.Dataset":
-        """[`~Attribution.to_list`] as a `datasets.Dataset`."""
+        """[`~Attribution.to_list`] as a `datasets.Dataset`.
+
+        Example: `>>> result.to_dataset().filter(lambda row: row["score"] > 0)`
+        """
         import datasets
 
         return datasets.Dataset.from_list(self.to_list())
@@ -209,6 +224,8 @@ class Attribution:
 
         A text that a spreadsheet would take for a formula gets a ' before it, and control characters become spaces:
         for programs, [`~Attribution.to_json`] keeps every text as it is.
+
+        Example: `>>> result.to_csv("attribution.csv")`
         """
         from .tables import write_csv
 
@@ -216,7 +233,10 @@ class Attribution:
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write all of the result as JSON, a list of queries with their rows and opponents (docs/querying.md describes
-        it); numbers that are none, as NaN, are null."""
+        it); numbers that are none, as NaN, are null.
+
+        Example: `>>> result.to_json("attribution.json")`
+        """
         from .tables import write_json
 
         write_json(self, path)
@@ -246,6 +266,8 @@ class Attribution:
 
         Raises:
             [`~lorif_hf.errors.ResultFormatError`]: the folder holds none, or one that is not as it was saved.
+
+        Example: `>>> result = Attribution.load("attribution")`
         """
         from .saving import load
 

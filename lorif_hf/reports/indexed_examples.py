@@ -94,6 +94,12 @@ class IndexedExamples:
         the metric is known while they are recorded (`curvature` "kronecker" or "none"), else of the stored factors. Of
         whitened layers that are too wide to be formed it is an unbiased estimate (Hutchinson's).
         High values mark rows the model had to memorise: mislabelled, rare or damaged ones.
+
+        Example:
+
+        ```python
+        >>> index.examples(index.self_influence().topk(10).indices.tolist())
+        ```
         """
         influence = torch.from_numpy(np.array(read_column(self._store, self.manifest, "self_influence")))
         return influence if self._rows is None else influence[self._rows]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,11 @@ from ..config import InfluenceConfig
 from ..querying.answers import AllScores, all_scores
 from ..querying.loading import load_model
 from ..querying.measure import Measurement
-from ..querying.options import QueryOptions
+from ..querying.options import QueryOptions, Reduce
 from ..querying.queried_index import QueriedIndex
 from ..storage.examples import read_documents, read_examples, read_values
 from ..tasks import Task, UserObjective
+from ..tasks.measures import Measure
 from .answering import AnswerOptions, answer
 from .attribution import Attribution
 from .groups import GroupInfluence, group_influence
@@ -48,13 +49,13 @@ class QueriedExamples(IndexedExamples):
         by_layer: bool = False,
         shade: bool = False,
         largest: bool = True,
-        measure: str | None = None,
+        measure: Measure | None = None,
         token: int | None = None,
         per_token: bool = False,
-        reduce: str | None = None,
+        reduce: Reduce | None = None,
         modules: str | Sequence[str] | None = None,
         processing_class: Any = None,
-        objective: UserObjective | Task | str | None = None,
+        objective: UserObjective | Task | Literal["model"] | str | None = None,
         batch_size: int = 8,
         strict: bool = True,
         device: str | torch.device | None = None,
@@ -114,6 +115,13 @@ class QueriedExamples(IndexedExamples):
         Raises:
             [`~lorif_hf.errors.QueryError`], [`~lorif_hf.errors.ModelMismatchError`],
             [`~lorif_hf.errors.IndexCorruptedError`].
+
+        Example:
+
+        ```python
+        >>> index.attribute(model, ("The capital of France is", " Paris"), top_k=5).to_pandas()
+        >>> index.attribute("me/my-model", ["a query", "another"], modules=["mlp"])
+        ```
         """
         shown = AnswerOptions(top_k, largest, opponents, fold_duplicates, by_layer, shade)
         choices = (measure, token, reduce, per_token, device)
@@ -130,13 +138,13 @@ class QueriedExamples(IndexedExamples):
         *,
         per_module: bool = False,
         weighted: bool = True,
-        measure: str | None = None,
+        measure: Measure | None = None,
         token: int | None = None,
         per_token: bool = False,
-        reduce: str | None = None,
+        reduce: Reduce | None = None,
         modules: str | Sequence[str] | None = None,
         processing_class: Any = None,
-        objective: UserObjective | Task | str | None = None,
+        objective: UserObjective | Task | Literal["model"] | str | None = None,
         batch_size: int = 8,
         strict: bool = True,
         device: str | torch.device | None = None,
@@ -153,13 +161,27 @@ class QueriedExamples(IndexedExamples):
             rows in ascending order. A tensor that would take over half of the free memory is a memory map of a
             temporary file. The scores of a query's tokens add up to the query's, unless gradients are divided by their
             norm (`normalize`) or cut (`factorize_query`).
+
+        Example:
+
+        ```python
+        >>> index.scores(model, ["a query", "another"]).shape
+        torch.Size([2, 1000])
+        ```
         """
         choices = (measure, token, reduce, per_token, device)
         options = QueryOptions(modules, processing_class, objective, batch_size, strict, *choices)
         return self._dense(model, queries, options, per_module, weighted).scores
 
     def example_weights(self) -> Tensor:
-        """What each example counts for, float32 (N,): 1 - p where margins are recorded (TRAK), else 1."""
+        """What each example counts for, float32 (N,): 1 - p where margins are recorded (TRAK), else 1.
+
+        Example:
+
+        ```python
+        >>> index.example_weights().sum()
+        ```
+        """
         if not self.config.weighted:
             return torch.ones(len(self))
         weights = torch.cat([self._queried.reader.weights(shard) for shard in self.manifest.shards])
@@ -202,6 +224,8 @@ class QueriedExamples(IndexedExamples):
 
     def _asked(self, model: Any, query: Any, options: QueryOptions) -> Measurement:
         scored = self._queried.scored(options.modules)
+        if options.modules is None:
+            self._store.path(self.manifest.curvature)  # at once, not layer by layer, where it is not here
         if isinstance(model, (str, os.PathLike)):
             names = [entry.name for entry in self.manifest.modules]
             model = load_model(os.fspath(model), self.manifest.model, self._token, names)

@@ -78,7 +78,7 @@ class BuildFolder:
             `error`: another process holds it.
         """
         if (folder / STAGING / "lock").exists():
-            with self._held(folder):
+            with self.held(folder):
                 pass
 
     @contextmanager
@@ -101,7 +101,7 @@ class BuildFolder:
             [`~lorif_hf.errors.StorageError`]: nothing can be written there.
         """
         staging = folder / STAGING
-        with self._held(folder):
+        with self.held(folder):
             if (folder / self.finished).exists():
                 # It was not there when the caller looked. Whoever waits at this lock comes here too, so that nobody
                 # works in a staging folder that goes.
@@ -132,8 +132,12 @@ class BuildFolder:
             raise self.error(f"{folder} holds {other}")
 
     @contextmanager
-    def _held(self, folder: Path) -> Iterator[None]:
-        """The lock of the staging folder, which is made where there is none."""
+    def held(self, folder: Path) -> Iterator[None]:
+        """The lock of the staging folder, which is made where there is none.
+
+        Raises:
+            `error`: another process has it.
+        """
         staging = folder / STAGING
         lock = FileLock(staging / "lock", timeout=0)
         with system_errors(staging):

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import IndexCorruptedError
-from .layout import FileEntry, inside
+from .layout import FileEntry, TensorEntry, inside
 from .system_errors import system_errors
 
 
@@ -94,6 +94,12 @@ def file_entry(folder: Path, file: str) -> FileEntry:
     entry = FileEntry(file, path.stat().st_size, file_sha256(path))
     _remember(path, entry)
     return entry
+
+
+def tensor_entry(folder: Path, file: str) -> TensorEntry:
+    """The same of a safetensors file, with the hash of its header."""
+    entry = file_entry(folder, file)
+    return TensorEntry(entry.file, entry.bytes, entry.sha256, header_sha256(folder / file))
 
 
 def file_sha256(path: Path) -> str:

@@ -20,6 +20,7 @@ MANIFEST = "influence_config.json"
 CARD = "README.md"
 CURVATURE = "curvature/curvature.safetensors"
 TOKENIZER = "tokenizer"
+FOLDERS = ("factors", "curvature", "data", TOKENIZER, "evaluation")  # they hold an index's files alone
 LDS = "evaluation/lds.json"  # how good the index was measured to be, once it was: not part of the manifest
 STAGING = ".lorif-build"  # an unfinished build's own notes; gone when the index is whole
 
@@ -47,6 +48,17 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class TensorEntry(FileEntry):
+    """A safetensors file of which single tensors are read.
+
+    Args:
+        header_sha256 (`str`): of the file's header: a reader of single tensors can trust the hashes that stand in it.
+    """
+
+    header_sha256: str
+
+
+@dataclass(frozen=True)
 class Shard(FileEntry):
     """A file with one entry per example: rows `start` to `start + rows`."""
 
@@ -63,7 +75,7 @@ class FactorShard(Shard):
     """A factor file.
 
     Args:
-        header_sha256 (`str`): of the file's header: a reader of single tensors can trust the hashes that stand in it.
+        header_sha256 (`str`): as of a [`TensorEntry`].
     """
 
     header_sha256: str
@@ -119,7 +131,7 @@ class Manifest:
         modules (`list[ModuleEntry]`): the tracked layers, in the model's order.
         shards (`list[FactorShard]`): factor files, in row order.
         examples (`list[Shard]`): example tables, in row order.
-        curvature (`FileEntry`): the curvature file.
+        curvature (`TensorEntry`): the curvature file.
         tokenizer (`list[FileEntry]`): files of the processing class, if one was given.
         build (`str`): fingerprint of config, model and rows.
         coverage (`Coverage`): which of the trained parameters are tracked.
@@ -135,7 +147,7 @@ class Manifest:
     modules: list[ModuleEntry]
     shards: list[FactorShard]
     examples: list[Shard]
-    curvature: FileEntry
+    curvature: TensorEntry
     build: str
     dataset: dict[str, Any] = field(default_factory=dict)
     tokenizer: list[FileEntry] = field(default_factory=list)
@@ -251,14 +263,12 @@ def check_relative(path: str) -> None:
 def inside(folder: Path, file: str) -> Path:
     """The path of an index's file, refusing one that a link leads elsewhere.
 
-    A Hub cache is made of links, but only from its snapshot folder to blobs of the same repo.
+    A Hub cache is made of links, but only from its snapshots to blobs of the same repo.
     """
     check_relative(file)
     path = folder / file
     root = folder.resolve()
-    allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
+    allowed = [root, *(place.parent / "blobs" for place in root.parents if place.name == "snapshots")]
     resolved = path.resolve()
     if not any(resolved.is_relative_to(place) for place in allowed):
         raise IndexCorruptedError(file, f"it is a link that leads out of the index, to {resolved}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import IndexCorruptedError
 from .files import TensorReader, TensorSpan, write_tensors
-from .layout import FactorShard, FileEntry, ModuleEntry
+from .layout import FactorShard, ModuleEntry, TensorEntry
 from .store import Store
 
 
@@ -58,11 +58,11 @@ class ShardReader:
     Args:
         store (`Store`): where the files are.
         shards (`list[FactorShard]`): the factor files.
-        curvature (`FileEntry` or `None`): the curvature file, once there is one.
+        curvature (`TensorEntry` or `None`): the curvature file, once there is one.
         layout (`PartShapes`): what is stored of a module.
     """
 
-    def __init__(self, store: Store, shards: list[FactorShard], curvature: FileEntry | None, layout: PartShapes):
+    def __init__(self, store: Store, shards: list[FactorShard], curvature: TensorEntry | None, layout: PartShapes):
         self.store = store
         self.shards = shards
         self._curvature = curvature

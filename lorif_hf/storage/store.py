@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import HubConnectionError, IndexCorruptedError
 from .files import TensorFile, TensorReader, verified
-from .layout import FactorShard, FileEntry, inside
+from .layout import FactorShard, FileEntry, TensorEntry, inside
 from .once import Once
 
 
@@ -21,7 +21,7 @@ class Store(ABC):
 
     def __init__(self, folder: Path, repo_id: str | None = None, commit: str | None = None):
         self.folder, self.repo_id, self.commit = folder, repo_id, commit
-        self._mapped: Once[FileEntry, TensorReader] = Once()
+        self._kept: Once[tuple[TensorEntry, bool], TensorReader] = Once()
 
     @abstractmethod
     def provide(self, file: str) -> None:
@@ -35,6 +35,10 @@ class Store(ABC):
     @abstractmethod
     def shard(self, entry: FactorShard) -> TensorReader:
         """The tensors of a factor file."""
+
+    @abstractmethod
+    def curvature(self, entry: TensorEntry) -> TensorReader:
+        """The tensors of the curvature file."""
 
     @abstractmethod
     def parquet(self, entry: FileEntry) -> Any:
@@ -58,11 +62,12 @@ class Store(ABC):
         path = inside(self.folder, file)
         return path if path.is_file() else None
 
-    def tensors(self, entry: FileEntry) -> TensorReader:
-        """The tensors of a file. A shard is mapped as long as any of its tensors is held, other files for good."""
+    def tensors(self, entry: FactorShard | TensorEntry) -> TensorReader:
+        """The tensors of a file. A shard is open as long as any of its tensors is held, the curvature for good."""
         if isinstance(entry, FactorShard):
             return self.shard(entry)
-        return self._mapped.get(entry, lambda: self.mapped(entry))
+        here = (self.folder / entry.file).exists()  # a file that was read in pieces may be here by now
+        return self._kept.get((entry, here), lambda: self.curvature(entry))
 
     def mapped(self, entry: FileEntry) -> TensorReader:
         """The tensors of a file in the folder, checked like its [`~Store.path`] and mapped to memory."""
@@ -84,6 +89,9 @@ class LocalStore(Store):
         """Nothing to bring: all files of the index are here."""
 
     def shard(self, entry: FactorShard) -> TensorReader:
+        return self.mapped(entry)
+
+    def curvature(self, entry: TensorEntry) -> TensorReader:
         return self.mapped(entry)
 
     def parquet(self, entry: FileEntry) -> Path:

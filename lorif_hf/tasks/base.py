@@ -52,7 +52,13 @@ class Task(ABC):
         caveat (`str` or `None`): what is told of the losses when rows are recorded by them.
         sequences (`int`): how many rows of a batch belong to each example, one after the other.
 
-    Example: `docs/extending.md` writes one.
+    Example: (`docs/extending.md` writes all of one)
+
+    ```python
+    >>> @lorif_hf.tasks.register
+    ... class Mine(Task):
+    ...     name = "squared-error"
+    ```
     """
 
     name: ClassVar[str]

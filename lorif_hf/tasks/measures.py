@@ -4,6 +4,7 @@ Each is minimised, as a loss is: a row that lowers it is a proponent.
 """
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -17,8 +18,10 @@ from .own_loss import RowLoss, TrainerLoss, has_users_loss
 from .query_forms import Query
 
 
-MEASURES = ("loss", "log_prob", "margin", "difference", "reward")
+Measure = Literal["loss", "log_prob", "margin", "difference", "reward"]
 """What `measure=` takes."""
+
+MEASURES: tuple[str, ...] = get_args(Measure)
 
 
 def usual_measure(queries: Sequence[Query], model: nn.Module, task: Task, objective: str, output: str) -> str:

@@ -18,7 +18,15 @@ from .model_inputs import ModelInputs
 from .own_loss import RowLoss
 from .query_media import AUDIO, IMAGE, MediaReader, is_image
 from .query_pairs import PreferenceReader, check_differs, check_sides, sign_of
-from .query_values import label_of, messages_of, shown, template_options, text_of
+from .query_values import (
+    check_no_listed_pair,
+    check_no_split_pair,
+    label_of,
+    messages_of,
+    shown,
+    template_options,
+    text_of,
+)
 from .text import TextReader
 
 
@@ -87,6 +95,7 @@ def read_queries(
     Raises:
         [`~lorif_hf.errors.QueryError`]: names the query and says what was expected.
     """
+    check_no_split_pair(query)
     reader = _QueryReader(model, task, processing_class)
     items = [query] if _is_one(query) or (triples and _is_triple(query)) else _many(query)
     queries = [read for i, item in enumerate(items) for read in reader.queries(item, i)]
@@ -194,6 +203,7 @@ class _QueryReader:
             return [self._written(dict(zip(("prompt", "chosen", "rejected"), item, strict=True)), number)]
         if _is_chat(item):
             return [Query((self._chat(messages_of(item, "the chat", number), number, {}),))]
+        check_no_listed_pair(item, number)
         raise QueryError(f"Cannot read query {number}, a {type(item).__name__}: expected {_FORMS}.")
 
     def check(self, feature: Feature, number: int) -> None:

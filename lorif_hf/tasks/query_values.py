@@ -79,3 +79,24 @@ def template_options(item: Mapping[str, Any], number: int) -> dict[str, Any]:
     if tools is not None and not isinstance(tools, (list, tuple)):
         raise QueryError(f"Query {number} has 'tools' of type {type(tools).__name__}: expected a list.")
     return {**({"tools": list(tools)} if tools else {}), **options}
+
+
+_HOW = (
+    "A prompt with its completion is a tuple, ('The capital of France is', ' Paris'), or {'prompt': ..., "
+    "'completion': ...}; two queries are [{'text': ...}, {'text': ...}]."
+)
+
+
+def check_no_split_pair(query: Any) -> None:
+    """Raises [`~lorif_hf.errors.QueryError`] where a list of two strings is one text cut in two: its second begins
+    with a space. A list is several queries, here as everywhere, and two results would be measured of what is one."""
+    if not isinstance(query, list) or len(query) != 2 or not all(isinstance(text, str) for text in query):
+        return
+    if query[1][:1].isspace() and query[1].strip():
+        raise QueryError(f"The query is a list of two strings, the second of which goes on with a space. {_HOW}")
+
+
+def check_no_listed_pair(item: Any, number: int) -> None:
+    """Raises [`~lorif_hf.errors.QueryError`] where a pair inside a list of queries is a list, as JSON has it."""
+    if isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item):
+        raise QueryError(f"Query {number} is a list of two strings. {_HOW}")

@@ -1,7 +1,6 @@
 """`lorif-hf build`: the same index as the library builds, from a file or a dataset."""
 
 import json
-from inspect import signature
 
 import pytest
 import torch
@@ -81,7 +80,6 @@ def test_of_an_adapter_what_was_trained_is_indexed(saved, texts, tmp_path):
     assert InfluenceIndex.from_pretrained(tmp_path / "i").examples([0])[0]["text"] is None
 
 
-@pytest.mark.xfail("overwrite" not in signature(InfluenceIndex.build).parameters, reason="needs conventions' work")
 def test_an_index_that_is_there_is_replaced_where_that_is_asked(saved, texts, tmp_path):
     assert run("build", saved / "model", texts, tmp_path / "i").exit_code == 0
     assert "--overwrite" in refused("build", saved / "model", texts, tmp_path / "i")

@@ -4,53 +4,21 @@ import ast
 import re
 import shutil
 from dataclasses import replace
+from datetime import datetime, timezone
+from importlib.metadata import version
 
 import pytest
 from huggingface_hub import DatasetCard, HfApi
+from index_cards import MODEL, REPO, card, manifest, table
 from tiny import make_gpt2, make_rows, plain_config
 
 from lorif_hf import InfluenceIndex
 from lorif_hf.errors import HubAccessError, HubConnectionError, IndexNotFoundError, PublishError
 from lorif_hf.hub.cards import TAGS, index_card, model_card_section, repo_in_card
-from lorif_hf.storage.layout import FactorShard, FileEntry, Manifest, ModuleEntry
 from lorif_hf.storage.measured_lds import LDSRecord
 
 
-REPO = "user/my-index"
-MODEL = "user/my-model"
 OWNERS = "---\nlicense: mit\npretty_name: Mine\ntags:\n- history\n- lorif\n---\n# My index\n\nMy words: *é*.\n"
-
-
-def manifest(count=1000, model=None, dataset=None, **fields):
-    """The manifest of an index of two shards of 123,456 and 1,544 bytes."""
-    identity = {"name": "org/model", "commit": "c0ffee", "model_class": "GPT2LMHeadModel", "adapter": None}
-    identity |= {"auto_class": "AutoModelForCausalLM", "weights_sha256": "5" * 64}
-    shards = [FactorShard("a", 123_456, "a" * 64, 0, count - 1, "b" * 64)]
-    shards.append(FactorShard("b", 1_544, "a" * 64, count - 1, 1, "b" * 64))
-    values = {
-        "config": plain_config().to_dict(),
-        "objective": "causal-lm",
-        "model": identity | (model or {}),
-        "dataset": dataset or {},
-        "num_examples": count,
-        "modules": [ModuleEntry("h.0", "linear", 8, 8, 4, 4, "c" * 64)],
-        "shards": shards,
-        "examples": [],
-        "curvature": FileEntry("curvature/curvature.safetensors", 1, "d" * 64),
-        "build": "e" * 64,
-    }
-    return Manifest(**values | fields)
-
-
-def card(existing=None, tags=(), repo_id=REPO, config=None, **fields):
-    return index_card(manifest(**fields), config or plain_config(), repo_id, existing, tags)
-
-
-def table(text):
-    """The rows of a card's table, as Markdown reads them: it ends at the first line that is no row."""
-    lines = text.split("| --- | --- |\n", 1)[1].split("\n")
-    rows = lines[: next(i for i, line in enumerate(lines) if not line.startswith("|"))]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip())[1:-1]] for row in rows]
 
 
 def code(text):
@@ -181,6 +149,7 @@ def test_every_choice_and_every_number_is_in_the_table():
     assert rows["hash of the recorded weights"] == f"`{'5' * 16}`"
     assert rows["training data"] == "wikitext, raw, train, abc" and rows["format version"] == "1.0"
     assert "each of 1,000 training examples" in text
+    assert rows["made"] == f"{datetime.now(timezone.utc).date()}, lorif-hf {version('lorif-hf')}"
 
 
 def test_a_regular_expression_is_shown_as_it_is():

@@ -4,7 +4,7 @@ import pytest
 
 from lorif_hf import InfluenceConfig
 from lorif_hf.hub.cards import index_card, method_sentence
-from lorif_hf.storage.layout import FactorShard, FileEntry, Manifest
+from lorif_hf.storage.layout import FactorShard, Manifest, TensorEntry
 
 
 def manifest(config):
@@ -17,7 +17,7 @@ def manifest(config):
         modules=[],
         shards=[FactorShard("a", 8, "a" * 64, 0, 2, "b" * 64)],
         examples=[],
-        curvature=FileEntry("curvature/curvature.safetensors", 1, "d" * 64),
+        curvature=TensorEntry("curvature/curvature.safetensors", 1, "d" * 64, "f" * 64),
         build="e" * 64,
     )
 

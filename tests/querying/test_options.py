@@ -21,7 +21,7 @@ def test_a_batch_size_that_is_none_is_refused(batch_size):
         ({"token": True}, "token must be an integer, the place of a token in the answer, got True."),
         ({"token": 1.0}, "token must be an integer, the place of a token in the answer, got 1.0."),
         ({"token": "Paris"}, "token must be an integer, the place of a token in the answer, got 'Paris'."),
-        ({"reduce": "sum"}, "reduce must be 'mean' or None, got 'sum'."),
+        ({"reduce": "sum"}, "reduce must be one of mean, got 'sum'."),
         ({"per_token": 1}, "per_token must be True or False, got 1."),
         ({"per_token": True, "token": 0}, "per_token=True scores each token of each query: leave out token=."),
         ({"per_token": True, "reduce": "mean"}, "per_token=True scores each token of each query: leave out reduce=."),

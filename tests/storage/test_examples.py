@@ -16,7 +16,7 @@ from lorif_hf.storage.examples import (
     write_examples,
 )
 from lorif_hf.storage.files import file_entry
-from lorif_hf.storage.layout import FileEntry, Manifest, Shard, example_file
+from lorif_hf.storage.layout import Manifest, Shard, TensorEntry, example_file
 from lorif_hf.storage.store import LocalStore
 
 
@@ -51,7 +51,7 @@ def manifest_of(folder, sizes):
         entry = file_entry(folder, example_file(i))
         shards.append(Shard(entry.file, entry.bytes, entry.sha256, start, rows))
         start += rows
-    return Manifest({}, "", {}, start, [], [], shards, FileEntry("c", 0, "0" * 64), "")
+    return Manifest({}, "", {}, start, [], [], shards, TensorEntry("c", 0, "0" * 64, "0" * 64), "")
 
 
 @pytest.fixture

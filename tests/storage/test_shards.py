@@ -7,7 +7,7 @@ from factor_shards import shard_entry
 
 from lorif_hf.errors import IndexCorruptedError
 from lorif_hf.storage import files
-from lorif_hf.storage.layout import CURVATURE, FactorShard, FileEntry, ModuleEntry, factor_file
+from lorif_hf.storage.layout import CURVATURE, FactorShard, ModuleEntry, TensorEntry, factor_file
 from lorif_hf.storage.shards import ShardReader, write_shard
 from lorif_hf.storage.store import LocalStore
 
@@ -141,7 +141,7 @@ def test_the_two_sides_are_not_taken_for_one_another(tmp_path):
 
 
 def test_a_missing_curvature_file_is_named(tmp_path):
-    reader = ShardReader(LocalStore(tmp_path), [], FileEntry(CURVATURE, 10, "0" * 64), layout_of())
+    reader = ShardReader(LocalStore(tmp_path), [], TensorEntry(CURVATURE, 10, "0" * 64, "0" * 64), layout_of())
     with pytest.raises(IndexCorruptedError, match=f"{CURVATURE}: it is missing"):
         reader.curvature(MODULES[0])
 

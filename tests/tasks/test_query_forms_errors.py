@@ -200,3 +200,11 @@ def test_labels_that_a_models_own_loss_is_made_of_are_missed(tokenizer):
         "Query 0 has no labels, which the loss of a T5ForConditionalGeneration is made of: add those that it is to be "
         "measured at, under 'labels'."
     )
+
+
+def test_a_pair_that_is_a_list_is_refused_with_what_to_write(causal, tokenizer):
+    """JSON has no tuples; a list is several queries."""
+    expected = "A prompt with its completion is a tuple, ('The capital of France is', ' Paris'), or"
+    assert expected in _fails(["The capital of France is", " Paris"], causal, tokenizer)
+    assert expected in _fails([["The capital of France is", " Paris"]], causal, tokenizer)
+    assert len(query_features([GOOD, GOOD], causal, task_of(causal), tokenizer)) == 2

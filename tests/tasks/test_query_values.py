@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from lorif_hf.errors import QueryError
-from lorif_hf.tasks.query_values import label_of, messages_of, shown, template_options, text_of, tokens_of
+from lorif_hf.tasks.query_values import (
+    check_no_listed_pair,
+    check_no_split_pair,
+    label_of,
+    messages_of,
+    shown,
+    template_options,
+    text_of,
+    tokens_of,
+)
 
 
 CHAT = [{"role": "user", "content": "a"}]
@@ -52,3 +61,44 @@ def test_other_values_are_named_with_their_query(call, message):
     with pytest.raises(QueryError) as caught:
         call()
     assert str(caught.value).startswith(message)
+
+
+HOW = (
+    "A prompt with its completion is a tuple, ('The capital of France is', ' Paris'), or {'prompt': ..., "
+    "'completion': ...}; two queries are [{'text': ...}, {'text': ...}]."
+)
+
+
+@pytest.mark.parametrize("second", [" Paris", "\n\nParis", "\u3000x"])
+def test_a_list_whose_second_string_goes_on_is_a_text_cut_in_two(second):
+    with pytest.raises(QueryError) as caught:
+        check_no_split_pair(["The capital of France is", second])
+    assert str(caught.value) == f"The query is a list of two strings, the second of which goes on with a space. {HOW}"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        ["The capital of France is Paris", "The dog ran"],
+        ["one\n", "two\n"],
+        ["one\n", "\n"],
+        ["one", ""],
+        ["a", " b", " c"],
+        [" a"],
+        ("a", " b"),
+        ["a", 1],
+        "a b",
+        [{"text": "a"}, {"text": " b"}],
+    ],
+    ids=repr,
+)
+def test_a_list_of_texts_is_several_queries(query):
+    check_no_split_pair(query)
+
+
+def test_a_pair_in_a_list_of_queries_is_a_tuple():
+    with pytest.raises(QueryError) as caught:
+        check_no_listed_pair(["prompt", "completion"], 4)
+    assert str(caught.value) == f"Query 4 is a list of two strings. {HOW}"
+    for item in (("prompt", "completion"), ["a"], ["a", 1], [["a"], ["b"]]):
+        check_no_listed_pair(item, 4)

@@ -44,6 +44,13 @@ class RetrainBank:
         info (`dict`): how it was made: `bank.json` without its table of files.
         repo_id (`str`, *optional*): the Hub repo it came from.
         commit (`str`, *optional*): the commit of that repo.
+
+    Example:
+
+    ```python
+    >>> bank = retrain(make_trainer, dataset, queries, "bank", num_subsets=50, seeds=2)
+    >>> bank.push_to_hub("me/my-bank")
+    ```
     """
 
     membership: Tensor
@@ -78,6 +85,13 @@ class RetrainBank:
 
         Raises:
             [`~lorif_hf.errors.EvaluationError`]: there is one seed only.
+
+        Example:
+
+        ```python
+        >>> RetrainBank.from_pretrained("bank").seed_agreement()
+        0.92
+        ```
         """
         if len(self.seeds) < 2:
             raise EvaluationError("Seeds can be compared from two on, this bank has one: retrain with seeds=2.")
@@ -89,6 +103,12 @@ class RetrainBank:
 
         Raises:
             [`~lorif_hf.errors.EvaluationError`]: says what was expected, what was found, and the way out.
+
+        Example:
+
+        ```python
+        >>> bank.check(index)
+        ```
         """
         manifest, model = index.manifest, self.info["model"]
         if len(index) != self.membership.shape[1]:
@@ -120,7 +140,15 @@ class RetrainBank:
                 )
 
     def to_dataset(self) -> "Dataset":
-        """One row per run: subset, seed, num_examples, membership (packed bits, the first row highest), losses (Q)."""
+        """One row per run: subset, seed, num_examples, membership (packed bits, the first row highest), losses (Q).
+
+        Example:
+
+        ```python
+        >>> bank.to_dataset()[0]["num_examples"]
+        1000
+        ```
+        """
         from datasets import Dataset
 
         return Dataset.from_dict(runs_columns(self.membership, self.losses_by_seed, self.seeds))
@@ -130,6 +158,12 @@ class RetrainBank:
 
         Raises:
             [`~lorif_hf.errors.EvaluationError`]: the folder holds another bank.
+
+        Example:
+
+        ```python
+        >>> RetrainBank.from_pretrained("me/my-bank").save_pretrained("bank")
+        ```
         """
         folder = Path(path)
         files = self._files()
@@ -154,6 +188,12 @@ class RetrainBank:
         Raises:
             [`~lorif_hf.errors.EvaluationError`]: it is no bank, or a file is not what it should be; names the file.
             [`~lorif_hf.errors.HubError`]: the repo or the Hub cannot be reached.
+
+        Example:
+
+        ```python
+        >>> bank = RetrainBank.from_pretrained("me/my-bank")
+        ```
         """
         folder, name = Path(path), os.fspath(path)
         repo_id = commit = None
@@ -187,6 +227,12 @@ class RetrainBank:
         Raises:
             [`~lorif_hf.errors.PublishError`]: found before the first byte leaves.
             [`~lorif_hf.errors.HubError`]: says what to do.
+
+        Example:
+
+        ```python
+        >>> bank.push_to_hub("me/my-bank", private=True)
+        ```
         """
         message = commit_message or "Upload bank of retrained models with lorif-hf"
         destination = Destination(repo_id, private, token, revision, create_pr, message, commit_description)

@@ -110,6 +110,15 @@ def retrain(
             that failed, which is named.
         [`~lorif_hf.errors.DatasetError`], [`~lorif_hf.errors.QueryError`], [`~lorif_hf.errors.ObjectiveError`]: before
             anything is trained.
+
+    Example:
+
+    ```python
+    >>> def make_trainer(subset, seed):
+    ...     args = TrainingArguments("out", seed=seed, num_train_epochs=3)
+    ...     return Trainer(AutoModelForCausalLM.from_pretrained("gpt2"), args, train_dataset=subset)
+    >>> bank = retrain(make_trainer, dataset, queries, "bank", num_subsets=50, seeds=2)
+    ```
     """
     folder = Path(path)
     whole_number(num_subsets, "num_subsets", 2, EvaluationError)
