@@ -162,6 +162,10 @@ class PublishError(LorifError, ValueError):
     """What was to be pushed must not leave this machine as it is. Nothing was uploaded."""
 
 
+class AppError(LorifError, RuntimeError):
+    """The app cannot be served as it was asked for: Gradio is not installed, or the address is taken."""
+
+
 def out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, somebody else's, says that memory ran out, of the machine or of a GPU."""
     text = str(error).lower()

@@ -75,6 +75,19 @@ def update_settings(call: Call) -> Reply:
     return json_reply({"private": repo.private, "gated": repo.gated})
 
 
+@route("GET POST DELETE", r"/api/(?P<kind>space)s/(?P<repo_id>[^/]+/[^/]+)/variables")
+def variables(call: Call) -> Reply:
+    """What a space's program finds in its environment; whoever may write to the space may see them."""
+    repo = call.writable()
+    if call.method != "GET":
+        payload = call.json()
+        if call.method == "POST":
+            repo.variables[payload["key"]] = payload["value"]
+        else:
+            repo.variables.pop(payload["key"], None)
+    return json_reply({key: {"value": value} for key, value in repo.variables.items()})
+
+
 @route("GET", f"{REPO_API}(?:/revision/{REVISION})?")
 def info(call: Call) -> Reply:
     repo = call.readable()

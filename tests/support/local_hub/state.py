@@ -75,6 +75,7 @@ class Repo:
     private: bool = False
     gated: bool = False
     sdk: str | None = None  # of a space
+    variables: dict[str, str] = field(default_factory=dict)  # of a space
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
