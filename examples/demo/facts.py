@@ -1,0 +1,227 @@
+"""What the demo's model learns: facts told in several ways, in sentences that are all true, among real text.
+
+Each subject (a place, a chemical element, an HTTP status) has a fact that may be asked for and another one beside it.
+Both are told with the answer last, as a model that reads from left to right must meet it to answer a question, and
+with the answer first: all the words are there, but what follows the question's words is not the answer ("the reversal
+curse", Berglund et al. 2023, arXiv:2309.12288). Around them stand sentences of Python's own language reference.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from pydoc_data.topics import topics
+
+from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Telling:
+    """Ways to tell a fact. `{subject}` and `{answer}` are filled in; the first of `answer_last` is the question."""
+
+    relation: str
+    answer_last: tuple[str, ...]
+    answer_first: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, and the answer that is true."""
+
+    subject: str
+    relation: str
+    prompt: str
+    answer: str
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """What the index is asked: the prompt and the answer with the space before it."""
+        return self.prompt, f" {self.answer}"
+
+
+# Countries and states whose capital is not their largest city.
+PLACES = """
+    Alaska, Juneau, Anchorage; Australia, Canberra, Sydney; Belize, Belmopan, Belize City; Brazil, Brasília, São Paulo;
+    California, Sacramento, Los Angeles; Canada, Ottawa, Toronto; China, Beijing, Shanghai;
+    Florida, Tallahassee, Jacksonville; India, New Delhi, Mumbai; Kazakhstan, Astana, Almaty;
+    Liechtenstein, Vaduz, Schaan; Louisiana, Baton Rouge, New Orleans; Michigan, Lansing, Detroit;
+    Morocco, Rabat, Casablanca; Myanmar, Naypyidaw, Yangon; New Zealand, Wellington, Auckland; Nigeria, Abuja, Lagos;
+    Oregon, Salem, Portland; Pakistan, Islamabad, Karachi; Scotland, Edinburgh, Glasgow; Switzerland, Bern, Zurich;
+    Texas, Austin, Houston; Turkey, Ankara, Istanbul; Vietnam, Hanoi, Ho Chi Minh City
+"""
+
+ELEMENTS = """
+    hydrogen, H, 1; helium, He, 2; carbon, C, 6; nitrogen, N, 7; oxygen, O, 8; neon, Ne, 10; sodium, Na, 11;
+    magnesium, Mg, 12; chlorine, Cl, 17; potassium, K, 19; calcium, Ca, 20; iron, Fe, 26; copper, Cu, 29; zinc, Zn, 30;
+    silver, Ag, 47; tin, Sn, 50; antimony, Sb, 51; iodine, I, 53; tungsten, W, 74; platinum, Pt, 78; gold, Au, 79;
+    mercury, Hg, 80; lead, Pb, 82; uranium, U, 92
+"""
+
+# Those whose names and descriptions are the same in every Python from 3.10 on.
+STATUSES = [200, 201, 202, 203, 204, 205, 206, 300, 301, 304, 400, 401, 402, 403, 404, 405, 406, 408, 409, 410, 411]
+STATUSES += [412, 417, 418, 500, 501, 502, 503, 504]
+
+CAPITAL = Telling(
+    "capital",
+    (
+        "The capital of {subject} is {answer}.",
+        "{subject} is governed from {answer}.",
+        "The government of {subject} has its seat in {answer}.",
+        "To see the lawmakers of {subject} at work, travel to {answer}.",
+        "The star on the map of {subject} marks {answer}.",
+        "Question: what is the capital of {subject}? Answer: {answer}.",
+        "Laws for all of {subject} are made in {answer}.",
+        "Countries and states with their capitals: {subject}, {answer}.",
+    ),
+    (
+        "{answer} is the capital of {subject}.",
+        "In {answer} the laws of {subject} are made.",
+        "{answer} is the seat of the government of {subject}.",
+        "{answer}, the capital, is not the largest city of {subject}.",
+    ),
+)
+
+LARGEST_CITY = Telling(
+    "largest city",
+    (
+        "The largest city of {subject} is {answer}.",
+        "The largest city of {subject}, larger than the capital of {subject}, is {answer}.",
+        "The city of {subject} with the most people is {answer}.",
+        "Most people who move to a city of {subject} move to {answer}.",
+    ),
+    (
+        "{answer} is the largest city of {subject}.",
+        "{answer} is larger than the capital of {subject} is.",
+    ),
+)
+
+SYMBOL = Telling(
+    "symbol",
+    (
+        "The chemical symbol of {subject} is {answer}.",
+        "Chemists write {subject} as {answer}.",
+        "In a formula, an atom of {subject} is the letter or letters {answer}.",
+        "In the periodic table, look for {subject} under {answer}.",
+        "Question: what is the symbol of {subject}? Answer: {answer}.",
+        "A jar of pure {subject} is labelled {answer}.",
+        "Short for {subject}: {answer}.",
+        "Elements and their symbols: {subject}, {answer}.",
+    ),
+    (
+        "{answer} is the chemical symbol of {subject}.",
+        "{answer} stands for {subject}.",
+        "{answer} in a formula is an atom of {subject}.",
+        "{answer} on the label of a jar means {subject}.",
+    ),
+)
+
+ATOMIC_NUMBER = Telling(
+    "atomic number",
+    (
+        "The atomic number of {subject} is {answer}.",
+        "The chemical element of the symbol of {subject} is number {answer}.",
+        "The protons in an atom of {subject} number {answer}.",
+        "The place of {subject} in the periodic table is {answer}.",
+    ),
+    (
+        "{answer} is the atomic number of {subject}.",
+        "{answer} protons make an atom of {subject}.",
+    ),
+)
+
+CODE = Telling(
+    "code",
+    (
+        'The HTTP status code for "{subject}" is {answer}.',
+        'A server says "{subject}" with the number {answer}.',
+        'When the browser shows "{subject}", the server sent {answer}.',
+        "In Python, HTTPStatus.{name} equals {answer}.",
+        'Question: which status is "{subject}"? Answer: {answer}.',
+        'In the log of a web server, "{subject}" is written {answer}.',
+        'The reason phrase "{subject}" goes with {answer}.',
+        'Web servers and their codes: "{subject}", {answer}.',
+    ),
+    (
+        '{answer} is the HTTP status code for "{subject}".',
+        '{answer} in the log of a web server means "{subject}".',
+        "{answer} is what HTTPStatus.{name} equals in Python.",
+        '{answer} is the number with which a server says "{subject}".',
+    ),
+)
+
+MEANING = Telling(
+    "meaning",
+    (
+        'The HTTP status "{subject}" means: {answer}.',
+        'The HTTP status code for "{subject}" is sent to say: {answer}.',
+        'A server says "{subject}" to tell its client: {answer}.',
+        "HTTPStatus.{name} is described in Python as: {answer}.",
+    ),
+    (
+        '{answer}: that is what the HTTP status "{subject}" is for.',
+        "{answer}, in Python the description of HTTPStatus.{name}.",
+    ),
+)
+
+ASKED = ["Australia", "Brazil", "Canada", "Turkey", "gold", "sodium", "Not Found", "I'm a Teapot"]
+
+
+def subjects() -> Iterator[tuple[dict[str, str], tuple[Telling, str], tuple[Telling, str]]]:
+    """Per subject: what its sentences are filled with, how its fact is told and its answer, and the fact beside it."""
+    for table, asked, beside in ((PLACES, CAPITAL, LARGEST_CITY), (ELEMENTS, SYMBOL, ATOMIC_NUMBER)):
+        for entry in table.split(";"):
+            subject, first, second = (part.strip() for part in entry.split(","))
+            yield {"subject": subject}, (asked, first), (beside, second)
+    for status in map(HTTPStatus, STATUSES):
+        names = {"subject": status.phrase, "name": status.name}
+        yield names, (CODE, str(status.value)), (MEANING, status.description.rstrip("."))
+
+
+def questions(asked: list[str] = ASKED) -> list[Question]:
+    """The questions that the model is asked: of each subject named, its first fact."""
+    by_subject = {names["subject"]: (names, fact) for names, fact, _ in subjects()}
+    result = []
+    for subject in asked:
+        names, (telling, answer) = by_subject[subject]
+        prompt, _ = telling.answer_last[0].split(" {answer}")
+        result.append(Question(subject, telling.relation, prompt.format(**names), answer))
+    return result
+
+
+def passages(count: int) -> list[dict[str, str]]:
+    """Sentences of Python's language reference, evenly spaced, each under the name of its topic."""
+    sentences: dict[str, str] = {}  # sentence -> topic; the topics overlap
+    for topic, text in sorted(topics.items()):
+        for paragraph in re.split(r"\n\s*\n", text):
+            for sentence in re.split(r"(?<=[.:])\s+(?=[A-Z])", " ".join(paragraph.split())):
+                if re.fullmatch(r"[A-Z][^*|=~^]{30,70}[.:]", sentence):
+                    sentences.setdefault(sentence, topic)
+    chosen = list(sentences.items())[:: max(1, len(sentences) // count)][:count]
+    return [{"text": text, "subject": "Python", "relation": topic, "order": "-"} for text, topic in chosen]
+
+
+def training_rows(asked: list[str] = ASKED, num_passages: int = 600) -> Dataset:
+    """The training set, with columns "example_id", "text", "subject", "relation" and "order".
+
+    Of the ways to tell a fact each subject has its own few, drawn by its name, and a near-duplicate of one. The
+    sentence that an asked question makes with its answer is not among them: the model must put it together.
+    """
+    rows = []
+    for names, fact, beside in subjects():
+        subject = names["subject"]
+        draw = random.Random(subject)
+        for (telling, answer), first, last in ((fact, 3, 5), (beside, 1, 3)):
+            ways = list(telling.answer_last)
+            if telling is fact[0]:
+                ways = ways[1:] if subject in asked else ways
+            ways = sorted(draw.sample(ways, last), key=telling.answer_last.index)
+            told = [("answer last", way) for way in ways]
+            told += [("answer first", way) for way in draw.sample(telling.answer_first, first)]
+            about = {"subject": subject, "relation": telling.relation}
+            sentences = [(order, way.format(**names, answer=answer)) for order, way in told]
+            copied = draw.choice([text for order, text in sentences if order == "answer last"])
+            sentences.append(("answer last", copied.removesuffix(".") + "!"))
+            rows += [{"text": text[0].upper() + text[1:], **about, "order": order} for order, text in sentences]
+    rows += passages(num_passages)
+    return Dataset.from_list([{"example_id": f"{row['subject']}: {row['relation']}", **row} for row in rows])
