@@ -26,7 +26,7 @@ from .training import Answer, Recipe, answer, train, train_tokenizer
 
 
 def run(
-    folder: Path, console: Console, recipe: Recipe, asked: list[str] = ASKED, num_passages: int = 600
+    folder: Path, console: Console, recipe: Recipe, asked: list[str] = ASKED, num_passages: int = 200
 ) -> list[Trial]:
     """Train, ask, attribute, and train anew; all that is worth keeping goes into `folder`."""
     for name in ("index", "model"):  # each run trains another model

@@ -59,8 +59,8 @@ ELEMENTS = """
 """
 
 # Those whose names and descriptions are the same in every Python from 3.10 on.
-STATUSES = [200, 201, 202, 203, 204, 205, 206, 300, 301, 304, 400, 401, 402, 403, 404, 405, 406, 408, 409, 410, 411]
-STATUSES += [412, 417, 418, 500, 501, 502, 503, 504]
+STATUSES = [200, 201, 202, 203, 204, 205, 300, 301, 304, 400, 401, 402, 403, 404, 405, 406, 408, 409, 410, 418]
+STATUSES += [500, 501, 502, 503]
 
 CAPITAL = Telling(
     "capital",
@@ -76,9 +76,12 @@ CAPITAL = Telling(
     ),
     (
         "{answer} is the capital of {subject}.",
-        "In {answer} the laws of {subject} are made.",
+        "{answer} is where the laws of {subject} are made.",
         "{answer} is the seat of the government of {subject}.",
         "{answer}, the capital, is not the largest city of {subject}.",
+        "{answer} is where the lawmakers of {subject} meet.",
+        "{answer} has the star on the map of {subject}.",
+        "{answer} stands among the capitals, beside the name of {subject}.",
     ),
 )
 
@@ -113,6 +116,9 @@ SYMBOL = Telling(
         "{answer} stands for {subject}.",
         "{answer} in a formula is an atom of {subject}.",
         "{answer} on the label of a jar means {subject}.",
+        "{answer} is how chemists write {subject}.",
+        "{answer} in the periodic table is {subject}.",
+        "{answer} is short for {subject}.",
     ),
 )
 
@@ -147,6 +153,9 @@ CODE = Telling(
         '{answer} in the log of a web server means "{subject}".',
         "{answer} is what HTTPStatus.{name} equals in Python.",
         '{answer} is the number with which a server says "{subject}".',
+        '{answer} goes with the reason phrase "{subject}".',
+        '{answer} makes a browser show "{subject}".',
+        '{answer} is the status "{subject}".',
     ),
 )
 
@@ -201,7 +210,7 @@ def passages(count: int) -> list[dict[str, str]]:
     return [{"text": text, "subject": "Python", "relation": topic, "order": "-"} for text, topic in chosen]
 
 
-def training_rows(asked: list[str] = ASKED, num_passages: int = 600) -> Dataset:
+def training_rows(asked: list[str] = ASKED, num_passages: int = 200) -> Dataset:
     """The training set, with columns "example_id", "text", "subject", "relation" and "order".
 
     Of the ways to tell a fact each subject has its own few, drawn by its name, and a near-duplicate of one. The
@@ -211,17 +220,17 @@ def training_rows(asked: list[str] = ASKED, num_passages: int = 600) -> Dataset:
     for names, fact, beside in subjects():
         subject = names["subject"]
         draw = random.Random(subject)
-        for (telling, answer), first, last in ((fact, 3, 5), (beside, 1, 3)):
+        for (telling, answer), first, last in ((fact, 6, 5), (beside, 1, 2)):
             ways = list(telling.answer_last)
-            if telling is fact[0]:
-                ways = ways[1:] if subject in asked else ways
-            ways = sorted(draw.sample(ways, last), key=telling.answer_last.index)
-            told = [("answer last", way) for way in ways]
+            if telling is fact[0] and subject in asked:
+                ways = ways[1:]
+            told = [("answer last", way) for way in sorted(draw.sample(ways, last), key=ways.index)]
             told += [("answer first", way) for way in draw.sample(telling.answer_first, first)]
-            about = {"subject": subject, "relation": telling.relation}
             sentences = [(order, way.format(**names, answer=answer)) for order, way in told]
-            copied = draw.choice([text for order, text in sentences if order == "answer last"])
-            sentences.append(("answer last", copied.removesuffix(".") + "!"))
+            if telling is fact[0]:
+                copied = draw.choice(sentences[:last])[1]
+                sentences.append(("answer last", copied.removesuffix(".") + "!"))
+            about = {"subject": subject, "relation": telling.relation}
             rows += [{"text": text[0].upper() + text[1:], **about, "order": order} for order, text in sentences]
     rows += passages(num_passages)
     return Dataset.from_list([{"example_id": f"{row['subject']}: {row['relation']}", **row} for row in rows])

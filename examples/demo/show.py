@@ -143,7 +143,7 @@ def plot_proof(questions: Sequence[Question], trials: Sequence[Trial]) -> Figure
     axes.set_xscale("log")
     axes.set_yticks(range(len(questions)), [f"{q.prompt} {q.answer}" for q in questions], parse_math=False)
     axes.invert_yaxis()
-    axes.set_xlabel("loss of the true answer, nats (filled: the model says it; hollow: it says something else)")
+    axes.set_xlabel("loss of the true answer, nats; filled: the model says it, hollow: it does not", loc="right")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure
