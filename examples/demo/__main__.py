@@ -7,9 +7,12 @@ Needs nothing but the installed project (`pip install -e ".[demo]"`); three minu
 """
 
 import logging
+import os
+import shlex
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -66,6 +69,16 @@ def run(
     return every
 
 
+def commands(folder: Path) -> list[list[str]]:
+    """The arguments of `lorif-hf` with which to go on."""
+    index, model = str(folder / "index"), str(folder / "model")
+    return [
+        ["attribute", index, model, "The capital of Pakistan is", "--completion", " Islamabad", "--opponents", "3"],
+        ["info", index],
+        ["app", index, "--model", model],
+    ]
+
+
 def main() -> None:
     begun = time.monotonic()
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo-output")
@@ -74,15 +87,13 @@ def main() -> None:
     datasets.disable_progress_bars()
     console = Console()
     run(folder, console, Recipe())
-    program = Path(sys.executable).with_name("lorif-hf")
-    console.print(f"\nThe same as a page: {(folder / 'proof.html').resolve().as_uri()}", soft_wrap=True)
-    console.print("Go on with a question of your own:", soft_wrap=True)
-    console.print(
-        f'  {program} attribute {folder}/index {folder}/model "The capital of Pakistan is Islamabad"', soft_wrap=True
-    )
-    console.print(f"  {program} info {folder}/index", soft_wrap=True)
-    console.print(f"  {program} app {folder}/index --model {folder}/model", soft_wrap=True)
-    console.print(f"{time.monotonic() - begun:.0f} seconds.")
+    say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+    say(f"\nThe same as a page: {(folder / 'proof.html').resolve().as_uri()}")
+    say("\nGo on with a question of your own (the app asks for its extra first: pip install -e '.[app]'):")
+    program = os.path.relpath(Path(sys.executable).with_name("lorif-hf"))
+    for arguments in commands(folder):
+        say(f"  {shlex.join([program, *arguments])}")
+    say(f"\n{time.monotonic() - begun:.0f} seconds.")
 
 
 if __name__ == "__main__":
