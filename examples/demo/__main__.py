@@ -12,6 +12,7 @@ import shlex
 import shutil
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -51,8 +52,12 @@ def run(
     tokenizer.save_pretrained(folder / "model")
     first = Trial(WHOLE, len(rows), [], [answer(model, tokenizer, question) for question in to_ask])
 
-    result = index.attribute(
-        model, [question.pair for question in to_ask], top_k=10, opponents=2, fold_duplicates=True
+    pairs = [question.pair for question in to_ask]
+    against = index.attribute(model, pairs, top_k=2, largest=False)
+    result = replace(
+        index.attribute(model, pairs, top_k=10),
+        opponent_scores=against.scores,
+        opponent_indices=against.indices,
     )
     named = rows_by_influence(result)
     by_words = rows_by_words(texts, to_ask, [len(chosen) for chosen in named])
