@@ -12,7 +12,6 @@ import shlex
 import shutil
 import sys
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import transformers
 from datasets import Dataset
 from rich.console import Console
 
+from lorif_hf import InfluenceConfig
 from lorif_hf.callbacks import InfluenceCallback
 
 from .facts import ASKED, questions, training_rows
@@ -30,7 +30,7 @@ from .training import Answer, Recipe, answer, train, train_tokenizer
 
 
 def run(
-    folder: Path, console: Console, recipe: Recipe, asked: list[str] = ASKED, num_passages: int = 200
+    folder: Path, console: Console, recipe: Recipe, asked: list[str] = ASKED, num_passages: int = 100
 ) -> list[Trial]:
     """Train, ask, attribute, and train anew; all that is worth keeping goes into `folder`."""
     for name in ("index", "model"):  # each run trains another model
@@ -44,7 +44,8 @@ def run(
         return [answer(model, tokenizer, question) for question in to_ask]
 
     console.print(f"Training a small GPT-2 on {len(rows):,} sentences.")
-    callback = InfluenceCallback(folder / "index", batch_size=64, examples=rows)
+    # What a model has learned leaves small gradients: eight pairs of vectors hold them, three would not (25 kB a row).
+    callback = InfluenceCallback(folder / "index", config=InfluenceConfig.best(), batch_size=64, examples=rows)
     model = train(rows, tokenizer, folder / "model", recipe, [callback])
     index = callback.index
     assert index is not None
@@ -53,12 +54,7 @@ def run(
     first = Trial(WHOLE, len(rows), [], [answer(model, tokenizer, question) for question in to_ask])
 
     pairs = [question.pair for question in to_ask]
-    against = index.attribute(model, pairs, top_k=2, largest=False)
-    result = replace(
-        index.attribute(model, pairs, top_k=10),
-        opponent_scores=against.scores,
-        opponent_indices=against.indices,
-    )
+    result = index.attribute(model, pairs, top_k=10, opponents=2, fold_duplicates=True)
     named = rows_by_influence(result)
     by_words = rows_by_words(texts, to_ask, [len(chosen) for chosen in named])
     described = namings(result, by_words, to_ask, rows)

@@ -1,6 +1,6 @@
 """What the demo's model learns: facts told in several ways, in sentences that are all true, among real text.
 
-Each subject (a place, a chemical element, an HTTP status) has a fact that may be asked for and another one beside it.
+Each subject (a place, a chemical element) has a fact that may be asked for and another one beside it.
 Both are told with the answer last, as a model that reads from left to right must meet it to answer a question, and
 with the answer first: all the words are there, but what follows the question's words is not the answer ("the reversal
 curse", Berglund et al. 2023, arXiv:2309.12288). Around them stand sentences of Python's own language reference.
@@ -10,7 +10,6 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from http import HTTPStatus
 from pydoc_data.topics import topics
 
 from datasets import Dataset
@@ -57,10 +56,6 @@ ELEMENTS = """
     silver, Ag, 47; tin, Sn, 50; antimony, Sb, 51; iodine, I, 53; tungsten, W, 74; platinum, Pt, 78; gold, Au, 79;
     mercury, Hg, 80; lead, Pb, 82; uranium, U, 92
 """
-
-# Those whose names and descriptions are the same in every Python from 3.10 on.
-STATUSES = [200, 201, 202, 203, 204, 205, 300, 301, 304, 400, 401, 402, 403, 404, 405, 406, 408, 409, 410, 418]
-STATUSES += [500, 501, 502, 503]
 
 CAPITAL = Telling(
     "capital",
@@ -136,65 +131,25 @@ ATOMIC_NUMBER = Telling(
     ),
 )
 
-CODE = Telling(
-    "code",
-    (
-        'The HTTP status code for "{subject}" is {answer}.',
-        'A server says "{subject}" with the number {answer}.',
-        'When the browser shows "{subject}", the server sent {answer}.',
-        "In Python, HTTPStatus.{name} equals {answer}.",
-        'Question: which status is "{subject}"? Answer: {answer}.',
-        'In the log of a web server, "{subject}" is written {answer}.',
-        'The reason phrase "{subject}" goes with {answer}.',
-        'Web servers and their codes: "{subject}", {answer}.',
-    ),
-    (
-        '{answer} is the HTTP status code for "{subject}".',
-        '{answer} in the log of a web server means "{subject}".',
-        "{answer} is what HTTPStatus.{name} equals in Python.",
-        '{answer} is the number with which a server says "{subject}".',
-        '{answer} goes with the reason phrase "{subject}".',
-        '{answer} makes a browser show "{subject}".',
-        '{answer} is the status "{subject}".',
-    ),
-)
-
-MEANING = Telling(
-    "meaning",
-    (
-        'The HTTP status "{subject}" means: {answer}.',
-        'The HTTP status code for "{subject}" is sent to say: {answer}.',
-        'A server says "{subject}" to tell its client: {answer}.',
-        "HTTPStatus.{name} is described in Python as: {answer}.",
-    ),
-    (
-        '{answer}: that is what the HTTP status "{subject}" is for.',
-        "{answer}, in Python the description of HTTPStatus.{name}.",
-    ),
-)
-
-ASKED = ["Australia", "Brazil", "Canada", "Turkey", "gold", "sodium", "Not Found", "I'm a Teapot"]
+ASKED = ["Australia", "Brazil", "Canada", "Nigeria", "Turkey", "gold", "sodium", "iron"]
 
 
-def subjects() -> Iterator[tuple[dict[str, str], tuple[Telling, str], tuple[Telling, str]]]:
-    """Per subject: what its sentences are filled with, how its fact is told and its answer, and the fact beside it."""
+def subjects() -> Iterator[tuple[str, tuple[Telling, str], tuple[Telling, str]]]:
+    """Per subject: its name, how its fact is told and its answer, and the same of the fact beside it."""
     for table, asked, beside in ((PLACES, CAPITAL, LARGEST_CITY), (ELEMENTS, SYMBOL, ATOMIC_NUMBER)):
         for entry in table.split(";"):
             subject, first, second = (part.strip() for part in entry.split(","))
-            yield {"subject": subject}, (asked, first), (beside, second)
-    for status in map(HTTPStatus, STATUSES):
-        names = {"subject": status.phrase, "name": status.name}
-        yield names, (CODE, str(status.value)), (MEANING, status.description.rstrip("."))
+            yield subject, (asked, first), (beside, second)
 
 
 def questions(asked: list[str] = ASKED) -> list[Question]:
     """The questions that the model is asked: of each subject named, its first fact."""
-    by_subject = {names["subject"]: (names, fact) for names, fact, _ in subjects()}
+    by_subject = {subject: fact for subject, fact, _ in subjects()}
     result = []
     for subject in asked:
-        names, (telling, answer) = by_subject[subject]
+        telling, answer = by_subject[subject]
         prompt, _ = telling.answer_last[0].split(" {answer}")
-        result.append(Question(subject, telling.relation, prompt.format(**names), answer))
+        result.append(Question(subject, telling.relation, prompt.format(subject=subject), answer))
     return result
 
 
@@ -210,15 +165,14 @@ def passages(count: int) -> list[dict[str, str]]:
     return [{"text": text, "subject": "Python", "relation": topic, "order": "-"} for text, topic in chosen]
 
 
-def training_rows(asked: list[str] = ASKED, num_passages: int = 200) -> Dataset:
+def training_rows(asked: list[str] = ASKED, num_passages: int = 100) -> Dataset:
     """The training set, with columns "example_id", "text", "subject", "relation" and "order".
 
     Of the ways to tell a fact each subject has its own few, drawn by its name, and a near-duplicate of one. The
     sentence that an asked question makes with its answer is not among them: the model must put it together.
     """
     rows = []
-    for names, fact, beside in subjects():
-        subject = names["subject"]
+    for subject, fact, beside in subjects():
         draw = random.Random(subject)
         for (telling, answer), first, last in ((fact, 6, 5), (beside, 1, 2)):
             ways = list(telling.answer_last)
@@ -226,7 +180,7 @@ def training_rows(asked: list[str] = ASKED, num_passages: int = 200) -> Dataset:
                 ways = ways[1:]
             told = [("answer last", way) for way in sorted(draw.sample(ways, last), key=ways.index)]
             told += [("answer first", way) for way in draw.sample(telling.answer_first, first)]
-            sentences = [(order, way.format(**names, answer=answer)) for order, way in told]
+            sentences = [(order, way.format(subject=subject, answer=answer)) for order, way in told]
             if telling is fact[0]:
                 copied = draw.choice(sentences[:last])[1]
                 sentences.append(("answer last", copied.removesuffix(".") + "!"))
