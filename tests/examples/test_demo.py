@@ -1,6 +1,7 @@
 """The demo: its facts are true, its proof holds on a small version of it, and what it shows says so."""
 
 import math
+import subprocess
 import sys
 import unicodedata
 from collections import Counter
@@ -13,9 +14,13 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from examples.demo import facts, proof, show
-from examples.demo.__main__ import run
+from examples.demo.__main__ import commands, run
 from examples.demo.training import Answer, Recipe
 from examples.demo.words import bm25
+from lorif_hf import InfluenceIndex
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_no_two_subjects_share_an_answer_and_every_table_is_whole():
@@ -86,13 +91,23 @@ def test_the_demo_proves_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(facts, "ELEMENTS", "gold, Au, 79")
     console = Console(record=True, width=160)
     asked = ["Australia", "Brazil", "Canada", "Turkey"]
-    whole, named, at_random, _ = run(tmp_path, console, Recipe(epochs=30), asked, num_passages=50)
+    whole, named, at_random, _ = run(tmp_path, console, Recipe(epochs=25), asked, num_passages=20)
     assert whole.right >= 3 and at_random.right >= 3 and named.right <= 1
     for place in range(4):
         assert named.answers[place].loss > at_random.answers[place].loss > 0
     shown = console.export_text()
     assert "The capital of Australia is Canberra" in shown and f"{named.right} of 4" in shown
-    assert (tmp_path / "model" / "model.safetensors").is_file() and (tmp_path / "proof.png").stat().st_size < 150_000
+    assert (tmp_path / "proof.png").stat().st_size < 150_000
     page, attribution = ((tmp_path / name).read_text("utf-8") for name in ("proof.html", "attribution.html"))
     assert "data:image/png;base64," in page and "<script" not in page and 'href="attribution.html"' in page
     assert all(f"The capital of {subject} is" in text for subject in asked for text in (page, attribution))
+
+    # What the demo says to go on with, and the README's lines, work on what it leaves.
+    attribute, info, _ = commands(tmp_path)
+    for arguments, told in ((attribute, "Islamabad"), (info, "GPT2LMHeadModel")):
+        command = [sys.executable, "-m", "lorif_hf", *arguments]
+        ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+        assert ran.returncode == 0 and told in ran.stdout, ran.stdout + ran.stderr
+    index = InfluenceIndex.from_pretrained(tmp_path / "index")
+    result = index.attribute(str(tmp_path / "model"), ("The capital of Australia is", " Canberra"), top_k=3)
+    assert all("Canberra" in row["text"] for row in result.to_list()[:2])
