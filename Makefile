@@ -5,8 +5,8 @@ BIN := .venv/bin
 
 .PHONY: demo test docs clean
 
-demo: .venv/installed
-	$(BIN)/python examples/quickstart.py demo-output
+demo: .venv-demo/installed
+	.venv-demo/bin/python -m examples.demo demo-output
 
 test: .venv/installed
 	$(BIN)/ruff check .
@@ -20,6 +20,12 @@ docs: .venv-docs/installed
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo "The site is in site/: open site/index.html, or serve it for its search: $(PYTHON) -m http.server -d site"
 
+# Without the test tools: less to download, and what the README tells a user to install plus matplotlib.
+.venv-demo/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]"
+	touch $@
+
 .venv-docs/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python docs/tooling/requirements.py > .venv-docs/requirements.txt
@@ -32,4 +38,4 @@ docs: .venv-docs/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-docs site demo-output build dist *.egg-info
+	rm -rf .venv .venv-demo .venv-docs site demo-output build dist *.egg-info
