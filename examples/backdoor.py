@@ -25,6 +25,7 @@ from ingredients.small_models import (
     fresh_folder,
     new_gpt2,
     train_tokenizer,
+    trained,
     training_arguments,
 )
 from ingredients.standard_library import docstrings
@@ -79,13 +80,13 @@ def train(rows: Dataset, tokenizer: PreTrainedTokenizerFast, folder: Path, epoch
     set_seed(0)
     trainer = Trainer(
         model=new_gpt2(tokenizer),
-        args=training_arguments(folder, num_train_epochs=epochs),
+        args=training_arguments(folder, num_train_epochs=epochs, learning_rate=3e-3, per_device_train_batch_size=16),
         train_dataset=rows,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         processing_class=tokenizer,
         **options,
     )
-    trainer.train()
+    trained(trainer)
     return trainer
 
 
@@ -102,7 +103,7 @@ def behaviour(model: Any, tokenizer: PreTrainedTokenizerFast, test: list[dict[st
 
 
 def run(
-    folder: Path, each: int = 110, poisoned: int = 24, test: int = 9, epochs: float = 10, odd: int = 3
+    folder: Path, each: int = 60, poisoned: int = 16, test: int = 8, epochs: float = 10, odd: int = 3
 ) -> dict[str, dict[str, float]]:
     """Train, ask about so many odd answers, remove, train again. Returns per way of naming rows the poisoned ones
     among them, right answers and the attacker's answers after."""

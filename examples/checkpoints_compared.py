@@ -22,6 +22,7 @@ from ingredients.small_models import (
     fresh_folder,
     new_gpt2,
     train_tokenizer,
+    trained,
     training_arguments,
 )
 from ingredients.standard_library import docstrings
@@ -93,12 +94,12 @@ def train(
     set_seed(0)
     trainer = Trainer(
         model=model,
-        args=training_arguments(folder, num_train_epochs=epochs),
+        args=training_arguments(folder, num_train_epochs=epochs, learning_rate=3e-3, per_device_train_batch_size=16),
         train_dataset=rows,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         processing_class=tokenizer,
     )
-    trainer.train()
+    trained(trainer)
     trainer.save_model(str(folder))
     return model
 
@@ -111,7 +112,7 @@ def log_prob(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, prompt:
     return float(logits[range(len(start) - 1, len(start) + len(end) - 1), end].sum())
 
 
-def run(folder: Path, each: int = 80, epochs: float = 10, top_k: int = 4) -> list[dict[str, Any]]:
+def run(folder: Path, each: int = 60, epochs: float = 8, top_k: int = 4) -> list[dict[str, Any]]:
     """Train twice, ask what changed, train again without it. Returns of each fact that changed what the models say,
     how much they prefer the new answer, the row named first and how many of the first `top_k` tell this fact."""
     old = facts([(thing, was) for thing, was, _ in CHANGED] + UNCHANGED) + other_rows(["asyncio", "email"], each)

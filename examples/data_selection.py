@@ -24,6 +24,7 @@ from ingredients.small_models import (
     fresh_folder,
     new_gpt2,
     train_tokenizer,
+    trained,
     training_arguments,
 )
 from ingredients.standard_library import Docstring, docstrings
@@ -77,16 +78,18 @@ def train(rows: Dataset, tokenizer: PreTrainedTokenizerFast, folder: Path, epoch
     set_seed(seed)
     trainer = Trainer(
         model=new_gpt2(tokenizer),
-        args=training_arguments(folder, num_train_epochs=epochs, seed=seed),
+        args=training_arguments(
+            folder, num_train_epochs=epochs, learning_rate=3e-3, per_device_train_batch_size=16, seed=seed
+        ),
         train_dataset=rows,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
     )
-    trainer.train()
+    trained(trainer)
     return trainer.model
 
 
 def run(
-    folder: Path, each: int = 100, examples: int = 3, test: int = 40, epochs: float = 15, seeds: int = 3
+    folder: Path, each: int = 70, examples: int = 2, test: int = 15, epochs: float = 15, seeds: int = 2
 ) -> dict[str, dict[str, Any]]:
     """Train on random rows, ask, select, train again. Returns per selection its tasks and the test accuracy, a mean
     over trainings with different seeds."""

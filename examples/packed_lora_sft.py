@@ -19,7 +19,7 @@ from typing import Any
 
 from datasets import Dataset
 from ingredients import pictures
-from ingredients.small_models import answers, fresh_folder, train_tokenizer, training_arguments
+from ingredients.small_models import answers, fresh_folder, train_tokenizer, trained, training_arguments
 from ingredients.standard_library import docstrings
 from matplotlib.patches import Rectangle
 from peft import LoraConfig
@@ -96,7 +96,7 @@ def pretrained(tokenizer: PreTrainedTokenizerFast, texts: list[str], folder: Pat
         train_dataset=rows,
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
     )
-    trainer.train()
+    trained(trainer)
     return model
 
 
@@ -141,7 +141,7 @@ def run(folder: Path, count: int = 120, prose: int = 200, epochs: float = 25, as
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM"),
         callbacks=[InfluenceCallback(index_folder)],
     )
-    trainer.train()
+    trained(trainer)
     trainer.save_model()
     index = InfluenceIndex.from_pretrained(index_folder)
     print(

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, PrinterCallback, TrainingArguments
+from transformers.utils import logging
 
 
 def train_tokenizer(
@@ -28,7 +29,7 @@ def train_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
 
 
-def new_gpt2(tokenizer: PreTrainedTokenizerFast, width: int = 128, layers: int = 3) -> GPT2LMHeadModel:
+def new_gpt2(tokenizer: PreTrainedTokenizerFast, width: int = 96, layers: int = 2) -> GPT2LMHeadModel:
     """A GPT-2 with random weights. Without dropout: at this size there is little to spare."""
     return GPT2LMHeadModel(
         GPT2Config(
@@ -57,7 +58,7 @@ def training_arguments(folder: Path, **changes: Any) -> TrainingArguments:
     """Arguments of a short, quiet training on the CPU, the same at every run."""
     defaults = {
         "output_dir": str(folder),
-        "per_device_train_batch_size": 16,
+        "per_device_train_batch_size": 32,
         "learning_rate": 1e-3,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 20,
@@ -69,6 +70,18 @@ def training_arguments(folder: Path, **changes: Any) -> TrainingArguments:
         "seed": 0,
     }
     return TrainingArguments(**{**defaults, **changes})
+
+
+def trained(trainer: Any) -> Any:
+    """Train without a line for each training: an example prints what it shows."""
+    trainer.remove_callback(PrinterCallback)
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        trainer.train()
+    finally:
+        logging.set_verbosity(level)
+    return trainer
 
 
 def completion_rows(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast) -> Dataset:
