@@ -10,6 +10,7 @@ proof: the second training once more, without the rows that it names.
 """
 
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def log_prob(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, prompt:
     return float(logits[range(len(start) - 1, len(start) + len(end) - 1), end].sum())
 
 
-def run(folder: Path, each: int = 60, epochs: float = 8, top_k: int = 4) -> list[dict[str, Any]]:
+def run(folder: Path, each: int = 40, epochs: float = 30, top_k: int = 4) -> list[dict[str, Any]]:
     """Train twice, ask what changed, train again without it. Returns of each fact that changed what the models say,
     how much they prefer the new answer, the row named first and how many of the first `top_k` tell this fact."""
     old = facts([(thing, was) for thing, was, _ in CHANGED] + UNCHANGED) + other_rows(["asyncio", "email"], each)
@@ -122,7 +123,7 @@ def run(folder: Path, each: int = 60, epochs: float = 8, top_k: int = 4) -> list
 
     set_seed(0)
     before = train(new_gpt2(tokenizer), completion_rows(old, tokenizer), tokenizer, folder / "before", epochs)
-    after = train(GPT2LMHeadModel.from_pretrained(folder / "before"), refreshed, tokenizer, folder / "after", epochs)
+    after = train(deepcopy(before), refreshed, tokenizer, folder / "after", epochs)
     index = InfluenceIndex.build(
         after, refreshed, fresh_folder(folder / "index"), processing_class=tokenizer, batch_size=32
     )
@@ -133,7 +134,7 @@ def run(folder: Path, each: int = 60, epochs: float = 8, top_k: int = 4) -> list
 
     named = set(result.indices.flatten().tolist())
     kept = refreshed.select([row for row in range(len(refreshed)) if row not in named])
-    without = train(GPT2LMHeadModel.from_pretrained(folder / "before"), kept, tokenizer, folder / "without", epochs)
+    without = train(deepcopy(before), kept, tokenizer, folder / "without", epochs)
 
     models = {"before": before, "after": after, "without": without}
     said = {name: answers(model, tokenizer, [query["prompt"] for query in queries]) for name, model in models.items()}
