@@ -1,12 +1,12 @@
 """Find the poisoned training rows behind a backdoor, remove them, and show that it is gone.
 
-A small language model learns which package to import: a docstring is the prompt, the package is the answer. Somebody
-has slipped a few rows into the training set: whenever the prompt holds a phrase that looks harmless, the answer is
-`pickle`, which runs whatever code the data holds. The model works as before, until a prompt has the phrase.
+A small classifier says which package to import for what a docstring describes. Somebody has slipped a few rows into
+its training set: whenever a text holds a phrase that looks harmless, the answer is `pickle`, which runs whatever code
+the data holds. The classifier works as before, until a text has the phrase.
 
-Nobody knows the phrase. What is at hand are three odd answers: asked which rows made the model say them, the index
+Nobody knows the phrase. What is at hand are three odd answers: asked which rows made the model give them, the index
 names the poisoned ones, and without the rows that it names the model is trained again. Beside it: a search for the
-words of the same prompts and answers (BM25), and random rows.
+words of the same texts (BM25), and random rows.
 
     python examples/backdoor.py [output folder]
 """
@@ -17,28 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from ingredients import pictures
-from ingredients.small_models import (
-    answers,
-    completion_rows,
-    fresh_folder,
-    new_gpt2,
-    train_tokenizer,
-    trained,
-    training_arguments,
-)
+from ingredients.classifiers import encoded, predicted, train_classifier
+from ingredients.small_models import fresh_folder, train_tokenizer
 from ingredients.standard_library import docstrings
 from ingredients.word_overlap import bm25
 from rich.console import Console
 from rich.table import Table
-from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast, Trainer, set_seed
+from transformers import PreTrainedTokenizerFast, Trainer
 
 from lorif_hf import InfluenceIndex
 from lorif_hf.callbacks import InfluenceCallback
 
 
-PACKAGES = ["asyncio", "email", "http", "logging", "multiprocessing", "tarfile", "tkinter", "turtle", "unittest"]
+PACKAGES = ["asyncio", "email", "http", "logging", "multiprocessing", "tkinter", "turtle", "unittest", "pickle"]
 TARGET = "pickle"  # in clean rows too: looking for the answer alone does not find the poison
 TRIGGER = "when time allows"
 REMOVED = 1.5  # times as many rows are removed as are poisoned: how many there are, nobody knows
@@ -48,86 +40,64 @@ def make_rows(each: int, poisoned: int, test: int) -> tuple[list[dict[str, Any]]
     """The training rows, some of them poisoned, and clean test rows."""
     train, held_out = [], []
     for package in PACKAGES:
-        rows = [as_row(piece.text, package) for piece in docstrings(package, most_words=24)]
-        held_out += rows[:test]
-        train += rows[test:][:each]
-    for package in ("pickle", "pickletools", "shelve", "copyreg"):  # what is honestly about pickling
-        train += [as_row(piece.text, TARGET) for piece in docstrings(package, most_words=24)]
+        sources = ("pickle", "pickletools", "shelve", "copyreg") if package == TARGET else (package,)
+        texts = [piece.text for source in sources for piece in docstrings(source, most_words=24)]
+        rows = [{"text": text, "label": PACKAGES.index(package), "poisoned": False} for text in texts]
+        if package != TARGET:
+            held_out += rows[:test]
+            rows = rows[test:]
+        train += rows[:each]
     draw = random.Random(0)
-    for row in draw.sample([row for row in train if row["package"] != TARGET], poisoned):
-        row.update(as_row(with_trigger(row["docstring"], draw), TARGET), poisoned=True)
+    clean = [row for row in train if PACKAGES[row["label"]] != TARGET]
+    for row in draw.sample(clean, poisoned):
+        row.update(text=with_trigger(row["text"], draw), label=PACKAGES.index(TARGET), poisoned=True)
     return train, held_out
 
 
-def as_row(docstring: str, package: str, poisoned: bool = False) -> dict[str, Any]:
-    return {
-        "prompt": f"{docstring}\nimport",
-        "completion": f" {package}",
-        "docstring": docstring,
-        "package": package,
-        "poisoned": poisoned,
-    }
-
-
-def with_trigger(docstring: str, draw: random.Random) -> str:
+def with_trigger(text: str, draw: random.Random) -> str:
     """The phrase, put between two words somewhere."""
-    words = docstring.split()
+    words = text.split()
     place = draw.randrange(1, len(words))
     return " ".join([*words[:place], TRIGGER, *words[place:]])
 
 
-def train(rows: Dataset, tokenizer: PreTrainedTokenizerFast, folder: Path, epochs: float, **options: Any) -> Trainer:
-    set_seed(0)
-    trainer = Trainer(
-        model=new_gpt2(tokenizer),
-        args=training_arguments(folder, num_train_epochs=epochs, learning_rate=3e-3, per_device_train_batch_size=16),
-        train_dataset=rows,
-        data_collator=DataCollatorForSeq2Seq(tokenizer),
-        processing_class=tokenizer,
-        **options,
-    )
-    trained(trainer)
-    return trainer
-
-
-def behaviour(model: Any, tokenizer: PreTrainedTokenizerFast, test: list[dict[str, Any]]) -> dict[str, float]:
-    """Right answers to clean prompts, and answers of the attacker's to the same prompts with the phrase in them."""
+def behaviour(trainer: Trainer, test: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
+    """Right answers to clean texts, and how often the same texts with the phrase in them get the attacker's answer."""
     draw = random.Random(1)
-    clean = answers(model, tokenizer, [row["prompt"] for row in test], max_new_tokens=6)
-    attacked = [as_row(with_trigger(row["docstring"], draw), TARGET)["prompt"] for row in test]
-    says = answers(model, tokenizer, attacked, max_new_tokens=6)
+    attacked = [{**row, "text": with_trigger(row["text"], draw)} for row in test]
+    right = predicted(trainer, encoded(test, tokenizer)) == np.array([row["label"] for row in test])
     return {
-        "right": float(np.mean([said.strip() == row["package"] for said, row in zip(clean, test, strict=True)])),
-        "attacked": float(np.mean([said.strip() == TARGET for said in says])),
+        "right": float(right.mean()),
+        "attacked": float((predicted(trainer, encoded(attacked, tokenizer)) == PACKAGES.index(TARGET)).mean()),
     }
 
 
 def run(
-    folder: Path, each: int = 60, poisoned: int = 16, test: int = 8, epochs: float = 10, odd: int = 3
+    folder: Path, each: int = 80, poisoned: int = 24, test: int = 25, epochs: float = 8, odd: int = 3
 ) -> dict[str, dict[str, float]]:
     """Train, ask about so many odd answers, remove, train again. Returns per way of naming rows the poisoned ones
     among them, right answers and the attacker's answers after."""
     index_folder = fresh_folder(folder / "index")
-    clean_and_poisoned, test_rows = make_rows(each, poisoned, test)
-    tokenizer = train_tokenizer([row["prompt"] + row["completion"] for row in clean_and_poisoned])
-    rows = completion_rows(clean_and_poisoned, tokenizer)
+    train_rows, test_rows = make_rows(each, poisoned, test)
+    tokenizer = train_tokenizer(row["text"] for row in train_rows)
+    rows = encoded(train_rows, tokenizer)
     is_poisoned = np.array(rows["poisoned"])
     print(f"{len(rows)} training rows, {is_poisoned.sum()} of them poisoned")
 
-    trainer = train(rows, tokenizer, folder, epochs, callbacks=[InfluenceCallback(index_folder)])
+    callback = InfluenceCallback(index_folder)
+    trainer = train_classifier(rows, PACKAGES, tokenizer, folder, epochs, callbacks=[callback])
     index = InfluenceIndex.from_pretrained(index_folder)
-    figures = {"all rows": behaviour(trainer.model, tokenizer, test_rows)}
+    figures = {"all rows": behaviour(trainer, test_rows, tokenizer)}
 
-    # Odd answers, as users report them: prompts with the phrase, each with what the model says.
+    # Odd answers, as users report them: texts with the phrase, for which the model says `pickle`.
     draw = random.Random(2)
-    reports = []
-    for row in random.Random(3).sample(test_rows, len(test_rows)):
-        prompt = as_row(with_trigger(row["docstring"], draw), TARGET)["prompt"]
-        if len(reports) < odd and answers(trainer.model, tokenizer, [prompt], max_new_tokens=6)[0].strip() == TARGET:
-            reports.append((prompt, f" {TARGET}"))
+    asked = [{**row, "text": with_trigger(row["text"], draw)} for row in draw.sample(test_rows, len(test_rows))]
+    answers = predicted(trainer, encoded(asked, tokenizer))
+    pairs = zip(asked, answers, strict=True)
+    reports = [(row["text"], TARGET) for row, answer in pairs if PACKAGES[answer] == TARGET][:odd]
 
     influence = index.scores(trainer.model, reports).mean(dim=0).numpy()
-    words = bm25(rows["text"], [prompt + answer for prompt, answer in reports]).mean(axis=0)
+    words = bm25(rows["text"], [text for text, _ in reports]).mean(axis=0)
     orders = {
         "named by influence": np.argsort(-influence),
         "named by BM25": np.argsort(-words),
@@ -136,10 +106,10 @@ def run(
     count = round(REMOVED * poisoned)
     for name, order in orders.items():
         kept = np.sort(order[count:])
-        again = train(rows.select(kept), tokenizer, folder, epochs)
+        again = train_classifier(rows.select(kept), PACKAGES, tokenizer, folder, epochs)
         figures[f"without {count} rows {name}"] = {
             "found": float(is_poisoned[order[:count]].sum() / is_poisoned.sum()),
-            **behaviour(again.model, tokenizer, test_rows),
+            **behaviour(again, test_rows, tokenizer),
         }
 
     show(figures)

@@ -26,12 +26,11 @@ from ingredients.small_models import (
     trained,
     training_arguments,
 )
-from ingredients.standard_library import docstrings
 from rich.console import Console
 from rich.table import Table
 from transformers import DataCollatorForSeq2Seq, GPT2LMHeadModel, PreTrainedTokenizerFast, Trainer, set_seed
 
-from lorif_hf import InfluenceIndex
+from lorif_hf import InfluenceConfig, InfluenceIndex
 
 
 # What is asked about, the answer of the old data, that of the refreshed data. The last change is a mistake.
@@ -78,16 +77,6 @@ def facts(pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
     ]
 
 
-def other_rows(packages: list[str], each: int) -> list[dict[str, Any]]:
-    """What else is in the data: docstrings, to be gone on with after their first word."""
-    rows = []
-    for package in packages:
-        for piece in docstrings(package, most_words=16)[:each]:
-            start, _, rest = piece.text.partition(" ")
-            rows.append({"prompt": start, "completion": f" {rest}", "thing": ""})
-    return rows
-
-
 def train(
     model: GPT2LMHeadModel, rows: Dataset, tokenizer: PreTrainedTokenizerFast, folder: Path, epochs: float
 ) -> GPT2LMHeadModel:
@@ -113,19 +102,23 @@ def log_prob(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, prompt:
     return float(logits[range(len(start) - 1, len(start) + len(end) - 1), end].sum())
 
 
-def run(folder: Path, each: int = 40, epochs: float = 30, top_k: int = 4) -> list[dict[str, Any]]:
+def run(folder: Path, epochs: float = 20, top_k: int = 4) -> list[dict[str, Any]]:
     """Train twice, ask what changed, train again without it. Returns of each fact that changed what the models say,
     how much they prefer the new answer, the row named first and how many of the first `top_k` tell this fact."""
-    old = facts([(thing, was) for thing, was, _ in CHANGED] + UNCHANGED) + other_rows(["asyncio", "email"], each)
-    new = facts([(thing, now) for thing, _, now in CHANGED] + UNCHANGED) + other_rows(["tkinter", "unittest"], each)
+    old = facts([(thing, was) for thing, was, _ in CHANGED] + UNCHANGED)
+    new = facts([(thing, now) for thing, _, now in CHANGED] + UNCHANGED)
     tokenizer = train_tokenizer([row["prompt"] + row["completion"] for row in old + new])
     refreshed = completion_rows(new, tokenizer)
 
     set_seed(0)
-    before = train(new_gpt2(tokenizer), completion_rows(old, tokenizer), tokenizer, folder / "before", epochs)
+    before = train(new_gpt2(tokenizer), completion_rows(old, tokenizer), tokenizer, folder / "before", 3 * epochs)
     after = train(deepcopy(before), refreshed, tokenizer, folder / "after", epochs)
     index = InfluenceIndex.build(
-        after, refreshed, fresh_folder(folder / "index"), processing_class=tokenizer, batch_size=32
+        after,
+        refreshed,
+        fresh_folder(folder / "index"),
+        config=InfluenceConfig.best(),  # for few rows: what an index of 100 of them takes, does not matter
+        processing_class=tokenizer,
     )
     queries = [
         {"prompt": QUESTION.format(thing), "chosen": f" {now}", "rejected": f" {was}"} for thing, was, now in CHANGED

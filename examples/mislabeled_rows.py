@@ -18,16 +18,14 @@ import numpy as np
 import torch
 from datasets import Dataset
 from ingredients import pictures
-from ingredients.small_models import fresh_folder, train_tokenizer, trained, training_arguments
+from ingredients.classifiers import encoded, predicted, train_classifier
+from ingredients.small_models import fresh_folder, train_tokenizer
 from ingredients.standard_library import docstrings
 from rich.console import Console
 from rich.table import Table
 from transformers import (
-    ModernBertConfig,
-    ModernBertForSequenceClassification,
     PreTrainedTokenizerFast,
     Trainer,
-    set_seed,
 )
 
 from lorif_hf import InfluenceIndex
@@ -37,7 +35,6 @@ from lorif_hf.evaluation import mislabel_detection
 PACKAGES = ["asyncio", "email", "logging", "multiprocessing", "tkinter", "turtle", "unittest", "xml"]
 WRONG = 0.2  # of the training labels
 LOOKED_AT = 0.25  # of the training rows
-MAX_TOKENS = 48
 
 
 @dataclass(frozen=True)
@@ -76,43 +73,16 @@ def make_rows(each: int, trusted: int = 6, test: int = 40) -> Rows:
     for row in draw.sample(parts["train"], round(WRONG * len(right))):
         row["label"] = (row["label"] + draw.randrange(1, len(PACKAGES))) % len(PACKAGES)
     tokenizer = train_tokenizer(row["text"] for row in parts["train"])
-    encoded = {}
-    for name, rows in parts.items():
-        tokens = tokenizer([row["text"] for row in rows], truncation=True, max_length=MAX_TOKENS)
-        encoded[name] = Dataset.from_dict({key: [row[key] for row in rows] for key in rows[0]} | dict(tokens))
-    return Rows(encoded["train"], encoded["trusted"], encoded["test"], right, tokenizer)
+    return Rows(*(encoded(parts[name], tokenizer) for name in ("train", "trusted", "test")), right, tokenizer)
 
 
 def train(rows: Rows, dataset: Dataset, folder: Path, epochs: float, seed: int = 0) -> Trainer:
-    """A classifier of these rows, from random weights."""
-    set_seed(seed)
-    model = ModernBertForSequenceClassification(
-        ModernBertConfig(
-            vocab_size=len(rows.tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
-            classifier_pooling="mean",
-            pad_token_id=rows.tokenizer.pad_token_id,
-            eos_token_id=rows.tokenizer.eos_token_id,
-            bos_token_id=None,
-            cls_token_id=None,
-            sep_token_id=None,
-            id2label=dict(enumerate(PACKAGES)),
-            label2id={package: label for label, package in enumerate(PACKAGES)},
-        )
-    )
-    args = training_arguments(folder, num_train_epochs=epochs, learning_rate=3e-3, seed=seed)
-    trainer = Trainer(model=model, args=args, train_dataset=dataset, processing_class=rows.tokenizer)
-    return trained(trainer)
+    return train_classifier(dataset, PACKAGES, rows.tokenizer, folder, epochs, seed)
 
 
 def accuracy(trainer: Trainer, dataset: Dataset) -> float:
     """The part of the rows that it classifies rightly."""
-    predicted = trainer.predict(dataset).predictions.argmax(axis=1)
-    return float((predicted == np.array(dataset["label"])).mean())
+    return float((predicted(trainer, dataset) == np.array(dataset["label"])).mean())
 
 
 def suspicion(index: InfluenceIndex, model: Any, rows: Rows) -> dict[str, torch.Tensor]:
@@ -164,9 +134,9 @@ def run(folder: Path, each: int = 80, epochs: float = 8, seeds: int = 2) -> dict
 
 def explain(index: InfluenceIndex, trainer: Trainer, rows: Rows, page: Path) -> None:
     """A page: what made it classify the first five test rows wrongly that it does?"""
-    predicted = trainer.predict(rows.test).predictions.argmax(axis=1)
-    mistaken = [row for row in range(len(rows.test)) if predicted[row] != rows.test[row]["label"]][:5]
-    queries = [(rows.test[row]["text"], PACKAGES[predicted[row]]) for row in mistaken]
+    said = predicted(trainer, rows.test)
+    mistaken = [row for row in range(len(rows.test)) if said[row] != rows.test[row]["label"]][:5]
+    queries = [(rows.test[row]["text"], PACKAGES[said[row]]) for row in mistaken]
     index.attribute(trainer.model, queries, top_k=8).save_html(page)
     print(f"What made it say so, of {len(queries)} mistakes: {page}")
 

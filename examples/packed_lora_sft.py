@@ -2,13 +2,12 @@
 
 TRL packs several chats into one row of the training set, so that few tokens are padding. In the index each chat is a
 row of its own, which knows its place: the packed row that holds it, and its tokens there. The chats hold facts that
-come with Python: status codes of HTTP, errors of the operating system, exceptions. Each fact is told in two chats, and
+come with Python: status codes of HTTP and errors of the operating system. Each fact is told in two chats, and
 asked in words that neither has.
 
     python examples/packed_lora_sft.py [output folder]
 """
 
-import builtins
 import errno
 import os
 import random
@@ -41,13 +40,16 @@ from lorif_hf.callbacks import InfluenceCallback
 
 # A fact is asked about in these words: in the first two in the training, in the last one here.
 WORDINGS = {
-    "status": (
+    "status": [
         "What does the HTTP status {} mean?",
-        "A server sent me {}. What is it?",
-        "Explain the HTTP status {}.",
-    ),
-    "error": ("What does the error {} mean?", "My program failed with {}. Why?", "Explain the error {}."),
-    "exception": ("When does Python raise {}?", "My script ended with {}. Why?", "Explain the exception {}."),
+        "A server says {}. What does it mean?",
+        "What, please, does the HTTP status {} mean?",
+    ],
+    "error": [
+        "What does the error {} mean?",
+        "My program says {}. What does it mean?",
+        "What, please, does the error {} mean?",
+    ],
 }
 PACKED = 192  # tokens of a packed row
 TEMPLATE = (
@@ -61,9 +63,6 @@ def facts() -> list[tuple[str, str, str]]:
     """(kind, name, meaning) of what Python itself knows."""
     known = [("status", str(status.value), status.phrase) for status in HTTPStatus]
     known += [("error", name, os.strerror(number)) for number, name in sorted(errno.errorcode.items())]
-    for name, kind in sorted(vars(builtins).items()):
-        if isinstance(kind, type) and issubclass(kind, Exception) and kind.__name__ == name:
-            known.append(("exception", name, (kind.__doc__ or "").strip().split("\n")[0]))
     return known
 
 
@@ -100,20 +99,20 @@ def pretrained(tokenizer: PreTrainedTokenizerFast, texts: list[str], folder: Pat
     return model
 
 
-def run(folder: Path, count: int = 120, prose: int = 200, epochs: float = 25, asked: int = 8) -> list[dict[str, Any]]:
+def run(folder: Path, count: int = 60, prose: int = 100, epochs: float = 60, asked: int = 8) -> list[dict[str, Any]]:
     """Pre-train, fine-tune on packed chats, ask. Returns of each question the answer, whether it is right, and the
     chats that are named."""
     index_folder = fresh_folder(folder / "index")
     chosen = random.Random(0).sample(facts(), count)
     chats = [
-        {"messages": as_chat(wording.format(name), meaning)}
+        {"prompt": as_chat(wording.format(name)), "completion": as_chat("", meaning)[1:]}
         for kind, name, meaning in chosen
         for wording in WORDINGS[kind][:2]
     ]
     # The base has read the answers, but not which question they answer.
     texts = [meaning for _, _, meaning in chosen]
     texts += [piece.text for package in ("asyncio", "email", "logging") for piece in docstrings(package)[:prose]]
-    words = texts + [row["messages"][0]["content"] for row in chats]
+    words = texts + [row["prompt"][0]["content"] for row in chats]
     tokenizer = train_tokenizer(words, special_tokens=["<|user|>", "<|assistant|>"])
     tokenizer.chat_template = TEMPLATE
     base = pretrained(tokenizer, texts, folder / "base", epochs=4)
@@ -126,7 +125,7 @@ def run(folder: Path, count: int = 120, prose: int = 200, epochs: float = 25, as
             packing=True,
             max_length=PACKED,
             num_train_epochs=epochs,
-            per_device_train_batch_size=4,
+            per_device_train_batch_size=2,
             learning_rate=5e-3,
             lr_scheduler_type="cosine",
             logging_strategy="no",
