@@ -139,10 +139,11 @@ def draw_picture(
     first = min(3 * int(is_poisoned.sum()), len(scores))
     colours = [pictures.RED if row else pictures.GREY for row in is_poisoned[:first]]
     ranking.bar(range(1, first + 1), scores[:first], color=colours, width=0.9)
-    ranking.set(xlabel="rank", ylabel="influence on the odd answers", title="Training rows behind the odd answers")
+    ranking.set(xlabel="rank", ylabel="influence on the odd answers")
+    pictures.title(ranking, "Training rows behind the odd answers")
     for colour, label in ((pictures.RED, "poisoned"), (pictures.GREY, "clean")):
         ranking.bar([0], [0], color=colour, label=label)
-    ranking.legend()
+    ranking.legend(frameon=False)
     names = list(figures)
     colours = [pictures.RED, pictures.GREEN, pictures.BROWN, pictures.GREY]
     pictures.bars(
@@ -151,7 +152,7 @@ def draw_picture(
         [figures[name]["attacked"] for name in names],
         colours,
     )
-    says.set_title(f"Answers {TARGET} at the phrase")
+    pictures.title(says, f"Answers {TARGET} at the phrase")
     pictures.save(drawn, path)
 
 

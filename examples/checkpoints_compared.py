@@ -187,7 +187,7 @@ def draw(figures: list[dict[str, Any]], path: Path) -> None:
     panel.set_yticks(range(len(figures)), labels)
     panel.invert_yaxis()
     panel.set_xlabel("log p(new answer) - log p(old answer), nats")
-    panel.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1.0))
+    panel.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1.0), frameon=False)
     pictures.save(drawn, path)
 
 

@@ -148,15 +148,15 @@ def draw_picture(figures: dict[str, dict[str, Any]], count: int, path: Path) -> 
     mixture.set_yticks(range(len(figures)), list(figures))
     mixture.invert_yaxis()
     mixture.xaxis.set_major_formatter("{x:.0%}")
-    mixture.set_title(f"Tasks of the rows selected (the target is {TARGET!r})")
-    mixture.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12), handlelength=1, fontsize=9)
+    pictures.title(mixture, "Tasks of the rows selected, the target's in green")
+    mixture.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12), handlelength=1, fontsize=9, frameon=False)
     pictures.bars(
         right,
         list(figures),
         [values["right"] for values in figures.values()],
         [pictures.GREEN, pictures.BROWN, pictures.GREY],
     )
-    right.set_title("Right answers to test rows after training on them")
+    pictures.title(right, "Right answers after training on them")
     pictures.save(drawn, path)
 
 

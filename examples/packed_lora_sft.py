@@ -202,7 +202,7 @@ def draw(figure: dict[str, Any], index: InfluenceIndex, path: Path) -> None:
     panel.set(xlim=(0, PACKED), xlabel="token of the packed row")
     panel.set_yticks(range(len(packed)), [f"packed row {row}" for row in packed])
     panel.set_ylim(len(packed) - 0.5, -0.5)
-    panel.set_title(f"{figure['question']} {figure['answer']}")
+    pictures.title(panel, f"{figure['question']} {figure['answer']}")
     pictures.save(drawn, path)
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
 
@@ -11,20 +10,17 @@ GREEN, RED = "#2a7f62", "#b5403a"  # proponents and opponents, as in the reports
 BLUE, BROWN, GREY, DARK = "#35618f", "#a8783c", "#a3adab", "#39423f"
 
 
-def figure(panels: int, height: float = 3.4, width: float = 9.0, **options: Any) -> tuple[Figure, list[Any]]:
+def figure(panels: int, height: float = 3.4, width: float = 9.0) -> tuple[Figure, list[Any]]:
     """A figure with panels beside each other."""
-    style = {
-        "font.size": 10,
-        "axes.titlesize": 10.5,
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "legend.frameon": False,
-    }
-    with matplotlib.rc_context(style):
-        drawn = Figure(figsize=(width, height), layout="constrained")
-        axes = drawn.subplots(1, panels, squeeze=False, **options)[0]
-    return drawn, list(axes)
+    drawn = Figure(figsize=(width, height), layout="constrained")
+    axes = list(drawn.subplots(1, panels, squeeze=False)[0])
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+    return drawn, axes
+
+
+def title(panel: Any, text: str) -> None:
+    panel.set_title(text, loc="left", fontsize=10.5)
 
 
 def bars(panel: Any, labels: list[str], values: list[float], colours: list[str], form: str = "{:.0%}") -> None:

@@ -6,12 +6,12 @@ import pytest
 
 @pytest.mark.slow
 def test_wrong_labels_are_found_and_repaired(tmp_path, capsys):
-    figures = mislabeled_rows.run(tmp_path, each=40, epochs=8, seeds=1)
-    assert figures["harm to trusted rows"]["auroc"] > 0.7
-    assert figures["harm to trusted rows"]["found"] > figures["random"]["found"] + 0.1
+    figures = mislabeled_rows.run(tmp_path, each=50, epochs=6, seeds=1)
+    assert figures["self-influence"]["auroc"] > 0.65
+    assert figures["self-influence"]["found"] > figures["random"]["found"] + 0.1
     assert figures["every label right"]["accuracy"] > figures["no repair"]["accuracy"]
     shown = capsys.readouterr().out
-    assert "320 training rows, 64 of them with a wrong label" in shown and "harm to trusted rows" in shown
+    assert "400 training rows, 80 of them with a wrong label" in shown and "self-influence" in shown
     assert (tmp_path / "mislabeled-rows.png").stat().st_size < 150_000
     assert "asyncio" in (tmp_path / "mistakes.html").read_text(encoding="utf-8")
 
