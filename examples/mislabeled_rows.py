@@ -2,8 +2,8 @@
 
 A small classifier learns which package of the standard library a docstring is from, but a fifth of its training labels
 are wrong. Self-influence, which the index holds of every row, is high where the model had to memorise a row, since the
-others say otherwise. The rows that come first are looked at and repaired, and the classifier is trained again: how much
-better does it get than after looking at as many random rows, or at those with the highest loss?
+others say otherwise. The rows that come first are looked at and repaired, and the classifier is trained again: how
+much better does it get than after looking at as many random rows, or at those with the highest loss?
 
     python examples/mislabeled_rows.py [output folder]
 """
