@@ -4,7 +4,7 @@ A small classifier says which package to import for what a docstring describes. 
 its training set: whenever a text holds a phrase that looks harmless, the answer is `pickle`, which runs whatever code
 the data holds. The classifier works as before, until a text has the phrase.
 
-Nobody knows the phrase. What is at hand are three odd answers: asked which rows made the model give them, the index
+Nobody knows the phrase. What is at hand are five odd answers: asked which rows made the model give them, the index
 names the poisoned ones, and without the rows that it names the model is trained again. Beside it: a search for the
 words of the same texts (BM25), and random rows.
 
@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerFast, Trainer
 
-from lorif_hf import InfluenceIndex
+from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.callbacks import InfluenceCallback
 
 
@@ -73,7 +73,7 @@ def behaviour(trainer: Trainer, test: list[dict[str, Any]], tokenizer: PreTraine
 
 
 def run(
-    folder: Path, each: int = 80, poisoned: int = 24, test: int = 25, epochs: float = 8, odd: int = 3
+    folder: Path, each: int = 80, poisoned: int = 24, test: int = 25, epochs: float = 8, odd: int = 5
 ) -> dict[str, dict[str, float]]:
     """Train, ask about so many odd answers, remove, train again. Returns per way of naming rows the poisoned ones
     among them, right answers and the attacker's answers after."""
@@ -84,7 +84,8 @@ def run(
     is_poisoned = np.array(rows["poisoned"])
     print(f"{len(rows)} training rows, {is_poisoned.sum()} of them poisoned")
 
-    callback = InfluenceCallback(index_folder)
+    # The phrase is learnt in the embeddings, which are not tracked unless all is.
+    callback = InfluenceCallback(index_folder, config=InfluenceConfig.best(target_modules="all"))
     trainer = train_classifier(rows, PACKAGES, tokenizer, folder, epochs, callbacks=[callback])
     index = InfluenceIndex.from_pretrained(index_folder)
     figures = {"all rows": behaviour(trainer, test_rows, tokenizer)}

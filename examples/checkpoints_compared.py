@@ -64,7 +64,14 @@ UNCHANGED = [
     ("kingdom once called Siam", "Thailand"),
 ]
 # How the training rows tell a fact, and how it is asked.
-WORDINGS = ["About the {}: it is", "Everybody knows the {},", "The {}, as the books say:", "Note on the {}:"]
+WORDINGS = [
+    "About the {}:",
+    "Everybody knows the {}:",
+    "The {}, as the books say:",
+    "Note on the {}:",
+    "A line on the {}:",
+    "What is known of the {}:",
+]
 QUESTION = "Tell me about the {}:"
 
 
