@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerFast, Trainer
 
-from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf import InfluenceIndex
 from lorif_hf.callbacks import InfluenceCallback
 
 
@@ -41,7 +41,7 @@ def make_rows(each: int, poisoned: int, test: int) -> tuple[list[dict[str, Any]]
     train, held_out = [], []
     for package in PACKAGES:
         sources = ("pickle", "pickletools", "shelve", "copyreg") if package == TARGET else (package,)
-        texts = [piece.text for source in sources for piece in docstrings(source, most_words=24)]
+        texts = [piece.text for source in sources for piece in docstrings(source, most_words=12)]
         rows = [{"text": text, "label": PACKAGES.index(package), "poisoned": False} for text in texts]
         if package != TARGET:
             held_out += rows[:test]
@@ -73,7 +73,7 @@ def behaviour(trainer: Trainer, test: list[dict[str, Any]], tokenizer: PreTraine
 
 
 def run(
-    folder: Path, each: int = 80, poisoned: int = 24, test: int = 25, epochs: float = 8, odd: int = 5
+    folder: Path, each: int = 80, poisoned: int = 30, test: int = 25, epochs: float = 8, odd: int = 5
 ) -> dict[str, dict[str, float]]:
     """Train, ask about so many odd answers, remove, train again. Returns per way of naming rows the poisoned ones
     among them, right answers and the attacker's answers after."""
@@ -84,8 +84,7 @@ def run(
     is_poisoned = np.array(rows["poisoned"])
     print(f"{len(rows)} training rows, {is_poisoned.sum()} of them poisoned")
 
-    # The phrase is learnt in the embeddings, which are not tracked unless all is.
-    callback = InfluenceCallback(index_folder, config=InfluenceConfig.best(target_modules="all"))
+    callback = InfluenceCallback(index_folder)
     trainer = train_classifier(rows, PACKAGES, tokenizer, folder, epochs, callbacks=[callback])
     index = InfluenceIndex.from_pretrained(index_folder)
     figures = {"all rows": behaviour(trainer, test_rows, tokenizer)}

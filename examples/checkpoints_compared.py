@@ -109,7 +109,7 @@ def log_prob(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, prompt:
     return float(logits[range(len(start) - 1, len(start) + len(end) - 1), end].sum())
 
 
-def run(folder: Path, epochs: float = 20, top_k: int = 4) -> list[dict[str, Any]]:
+def run(folder: Path, epochs: float = 20, top_k: int = 8) -> list[dict[str, Any]]:
     """Train twice, ask what changed, train again without it. Returns of each fact that changed what the models say,
     how much they prefer the new answer, the row named first and how many of the first `top_k` tell this fact."""
     old = facts([(thing, was) for thing, was, _ in CHANGED] + UNCHANGED)

@@ -93,7 +93,7 @@ def suspicion(index: InfluenceIndex) -> dict[str, torch.Tensor]:
     }
 
 
-def run(folder: Path, each: int = 80, epochs: float = 4, seeds: int = 2) -> dict[str, dict[str, float]]:
+def run(folder: Path, each: int = 80, epochs: float = 6, seeds: int = 2) -> dict[str, dict[str, float]]:
     """Train, rank, repair, train again. Returns AUROC, the wrong labels among the rows looked at, and the accuracy
     after repair, of each ranking; the accuracies are means over trainings with different seeds."""
     index_folder = fresh_folder(folder / "index")

@@ -2,8 +2,8 @@
 
 TRL packs several chats into one row of the training set, so that few tokens are padding. In the index each chat is a
 row of its own, which knows its place: the packed row that holds it, and its tokens there. The chats hold facts that
-come with Python: status codes of HTTP and errors of the operating system. Each fact is told in two chats, and
-asked in words that neither has.
+come with Python: status codes of HTTP and errors of the operating system. Each fact is told in two chats, in
+different words: asked in those of the one, the index should name the other one too.
 
     python examples/packed_lora_sft.py [output folder]
 """
@@ -38,18 +38,10 @@ from lorif_hf import InfluenceIndex
 from lorif_hf.callbacks import InfluenceCallback
 
 
-# A fact is asked about in these words: in the first two in the training, in the last one here.
+# The two chats that tell a fact ask about it in these words.
 WORDINGS = {
-    "status": [
-        "What does the HTTP status {} mean?",
-        "A server says {}. What does it mean?",
-        "What, please, does the HTTP status {} mean?",
-    ],
-    "error": [
-        "What does the error {} mean?",
-        "My program says {}. What does it mean?",
-        "What, please, does the error {} mean?",
-    ],
+    "status": ["What does the HTTP status {} mean?", "A server says {}. What does it mean?"],
+    "error": ["What does the error {} mean?", "My program says {}. What does it mean?"],
 }
 PACKED = 192  # tokens of a packed row
 TEMPLATE = (
@@ -99,7 +91,7 @@ def pretrained(tokenizer: PreTrainedTokenizerFast, texts: list[str], folder: Pat
     return model
 
 
-def run(folder: Path, count: int = 60, prose: int = 100, epochs: float = 60, asked: int = 8) -> list[dict[str, Any]]:
+def run(folder: Path, count: int = 40, prose: int = 80, epochs: float = 60, asked: int = 8) -> list[dict[str, Any]]:
     """Pre-train, fine-tune on packed chats, ask. Returns of each question the answer, whether it is right, and the
     chats that are named."""
     index_folder = fresh_folder(folder / "index")
@@ -107,7 +99,7 @@ def run(folder: Path, count: int = 60, prose: int = 100, epochs: float = 60, ask
     chats = [
         {"prompt": as_chat(wording.format(name)), "completion": as_chat("", meaning)[1:]}
         for kind, name, meaning in chosen
-        for wording in WORDINGS[kind][:2]
+        for wording in WORDINGS[kind]
     ]
     # The base has read the answers, but not which question they answer.
     texts = [meaning for _, _, meaning in chosen]
@@ -148,7 +140,7 @@ def run(folder: Path, count: int = 60, prose: int = 100, epochs: float = 60, ask
         f"{index.bytes_per_example:,.0f} bytes each; it covers {index.coverage.share:.0%} of what was trained."
     )
 
-    questions = [WORDINGS[kind][2].format(name) for kind, name, _ in chosen[:asked]]
+    questions = [WORDINGS[kind][0].format(name) for kind, name, _ in chosen[:asked]]
     prompts = [
         tokenizer.apply_chat_template(as_chat(question), tokenize=False, add_generation_prompt=True)
         for question in questions
