@@ -2,8 +2,9 @@
 
 import math
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 
 from .building.checkpoint_weights import CheckpointWeights
 from .building.checkpoints import Checkpoint, Folders, find_checkpoints, tracin_weights
-from .checks import whole_number
 from .errors import BuildFolderError, CheckpointError, ConfigError, QueryError
 from .index import InfluenceIndex
-from .querying.answers import AllScores, best_of
+from .querying.answers import AllScores, BestRows, best_of
 from .querying.options import QueryOptions
+from .reports.answering import AnswerOptions, attribution_of, check_layers, layers_of, shown_rows
 from .reports.attribution import Attribution
 from .storage.claim import INDEX_FOLDER
 from .storage.ensemble_manifest import ENSEMBLE, Member, member_of, read_ensemble, write_ensemble
@@ -149,34 +150,36 @@ class InfluenceEnsemble:
         return f"InfluenceEnsemble({str(self.path)!r}, num_examples={len(self)}, checkpoints={len(self.indices)})"
 
     def attribute(
-        self, model: Models, query: Any, top_k: int = 10, *, largest: bool = True, **options: Any
+        self,
+        model: Models,
+        query: Any,
+        top_k: int = 10,
+        *,
+        opponents: int = 0,
+        fold_duplicates: bool = False,
+        by_layer: bool = False,
+        largest: bool = True,
+        **options: Any,
     ) -> Attribution:
         """The training examples that made the model say this, ranked by the weighted sum.
 
         Args:
             model (`nn.Module`, `Callable` or `None`): as in [`~InfluenceEnsemble.build`]; `None`: each checkpoint is
                 loaded by its folder, with the class that the index names.
-            query, top_k, largest, options: as in [`InfluenceIndex.attribute`].
+            query, top_k, opponents, fold_duplicates, by_layer, largest, options: as in [`InfluenceIndex.attribute`];
+                the shares of tokens (`shade`) are to be had of a single index alone, one of `indices`.
 
         Returns:
             [`Attribution`]: as of an index; the losses of the queries and the columns of the examples are those under
             the last checkpoint.
         """
-        whole_number(top_k, "top_k", 1, QueryError)
-        dense, measured = _summed(self.indices, self._models(model), self.weights, query, **options)
-        asked = measured.asked
-        best = best_of(dense, top_k, largest, asked.tokens)
-        rows = best.indices[best.indices >= 0].unique().tolist()
-        examples = dict(zip(rows, self.indices[-1].examples(rows), strict=True))
-        return Attribution(
-            best.scores,
-            best.indices,
-            examples,
-            asked.texts,
-            measured.losses,
-            measure=asked.measure,
-            tokens=asked.tokens,
-        )
+        shown = AnswerOptions(top_k, largest, opponents, fold_duplicates, by_layer)
+        ranker = _EnsembleRanker(self, model, query, largest, options)
+        check_layers(ranker.asked, shown)
+        rows = shown_rows(ranker, self.indices[-1].examples, shown)
+        beside = {"layers": ranker.layers, "layer_scores": layers_of(ranker, rows)} if by_layer else {}
+        provenance = replace(self.indices[-1]._provenance(), index=self.path.resolve().name)
+        return attribution_of(ranker.asked, rows, provenance, **beside)
 
     def scores(self, model: Models, queries: Any, **options: Any) -> Any:
         """Every score, dense: the arguments and the shape are those of [`InfluenceIndex.scores`]; `model` is as in
@@ -201,6 +204,32 @@ class InfluenceEnsemble:
                 "InfluenceEnsemble.from_pretrained(path, checkpoints=the output_dir of the training)."
             )
         return _loaded(model, self._checkpoints)
+
+
+class _EnsembleRanker:
+    """Ranks the rows by the weighted sum, which is made once."""
+
+    def __init__(
+        self, ensemble: InfluenceEnsemble, model: Models, query: Any, largest: bool, options: Mapping[str, Any]
+    ):
+        self.ensemble, self.largest = ensemble, largest
+        self._question = model, query, options
+        self._dense, measured = _summed(ensemble.indices, ensemble._models(model), ensemble.weights, query, **options)
+        self.asked, self._losses = measured.asked, measured.losses
+        self.layers: list[str] = []
+
+    def best(self, k: int, opponents: int = 0) -> BestRows:
+        ranked = best_of(self._dense, k, self.largest, self.asked.tokens, opponents)
+        return replace(ranked, losses=self._losses)
+
+    def layer_scores(self, rows: Tensor) -> Tensor:
+        """Each checkpoint is asked once more, about these rows alone."""
+        model, query, options = self._question
+        selected = [index.select(rows.tolist()) for index in self.ensemble.indices]
+        models, weights = self.ensemble._models(model), self.ensemble.weights
+        by_layer, _ = _summed(selected, models, weights, query, per_module=True, **options)
+        self.layers = list(by_layer)
+        return torch.stack(list(by_layer.values()))
 
 
 def ensemble_scores(

@@ -56,6 +56,10 @@ class IndexFormatError(LorifError, ValueError):
     """The folder or repo is not an index that this version can read."""
 
 
+class ResultFormatError(LorifError, ValueError):
+    """The folder holds no attribution that this version can read, or one that is not as it was saved."""
+
+
 class UnknownKindError(ConfigError, IndexFormatError):
     """A config or an index names a kind (of layer, task, curvature or codec) that nobody has registered here.
 

@@ -6,33 +6,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from .building.builder import IndexBuilder
 from .building.options import BuildOptions
 from .building.plan import plan_build
-from .checks import whole_number
 from .codecs import codec_of
 from .config import InfluenceConfig
 from .coverage import Coverage
-from .errors import QueryError
 from .hub.cards import index_card
 from .hub.destination import Destination
 from .hub.index_mixin import StoredIndex
 from .hub.publish import EarlyUploader
-from .querying.answers import AllScores, all_scores, best_rows
 from .querying.index_tokenizer import confined_tokenizer, load_tokenizer
-from .querying.loading import load_model
-from .querying.measure import Measurement
-from .querying.options import QueryOptions
 from .querying.queried_index import QueriedIndex, chosen_rows
 from .querying.verify import verify_index
-from .reports.attribution import Attribution
-from .reports.provenance import Provenance
+from .reports.queried_examples import QueriedExamples
 from .storage.claim import remove_left_over
-from .storage.examples import read_column, read_documents, read_examples
 from .storage.files import write_text
 from .storage.layout import CARD
 from .storage.shards import ShardReader
@@ -40,11 +30,13 @@ from .storage.store import LocalStore, Store
 from .tasks import Task, UserObjective
 
 
-class InfluenceIndex(StoredIndex):
+class InfluenceIndex(QueriedExamples, StoredIndex):
     """An index of a training set: rank-c gradient factors of every example, and the curvature to query them with.
 
     Make one with [`~InfluenceIndex.build`] (or `InfluenceCallback` at the end of a training), load one with
     [`~InfluenceIndex.from_pretrained`].
+
+    It is a sequence of the examples that are indexed: `len(index)`, `index[3]["text"]`, `for example in index`.
 
     Sign and unit of every score: a positive score is a *proponent*, training on that example more lowers the query's
     loss. Scores are in nats per unit of example weight, summed over the tracked layers.
@@ -193,9 +185,6 @@ class InfluenceIndex(StoredIndex):
         view._queried = replace(self._queried, reader=view._queried.reader, rows=chosen)
         return view
 
-    def __len__(self) -> int:
-        return self._queried.count
-
     def __repr__(self) -> str:
         model = self.manifest.model
         return (
@@ -226,147 +215,6 @@ class InfluenceIndex(StoredIndex):
             self._processing_class = load_tokenizer(self._store, self.manifest)
         return self._processing_class
 
-    @torch.inference_mode(False)  # whoever calls from inside of one: its tensors could not be written
-    def attribute(
-        self,
-        model: nn.Module | str,
-        query: Any,
-        top_k: int = 10,
-        *,
-        largest: bool = True,
-        measure: str | None = None,
-        token: int | None = None,
-        per_token: bool = False,
-        reduce: str | None = None,
-        modules: str | Sequence[str] | None = None,
-        processing_class: Any = None,
-        objective: UserObjective | Task | str | None = None,
-        batch_size: int = 8,
-        strict: bool = True,
-        device: str | torch.device | None = None,
-        by_document: bool = False,
-    ) -> Attribution:
-        """The training examples that made the model say this, ranked.
-
-        Args:
-            model (`nn.Module` or `str`): the model that was indexed, or a Hub id or folder to load it from.
-            query: a string; a (prompt, completion) pair, measured on the completion; chat messages, measured on the
-                last answer; a (text, label) pair for a classifier; an image of PIL's or the `Path` of one; a dict of
-                what the model takes (`input_ids`, `pixel_values`, ...), such as a training row, or of a dataset's
-                "text", "prompt" and "completion", "chosen" and "rejected", "messages", "image" or "audio"
-                ([`~lorif_hf.tasks.query_forms.read_queries`] names all keys); a list of these; a `Dataset`.
-            top_k (`int`, *optional*, defaults to 10): k, examples per query; at most N come out.
-            largest (`bool`, *optional*, defaults to `True`): proponents first; `False` gives opponents, most negative
-                first.
-            measure (`str`, *optional*): what of a query is measured: "loss"; "log_prob", the log-probability of its
-                labels (of a completion); "margin", the log-odds of its right classes; "difference", the
-                log-probability of the chosen completion less that of the rejected one, or their rewards'; "reward",
-                what a reward model gives. By default the difference of two completions, else what was recorded.
-            token (`int`, *optional*): measure one token of the answer alone, by its place among those that are
-                measured (the order of `per_token`); negative ones count from the end.
-            per_token (`bool`, *optional*, defaults to `False`): rank the examples for each token of the answer; the
-                tokens of a query are measured `batch_size` at a time.
-            reduce (`str`, *optional*): "mean": all queries are one, the mean of theirs: which examples serve this
-                benchmark?
-            modules (`str` or `Sequence[str]`, *optional*): score only the layers whose names match (a regular
-                expression, or a list of names and suffixes); only their factors are read.
-            processing_class (*optional*): tokenizer, image processor, feature extractor or processor for queries; by
-                default the tokenizer in the index, which is asked in a process with limits on time and memory unless
-                the index was built in this process.
-            objective (`Callable`, [`~lorif_hf.tasks.Task`] or `str`, *optional*): the task whose loss is measured, as
-                in [`~InfluenceIndex.build`]; by default what the index was built with.
-            batch_size (`int`, *optional*, defaults to 8): queries per forward pass.
-            strict (`bool`, *optional*, defaults to `True`): refuse a model with other weights; `False` warns.
-            device (`str` or `torch.device`, *optional*): where the index is scored, as "cuda"; by default on the CPU,
-                wherever the model is.
-            by_document (`bool`, *optional*, defaults to `False`): rank documents that packing cut into several rows
-                whole: by the sum of the scores of all their pieces. Shown is the best piece; `pieces` has the rows.
-
-        Returns:
-            [`Attribution`]: scores and rows of shape (Q, k), or (Q, T, k) for T tokens, joined to the examples. Scores
-            are in nats per unit of example weight; positive: training on the example more lowers the query's loss, or
-            raises its log-probability, margin, difference or reward.
-
-        Raises:
-            [`~lorif_hf.errors.QueryError`], [`~lorif_hf.errors.ModelMismatchError`],
-            [`~lorif_hf.errors.IndexCorruptedError`].
-        """
-        whole_number(top_k, "top_k", 1, QueryError)
-        choices = (measure, token, reduce, per_token, device)
-        asked = self._asked(
-            model, query, QueryOptions(modules, processing_class, objective, batch_size, strict, *choices)
-        )
-        documents = read_documents(self._store, self.manifest) if by_document else None
-        best = best_rows(asked, top_k, largest, documents)
-        rows = best.indices[best.indices >= 0].unique().tolist()
-        examples = dict(zip(rows, read_examples(self._store, self.manifest, rows), strict=True))
-        for row, pieces in best.pieces.items():
-            examples[row] = {**examples[row], "pieces": pieces}
-        answer = (best.scores, best.indices, examples, asked.texts, best.losses, asked.measure, asked.tokens)
-        return Attribution(*answer, provenance=Provenance(repo_id=self.repo_id, commit=self.commit))
-
-    def scores(
-        self,
-        model: nn.Module | str,
-        queries: Any,
-        *,
-        per_module: bool = False,
-        weighted: bool = True,
-        measure: str | None = None,
-        token: int | None = None,
-        per_token: bool = False,
-        reduce: str | None = None,
-        modules: str | Sequence[str] | None = None,
-        processing_class: Any = None,
-        objective: UserObjective | Task | str | None = None,
-        batch_size: int = 8,
-        strict: bool = True,
-        device: str | torch.device | None = None,
-    ) -> Any:
-        """Every score, dense. The arguments are those of [`~InfluenceIndex.attribute`].
-
-        Args:
-            per_module (`bool`, *optional*, defaults to `False`): give the scores layer by layer instead of their sum.
-            weighted (`bool`, *optional*, defaults to `True`): multiply by [`~InfluenceIndex.example_weights`].
-
-        Returns:
-            `Tensor` of float32 (Q, N), or (Q, T, N) for T tokens (NaN beyond a query's last), or a `dict` of these by
-            module name. Nats per unit of example weight; positive: a proponent. The columns of a selection are its
-            rows in ascending order. A tensor that would take over half of the free memory is a memory map of a
-            temporary file. The scores of a query's tokens add up to the query's, unless gradients are divided by their
-            norm (`normalize`) or cut (`factorize_query`).
-        """
-        choices = (measure, token, reduce, per_token, device)
-        options = QueryOptions(modules, processing_class, objective, batch_size, strict, *choices)
-        return self._dense(model, queries, options, per_module, weighted).scores
-
-    def example_weights(self) -> Tensor:
-        """What each example counts for, float32 (N,): 1 - p where margins are recorded (TRAK), else 1."""
-        if not self.config.weighted:
-            return torch.ones(len(self))
-        weights = torch.cat([self._queried.reader.weights(shard) for shard in self.manifest.shards])
-        return weights if self._rows is None else weights[self._rows]
-
-    def self_influence(self) -> Tensor:
-        """Each example's influence on its own loss, float64 (N,), in nats per unit of weight; never negative.
-
-        Computed when the index was built: sum over layers of vec(G~_i)^T H^-1 vec(G~_i), of the whole gradients where
-        the metric is known while they are recorded (`curvature` "kronecker" or "none"), else of the stored factors. Of
-        whitened layers that are too wide to be formed it is an unbiased estimate (Hutchinson's).
-        High values mark rows the model had to memorise: mislabelled, rare or damaged ones.
-        """
-        influence = torch.from_numpy(np.array(read_column(self._store, self.manifest, "self_influence")))
-        return influence if self._rows is None else influence[self._rows]
-
-    def examples(self, rows: list[int]) -> list[dict[str, Any]]:
-        """The examples of the given rows: row, example_id, text, num_tokens, loss (nats), self_influence.
-
-        Documents of packed rows have source_row (their row of the dataset), start and stop (their tokens there) and
-        document (the same of all pieces of one that packing cut; None: unknown) beside it.
-        """
-        self._check_rows(rows)
-        return read_examples(self._store, self.manifest, rows)
-
     def verify(self) -> None:
         """Read every file anew and check it; downloads what is not here.
 
@@ -378,23 +226,3 @@ class InfluenceIndex(StoredIndex):
                 is not what it should be.
         """
         verify_index(self._queried, self._store)
-
-    @torch.inference_mode(False)
-    def _dense(self, model: Any, queries: Any, options: QueryOptions, per_module: bool, weighted: bool) -> AllScores:
-        """Every score, and the queries as they were measured."""
-        return all_scores(self._asked(model, queries, options), weighted, per_module)
-
-    def _check_rows(self, rows: Sequence[int]) -> None:
-        count = self.manifest.num_examples
-        outside = [row for row in rows if not 0 <= row < count]
-        if outside:
-            raise QueryError(f"Row {outside[0]} is outside the index, which has rows 0 to {count - 1}.")
-
-    def _asked(self, model: Any, query: Any, options: QueryOptions) -> Measurement:
-        scored = self._queried.scored(options.modules)
-        if isinstance(model, (str, os.PathLike)):
-            names = [entry.name for entry in self.manifest.modules]
-            model = load_model(os.fspath(model), self.manifest.model, self._token, names)
-        if options.processing_class is None:
-            options = replace(options, processing_class=self._asked_tokenizer)
-        return Measurement(model, query, self._queried, scored, options)

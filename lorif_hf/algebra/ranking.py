@@ -23,13 +23,13 @@ class RunningTopK:
         self.scores = torch.empty(queries, 0)
         self.indices = torch.empty(queries, 0, dtype=torch.int64)
 
-    @property
-    def threshold(self) -> Tensor | None:
-        """(Q,) what a row must reach to come in, times -1 where the smallest are kept; `None`: every row comes in."""
-        scores = self.scores  # read once: another thread may be putting in others
-        if scores.shape[1] < self.k:
-            return None
-        return scores[:, -1] if self.largest else -scores[:, -1]
+    def is_reached(self, scores: Tensor) -> bool:
+        """Whether any score of a block (Q, n) may come in. It needs no lock: the edge only rises."""
+        kept = self.scores  # read once: another thread may be putting in others
+        if kept.shape[1] < self.k:
+            return True
+        edge = kept[:, -1:]
+        return bool(((scores >= edge) if self.largest else (scores <= edge)).any())
 
     def update(self, scores: Tensor, rows: Tensor) -> None:
         """Take in the scores (Q, n) of some rows (n,), ascending; no row twice."""

@@ -57,6 +57,7 @@ from .first_pass import Gathering
 from .fitting import check_memory, fit_curvature
 from .layer_groups import layer_groups, memory_for_layers
 from .options import BuildOptions
+from .owned_columns import OwnedColumns
 from .recording_pass import RecordingPass, ShardContents
 from .sizes import sizes_of
 from .telling_rows import no_target
@@ -120,6 +121,10 @@ class IndexBuilder:
         return identify(self.model, self.modules).to_dict()
 
     @cached_property
+    def owned(self) -> OwnedColumns:
+        return OwnedColumns(self.rows)
+
+    @cached_property
     def fingerprint(self) -> str:
         """Hash over everything that the index depends on but the batch size, which changes it by rounding only."""
         identity = {
@@ -128,6 +133,7 @@ class IndexBuilder:
             "modules": [(e.name, e.projection_sha256, e.followed, e.input_of) for e in self.entries],
             "objective": [self.task.name, task_code(self.task), self.way.alone],
             "rows": self.rows.fingerprint(),
+            "owned": self.owned.kinds,
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
@@ -278,7 +284,7 @@ class IndexBuilder:
 
     def _recorded(self, shard: int) -> bool:
         """Whether a shard is there, whole and undamaged."""
-        return is_intact(self._factor_path(shard)) and is_intact(self._rows_path(shard))
+        return is_intact(self.folder / factor_file(shard)) and is_intact(self._rows_path(shard))
 
     def _finished(self, shard: int, on_shard: OnShard) -> None:
         start, stop = self.ranges[shard]
@@ -310,7 +316,7 @@ class IndexBuilder:
         active = torch.tensor([contents.active[entry.name] for entry in self.stored], dtype=torch.uint8)
         write_tensors(self._rows_path(shard), {**contents.table, ACTIVE: active})
         weights = contents.table["weights"] if self.config.weighted else None
-        write_shard(self._factor_path(shard), contents.parts, weights)
+        write_shard(self.folder / factor_file(shard), contents.parts, weights)
         self._finished(shard, on_shard)
 
     def _count_targets(self, targets: Tensor | None, count: int) -> None:
@@ -354,7 +360,7 @@ class IndexBuilder:
         tables = self._row_tables()
         silent = {} if self.config.projection_dim is not None else silent_layers(tables, self.stored)
         kept = [tracked for tracked in self.modules if tracked.name not in silent]
-        examples = write_example_tables(self.folder, self.rows, self.ranges, tables, self_influence)
+        examples = write_example_tables(self.folder, self.rows, self.ranges, tables, self_influence, self.owned)
         if self.processing_class is not None:
             save_processing_class(self.processing_class, self.folder / TOKENIZER)
         tokenizer = sorted(path for path in (self.folder / TOKENIZER).rglob("*") if path.is_file())
@@ -386,9 +392,6 @@ class IndexBuilder:
     def _table(self) -> list[FactorShard]:
         """The manifest's shard table, once all shards are recorded."""
         return [self._shards[shard] for shard in range(len(self.ranges))]
-
-    def _factor_path(self, shard: int) -> Path:
-        return self.folder / factor_file(shard)
 
     def _rows_path(self, shard: int) -> Path:
         return self.staging / f"rows-{shard + 1:05d}.safetensors"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from ..recording.rows import TrainingRows
 from ..storage.examples import write_examples
 from ..storage.files import file_entry
 from ..storage.layout import ModuleEntry, Shard, example_file
+from .owned_columns import OwnedColumns
 
 
 _TOGETHER = 128  # rows whose texts are read at once
@@ -23,6 +25,7 @@ def write_example_tables(
     ranges: Sequence[tuple[int, int]],
     tables: Sequence[Mapping[str, Tensor]],
     self_influence: Tensor,
+    owned: OwnedColumns,
 ) -> list[Shard]:
     """Write the example table of each shard.
 
@@ -32,11 +35,12 @@ def write_example_tables(
         ranges (`Sequence[tuple[int, int]]`): the rows of each shard, start and stop.
         tables (`Sequence[Mapping[str, Tensor]]`): what was recorded of them: losses, num_tokens; (n,) each.
         self_influence (`Tensor`): float64 (N,).
+        owned (`OwnedColumns`): the owner's columns of them.
     """
     shards = []
     for number, ((start, stop), recorded) in enumerate(zip(ranges, tables, strict=True)):
         file = example_file(number)
-        names, texts = _shown(rows, start, stop)
+        names, texts, values = _shown(rows, owned, start, stop)
         columns = {
             "row": range(start, stop),
             "example_id": names,
@@ -45,22 +49,29 @@ def write_example_tables(
             "loss": recorded["losses"].tolist(),
             "self_influence": self_influence[start:stop].tolist(),
             **({} if rows.documents is None else rows.documents.table(start, stop)),
+            **values,
         }
-        write_examples(folder / file, columns)
+        write_examples(folder / file, columns, owned.kinds)
         entry = file_entry(folder, file)
         shards.append(Shard(entry.file, entry.bytes, entry.sha256, start, stop - start))
     return shards
 
 
-def _shown(rows: TrainingRows, start: int, stop: int) -> tuple[list[str | None], list[str | None]]:
-    """The users' names and the texts of a range of rows: few at a time, so that a stream need not go back."""
+def _shown(
+    rows: TrainingRows, owned: OwnedColumns, start: int, stop: int
+) -> tuple[list[str | None], list[str | None], dict[str, list[Any]]]:
+    """The users' names and the texts of a range of rows, and the owner's columns: few at a time, so that a stream need
+    not go back."""
     names: list[str | None] = []
     texts: list[str | None] = []
+    values: dict[str, list[Any]] = {name: [] for name in owned.kinds}
     for first in range(start, stop, _TOGETHER):
         last = min(first + _TOGETHER, stop)
         names += rows.example_ids(first, last)
         texts += rows.texts(first, last)
-    return names, texts
+        for name, held in owned.values(first, last).items():
+            values[name] += held
+    return names, texts, values
 
 
 def text_bytes(rows: TrainingRows) -> int:

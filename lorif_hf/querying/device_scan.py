@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..algebra.devices import on_cpu
-from ..algebra.ranking import RunningTopK
+from ..algebra.distribution import RunningDistribution
 from ..algebra.scoring import ROWS, QueryGroup
 from ..codecs import Parts
 from ..codecs.base import filled_up
@@ -20,6 +20,7 @@ from ..errors import IndexCorruptedError, QueryError, out_of_memory
 from ..progress import progress
 from ..storage.layout import ModuleEntry
 from ..storage.shards import ShardTask
+from .ranked import RankedScores
 from .scan import Scan
 
 
@@ -71,24 +72,29 @@ class DeviceScan:
                 raise
             raise self._full() from error
 
-    def best(self, k: int, largest: bool = True) -> RunningTopK:
-        """The k best rows of each query; ties go to the lower row. Arguments as of
-        [`~lorif_hf.querying.scan.best_scores`]."""
-        best = RunningTopK(self.scan.queries, k, largest)
-        values, rows = best.scores.to(self.device), best.indices.to(self.device)
+    def best(self, k: int, largest: bool = True, opponents: int = 0) -> RankedScores:
+        """The k best rows of each query, and how the scores of all are spread; ties go to the lower row. Arguments as
+        of [`~lorif_hf.querying.scan.best_scores`]."""
+        queries = self.scan.queries
+        spread = RunningDistribution(queries, self.device)
+        sides = [(largest, k)] + ([(not largest, opponents)] if opponents else [])
+        ends = [(torch.empty(queries, 0, device=self.device), self._no_rows(queries)) for _ in sides]
         for task, parts, weights in self._shards():
             finite = []
             for block, scores in self._blocks(task, parts, weights, by_entry=False):
                 finite.append(torch.isfinite(scores.sum()))
+                spread.update(scores)
                 row_ids = self._row_ids(task, block).expand(len(scores), -1)
-                # Rows come in order, so that a stable sort keeps the lower one first.
-                values, rows = torch.cat([values, scores], dim=1), torch.cat([rows, row_ids], dim=1)
-                values, order = values.sort(dim=1, descending=largest, stable=True)
-                values, rows = values[:, :k], rows.gather(1, order[:, :k])
+                for end, (side, most) in enumerate(sides):
+                    # Rows come in order, so that a stable sort keeps the lower one first.
+                    values, rows = torch.cat([ends[end][0], scores], dim=1), torch.cat([ends[end][1], row_ids], dim=1)
+                    values, order = values.sort(dim=1, descending=side, stable=True)
+                    ends[end] = values[:, :most], rows.gather(1, order[:, :most])
             if finite and not bool(torch.stack(finite).all()):
                 raise self._not_finite(task, parts)
-        best.scores, best.indices = on_cpu([values, rows])
-        return best
+        kept = on_cpu([*(tensor for end in ends for tensor in end), *spread.tensors()])
+        worst = (kept[2], kept[3]) if opponents else (None, None)
+        return RankedScores(kept[0], kept[1], spread.spreads(kept[2 * len(ends) :]), *worst)
 
     def every(self, into: Tensor) -> None:
         """Fill in all scores, (Q, N) or (entries, Q, N), of the CPU. Nats per unit of example weight."""
@@ -175,6 +181,9 @@ class DeviceScan:
                     images = d1 * d2 if _rebuilt(count, pairs) else 2 * count * pairs * d2
                 most = max(most, stored + images + count)
         return most + 2 * queries * (len(self.scan.entries) if by_entry else 1)
+
+    def _no_rows(self, queries: int) -> Tensor:
+        return torch.empty(queries, 0, dtype=torch.int64, device=self.device)
 
     def _row_ids(self, task: ShardTask, block: slice) -> Tensor:
         if task.chosen is None:

@@ -1,8 +1,9 @@
 """Querying: measure the query's gradients and precondition them."""
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from ..tasks.collation import goes_with, padding_collator
 from ..tasks.measures import check_measure, objective_of, usual_measure
 from ..tasks.own_loss import ModelLoss, TrainerLoss, model_loss
 from ..tasks.query_forms import Query, read_queries
-from ..tasks.query_texts import pair_text, query_text, target_texts
+from ..tasks.query_texts import pair_text, prompt_length, query_text, target_texts
 from .device_scan import usable_device
 from .matching import matching_modules
 from .options import QueryOptions
@@ -77,8 +78,12 @@ class Measurement:
     Attributes:
         measure (`str`): what is measured.
         texts (`list[str]`): the queries as a person reads them.
+        prompts (`list[int | None]`): how many characters of each are its prompt, which is not measured; `None`: none.
+        task (`Task`): the task that the index was built with, or the one that was asked for.
         tokens (`list[list[str]]` or `None`): with `per_token`, the tokens of each query's answer.
         device (`torch.device` or `None`): where they are scored; `None`: on the CPU, in threads.
+        projections (`dict[str, TwoSidedProjection]`), encoder (`Encoder`), reductions (`dict[str, Reduction]`): how
+            gradients become what is scored.
 
     Raises:
         [`~lorif_hf.errors.QueryError`], [`~lorif_hf.errors.ModelMismatchError`], [`~lorif_hf.errors.ObjectiveError`].
@@ -95,7 +100,7 @@ class Measurement:
         index.reader.check(scored, index.rows)
         recorded = manifest.modules if config.joins_layers else list(scored)
         self.modules = [tracked for tracked in matching if tracked.name in {entry.name for entry in recorded}]
-        task = _task(self.model, manifest, options.objective)
+        self.task = task = _task(self.model, manifest, options.objective)
         triples = options.measure == "difference"
         self.queries = read_queries(queries, self.model, task, options.processing_class, triples)
         self.measure = options.measure or usual_measure(
@@ -106,16 +111,21 @@ class Measurement:
         self.collator = padding_collator(self.model, options.processing_class, task.makes_labels)
         self.alone = manifest.alone or self.objective.task.alone
         self.texts = [self._text(query, task) for query in self.queries]
+        self.prompts = [
+            prompt_length(query.features, text, options.processing_class)
+            for query, text in zip(self.queries, self.texts, strict=True)
+        ]
         if options.reduce is not None and len(self.texts) > 1:
+            self.prompts = [None]
             self.texts = [f"the mean of {len(self.texts)} queries, the first of which is: {self.texts[0]}"]
         self._places: list[tuple[Feature, list[int]]] = []
         self.tokens: list[list[str]] | None = None
         if options.per_token or options.token is not None:
             self._find_tokens(task)
-        self._projections = {entry.name: index.projection(entry) for entry in recorded}
+        self.projections = {entry.name: index.projection(entry) for entry in recorded}
         first = {entry.name: index.first(entry) for entry in recorded} if index.curvature.first_pass else {}
-        self._encoder = Encoder(config, recorded, first)
-        self._reductions = self._encoder.query_reductions()
+        self.encoder = Encoder(config, recorded, first)
+        self.reductions = self.encoder.query_reductions()
 
     def whole(self) -> MeasuredQueries:
         """Gradients of all queries in the scored modules, preconditioned with the index's curvature; with `reduce`,
@@ -139,6 +149,19 @@ class Measurement:
                 some = positions[start : start + size]
                 parts = [Part(token_alone(feature, place), i, number, sign) for i, place in enumerate(some)]
                 yield number, slice(start, start + len(some)), self._measured(parts, len(some))
+
+    def token_by_token(self, rows: Tensor) -> "Measurement":
+        """The same queries, each token of their answers by itself, to be scored against some rows, ascending.
+
+        Raises:
+            [`~lorif_hf.errors.QueryError`]: a query's loss is no sum over tokens.
+        """
+        apart = copy.copy(self)
+        apart.options = replace(self.options, per_token=True, token=None)
+        apart.index = replace(self.index, rows=rows)
+        apart.queries, apart._places = list(self.queries), []
+        apart._find_tokens(self.task)
+        return apart
 
     def _text(self, query: Query, task: Task) -> str:
         shown_by = self.options.processing_class
@@ -180,11 +203,11 @@ class Measurement:
         recorder = GradientRecorder(
             self.model,
             self.modules,
-            self._projections,
+            self.projections,
             self.objective,
-            reductions=self._reductions,
+            reductions=self.reductions,
             alone=self.alone,
-            scales=self._encoder.in_scales(),
+            scales=self.encoder.in_scales(),
         )
         with recorder, progress(len(parts), "Measuring queries", "queries") as bar:
             size = 1 if self.alone else self.options.batch_size
@@ -201,7 +224,7 @@ class Measurement:
                     recording.losses * torch.tensor([part.weight for part in batch], dtype=torch.float64),
                 )
                 for query_ids, summed, ranks in sums.add(batch, recording.gradients, tokens):
-                    preconditioned.add(self._encoder.encode(summed, self._reductions), query_ids, ranks)
+                    preconditioned.add(self.encoder.encode(summed, self.reductions), query_ids, ranks)
                 bar.update(len(batch))
         return MeasuredQueries(preconditioned.groups(), losses.tolist())
 

@@ -4,6 +4,7 @@ Memory does not depend on the number of examples. With Q queries it is, in bytes
 - the queries: 4 Q d1 d2 for each layer, or 4 Q k (d1 + d2) where they have rank k;
 - for each thread, three buffers of 4 MiB (of 64 examples, where these take more) and five, for scores, of 4 Q for each
   of 1,000 rows or of 4 MiB; at one bit a number, for at most eight queries, also 64 MiB for tables made of them;
+- for each thread, 1 KiB for each query and 32 MiB, for how the scores are spread;
 - two shards of the scored layers: pages of mapped files, or memory where they are streamed or rows are selected.
 """
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..algebra.ranking import RunningTopK
+from ..algebra.distribution import RunningDistribution
 from ..algebra.scoring import BLOCK_NUMBERS, QueryGroup, Workspace
 from ..codecs import Codec, Parts
 from ..errors import IndexCorruptedError, QueryError
@@ -27,6 +28,7 @@ from ..progress import progress
 from ..storage.layout import FactorShard, ModuleEntry
 from ..storage.shards import ShardReader, ShardTask
 from .executor import scoring_pool, worker_count
+from .ranked import RankedScores, RunningRanking
 
 
 _LEAST_ROWS = 1000  # of a block: a call for fewer costs more than it scores
@@ -141,27 +143,35 @@ def every_score(scan: Scan, into: Tensor) -> None:
     scan.run(work, by_entry=into.dim() == 3)
 
 
-def best_scores(scan: Scan, k: int, largest: bool = True) -> RunningTopK:
-    """The k best rows of each query; ties go to the lower row.
+def best_scores(scan: Scan, k: int, largest: bool = True, opponents: int = 0) -> RankedScores:
+    """The k best rows of each query, and how the scores of all are spread; ties go to the lower row.
 
     Args:
         scan (`Scan`): what is scored.
         k (`int`): how many.
         largest (`bool`, *optional*, defaults to `True`): proponents, else opponents.
+        opponents (`int`, *optional*, defaults to 0): so many from the other end beside them.
     """
-    best, lock = RunningTopK(scan.queries, k, largest), threading.Lock()
-    sign = 1.0 if largest else -1.0
+    ranking, lock = RunningRanking(scan.queries, k, largest, opponents), threading.Lock()
+    spreads: dict[int, RunningDistribution] = {}
 
     def work(task: ShardTask, rows: slice, scores: Tensor) -> None:
-        threshold = best.threshold
-        if threshold is not None and not bool((sign * scores >= threshold.unsqueeze(1)).any()):
+        thread = threading.get_ident()  # each has its own
+        if thread not in spreads:
+            spreads[thread] = RunningDistribution(scan.queries)
+        spreads[thread].update(scores)
+        reached = [end for end in ranking.ends if end.is_reached(scores)]
+        if not reached:
             return
         row_ids = torch.arange(rows.start, rows.stop) if task.chosen is None else task.chosen[rows]
         with lock:
-            best.update(scores, row_ids + task.shard.start)
+            for end in reached:
+                end.update(scores, row_ids + task.shard.start)
 
     scan.run(work)
-    return best
+    for spread in spreads.values():
+        ranking.spread.merge(spread)
+    return ranking.ranked()
 
 
 def allocate(shape: tuple[int, ...]) -> Tensor:

@@ -254,7 +254,7 @@ class TrainingRows:
                 row_checks.check_token_labels(features, row_ids)
         if known and not isinstance(self.collator, PaddingCollator):
             # As the Trainer does before it collates: these collators cannot pad names and texts. Others may need them.
-            kept = {*self._signature(), *LABELS}
+            kept = {*self.signature(), *LABELS}
             features = [{k: v for k, v in feature.items() if k in kept or _is_number(v)} for feature in features]
         empty = known and not any(features)
         batch = {} if empty else row_checks.collated(self.collator, features, row_ids)
@@ -265,7 +265,7 @@ class TrainingRows:
             columns = ", ".join(columns_of(self.dataset)) or "none"
             raise DatasetError(
                 f"The dataset has no column that {type(base_model(self.model)).__name__} takes. It has "
-                f"{columns}; the model takes {', '.join(self._signature()[:6])}, "
+                f"{columns}; the model takes {', '.join(self.signature()[:6])}, "
                 "... Tokenize it first: dataset.map(lambda row: tokenizer(row['text'], truncation=True))."
             )
         row_checks.check_labelled(self.task, batch)
@@ -282,7 +282,7 @@ class TrainingRows:
     @cached_property
     def _counted(self) -> set[str]:
         """Columns that the model takes, or that hold labels; a row without a mask may stand beside others."""
-        return {*self._signature(), *LABELS} - {"attention_mask"}
+        return {*self.signature(), *LABELS} - {"attention_mask"}
 
     @cached_property
     def _filled(self) -> set[str]:
@@ -291,7 +291,8 @@ class TrainingRows:
         row_checks.check_is_row(first, 0)
         return row_checks.filled_columns(first, self._counted)
 
-    def _signature(self) -> list[str]:
+    def signature(self) -> list[str]:
+        """What the model's forward pass takes."""
         return list(inspect.signature(base_model(self.model).forward).parameters)
 
     def texts(self, start: int, stop: int) -> list[str | None]:
@@ -337,7 +338,7 @@ class TrainingRows:
         how = [*packed, columns_of(self.dataset), code_identity(self.collator), shown.text_columns]
         build, taken = hashlib.sha256(by_value([*how, shown.id_column, shown.store_text])), hashlib.sha256()
         taken.update("".join(packed).encode())
-        known = {*self._signature(), *LABELS}
+        known = {*self.signature(), *LABELS}
         with random_state_kept(self.dataset):
             # A transform that draws draws the same each time.
             random.seed(0)

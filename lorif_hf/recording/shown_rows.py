@@ -26,6 +26,9 @@ class ShownRows:
         store_text (`bool` or `int`): whole text, at most so many characters of it, or none.
         tokens (`Sequence[str]`, *optional*): columns of tokens that say what a row is, in the order of reading.
 
+    Attributes:
+        given (`bool`): whether `examples` was given.
+
     Raises:
         [`~lorif_hf.errors.DatasetError`]: `examples` are not the same rows.
     """
@@ -39,7 +42,7 @@ class ShownRows:
         store_text: bool | int,
         tokens: Sequence[str] = ("input_ids",),
     ):
-        self.dataset, self.store_text = dataset, store_text
+        self.dataset, self.store_text, self.given = dataset, store_text, examples is not None
         self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
         self.examples, self._given = (dataset, count) if examples is None else readable(examples, "examples")
         self.check_count(count)

@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
+from ..errors import QueryError
 from .distribution import ScoreDistribution
+from .groups import GroupInfluence, shown_influence
 from .provenance import Provenance
-from .shading import Shading
+from .saving import load, save
+from .shading import Shading, of_queries
+from .tables import as_text, records, write_csv, write_json
+from .tables import columns as columns_of
 
 
 if TYPE_CHECKING:
@@ -98,48 +103,99 @@ class Attribution:
         return len(self.queries)
 
     def __getitem__(self, query: int | slice) -> "Attribution":
-        if isinstance(query, int):
-            query = range(len(self))[query]
-            query = slice(query, query + 1)
-        queries = list(range(len(self))[query])
-        names = ["scores", "indices", "queries", "losses", "tokens", "opponent_scores", "opponent_indices"]
-        names += ["distribution", "prompts"]
-        kept: dict[str, Any] = {name: held[query] for name in names if (held := getattr(self, name)) is not None}
-        sides = [kept["indices"]] + ([kept["opponent_indices"]] if "opponent_indices" in kept else [])
-        rows = {int(row) for side in sides for row in side.flatten().tolist()}
-        kept["copies"] = {row: folded for row, folded in self.copies.items() if row in rows}
-        if self.layer_scores is not None:
-            place = {number: i for i, number in enumerate(queries)}
-            kept["layer_scores"] = {(place[q], row): s for (q, row), s in self.layer_scores.items() if q in place}
-        if self.shading is not None:
-            kept["shading"] = self.shading.of(queries, rows)
-        return replace(self, **kept)
+        """That of one query, or of those of a slice; negative numbers count from the end."""
+        if isinstance(query, slice):
+            queries = list(range(len(self))[query])
+        elif isinstance(query, bool) or not hasattr(query, "__index__"):
+            raise TypeError(f"result[...] takes the number of a query or a slice, got {query!r}.")
+        else:
+            queries = [range(len(self))[query]]
+        return self._of(queries)
 
     def __iter__(self) -> Iterator["Attribution"]:
         return (self[query] for query in range(len(self)))
 
     def __repr__(self) -> str:
-        tokens = "" if self.tokens is None else f", tokens={sum(map(len, self.tokens))}"
-        return f"Attribution(queries={len(self)}{tokens}, top_k={self.scores.shape[-1]})"
+        return as_text(self)
 
-    def to_list(self) -> list[dict[str, Any]]:
-        """One dict per query and rank: query, rank (from 1), score, and the columns of the example. With tokens one
-        for each of them, and with its place in the answer (from 0) as "token" and its text as "token_text"."""
+    def _of(self, queries: Sequence[int]) -> "Attribution":
+        """That of some queries, in this order."""
+        tensors = ("scores", "indices", "opponent_scores", "opponent_indices")
+        kept: dict[str, Any] = {name: held[queries] for name in tensors if (held := getattr(self, name)) is not None}
+        for name in ("queries", "losses", "tokens", "distribution", "prompts"):
+            if (held := getattr(self, name)) is not None:
+                kept[name] = [held[query] for query in queries]
+        sides = [held for name in ("indices", "opponent_indices") if (held := kept.get(name)) is not None]
+        rows = {row for side in sides for row in side.flatten().tolist()}
+        kept["examples"] = {row: example for row, example in self.examples.items() if row in rows}
+        kept["copies"] = {row: copies for row, copies in self.copies.items() if row in rows}
+        if self.layer_scores is not None:
+            kept["layer_scores"] = of_queries(self.layer_scores, queries)
+        if self.shading is not None:
+            kept["shading"] = self.shading.of(queries, rows)
+        return replace(self, **kept)
+
+    @property
+    def standing(self) -> list[dict[str, Any]]:
+        """Where each row that is shown stands among all: is the first one special?
+
+        Returns:
+            `list[dict]`: query_id, row, score, rank (from 1 of the highest score) of how many (`count`), and z: how
+            many standard deviations its score is above the mean of all rows (`None` where all scores are equal). Of a
+            normal distribution, the largest of a thousand is expected at 3.2.
+
+        Example:
+
+        ```python
+        max(standing["z"] for standing in index.attribute(model, query).standing)
+        ```
+        """
+        if self.distribution is None:
+            return []
+        names = ("query_id", "token", "row", "score", "rank", "z")
         return [
-            {"query": ranking.query, **ranking.names, "rank": rank + 1, "score": score, **self.examples[row]}
-            for ranking in self._rankings()
-            for rank, (score, row) in enumerate(zip(ranking.scores, ranking.rows, strict=True))
+            {name: record[name] for name in names if name in record} | {"count": self._count(record)}
+            for record in records(self)
         ]
 
-    def _rankings(self) -> Iterator["_Ranking"]:
-        """The ranked rows of each query, or of each token of its answer."""
-        for query in range(len(self)):
-            if self.tokens is None:
-                yield _Ranking(query, {}, self.scores[query].tolist(), self.indices[query].tolist())
-                continue
-            for place, text in enumerate(self.tokens[query]):
-                scores, rows = self.scores[query, place], self.indices[query, place]
-                yield _Ranking(query, {"token": place, "token_text": text}, scores.tolist(), rows.tolist())
+    def folded(self) -> "Attribution":
+        """The same with near-duplicates folded into the best of them: fewer rows, each with its `copies`.
+
+        Rows that are not shown do not take their place: [`~InfluenceIndex.attribute`] with `fold_duplicates=True` asks
+        for as many distinct rows as `top_k`.
+        """
+        from .folding import folded
+
+        return folded(self)
+
+    def by(self, column: str) -> GroupInfluence:
+        """The influence of groups of the rows that are shown: sums over all with the same value in a column. Of all
+        rows of an index, [`~InfluenceIndex.influence_by`].
+
+        Args:
+            column (`str`): of the examples, as "source".
+
+        Raises:
+            [`~lorif_hf.errors.QueryError`]: the examples have no such column.
+
+        Example:
+
+        ```python
+        index.attribute(model, queries, top_k=100).by("source").to_pandas()
+        ```
+        """
+        names = dict.fromkeys(name for example in self.examples.values() for name in example)
+        if column not in names and self.examples:
+            raise QueryError(f"The examples have no column {column!r}: there are {', '.join(map(repr, names))}.")
+        pairs = [(record["query_id"], record["score"], record[column]) for record in records(self)]
+        return shown_influence(self.queries, pairs, column)
+
+    def to_list(self) -> list[dict[str, Any]]:
+        """One dict per query and row that is shown: query (its text), rank (from 1 of the highest score; an opponent's
+        is its place among all rows), score, z, text, the other columns of the example, query_id (from 0). With tokens
+        one for each of them, and with its text as "token_text" and its place in the answer (from 0) as "token"; where
+        near-duplicates were folded, "copies" has their rows."""
+        return records(self)
 
     def to_dataset(self) -> "datasets.Dataset":
         """[`~Attribution.to_list`] as a `datasets.Dataset`."""
@@ -148,10 +204,63 @@ class Attribution:
         return datasets.Dataset.from_list(self.to_list())
 
     def to_pandas(self) -> "pd.DataFrame":
-        """[`~Attribution.to_list`] as a `pandas.DataFrame`."""
+        """[`~Attribution.to_list`] as a `pandas.DataFrame`.
+
+        Example:
+
+        ```python
+        index.attribute(model, queries).to_pandas()[["query", "rank", "score", "text"]]
+        ```
+        """
         import pandas as pd
 
-        return pd.DataFrame(self.to_list())
+        return pd.DataFrame(self.to_list(), columns=columns_of(self))
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write [`~Attribution.to_list`] as a table for spreadsheets, in UTF-8.
+
+        A text that a spreadsheet would take for a formula gets a ' before it, and control characters become spaces:
+        for programs, [`~Attribution.to_json`] keeps every text as it is.
+        """
+        write_csv(self, path)
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write all of the result as JSON, a list of queries with their rows and opponents (docs/querying.md describes
+        it); numbers that are none, as NaN, are null."""
+        write_json(self, path)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the result to a folder, from which [`~Attribution.load`] reads it; one that was saved there before is
+        replaced.
+
+        Raises:
+            [`~lorif_hf.errors.BuildFolderError`]: the folder holds something else.
+            [`~lorif_hf.errors.StorageError`]: the system refuses it.
+
+        Example:
+
+        ```python
+        result.save("paris")
+        Attribution.load("paris").save_html("paris.html")
+        ```
+        """
+        save(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "Attribution":
+        """Read a result that was saved. Nothing is unpickled, and what does not fit together is refused.
+
+        Raises:
+            [`~lorif_hf.errors.ResultFormatError`]: the folder holds none, or one that is not as it was saved.
+        """
+        return cls(**load(Path(folder)))
+
+    def _count(self, record: dict[str, Any]) -> int:
+        """How many rows were ranked with that of a record."""
+        assert self.distribution is not None
+        spread = self.distribution[record["query_id"]]
+        of_token = spread if isinstance(spread, ScoreDistribution) else spread[record["token"]]
+        return of_token.count
 
     def plot(self) -> Any:
         """Bars of the scores, one panel per query. Returns the `matplotlib.figure.Figure`; needs matplotlib."""

@@ -2,7 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+
+_ANSWERING = ("lorif-hf", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -28,3 +33,17 @@ class Provenance:
     config: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     date: str | None = None
+
+    @classmethod
+    def now(cls, **known: Any) -> "Provenance":
+        """That of an answer which is given now, by this process; `known` are the other fields."""
+        date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        versions = {name: held for name in _ANSWERING if (held := _version(name)) is not None}
+        return cls(**known, versions=versions, date=date)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -4,6 +4,18 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 
+Pairs = Mapping[tuple[int, int], Sequence[float]]
+"""By query and row, numbers."""
+
+
+def of_queries(pairs: Pairs, queries: Sequence[int]) -> dict[tuple[int, int], Sequence[float]]:
+    """Those of some queries, numbered anew."""
+    by_query: dict[int, list[tuple[int, Sequence[float]]]] = {}
+    for (query, row), values in pairs.items():
+        by_query.setdefault(query, []).append((row, values))
+    return {(place, row): held for place, query in enumerate(queries) for row, held in by_query.get(query, ())}
+
+
 @dataclass(frozen=True)
 class Shading:
     """The shares of single tokens in the scores of the rows that are shown.
@@ -18,17 +30,13 @@ class Shading:
     """
 
     query_tokens: Sequence[Sequence[str]]
-    query_shares: Mapping[tuple[int, int], Sequence[float]]
+    query_shares: Pairs
     row_tokens: Mapping[int, Sequence[str]]
-    row_shares: Mapping[tuple[int, int], Sequence[float]]
+    row_shares: Pairs
 
     def of(self, queries: Sequence[int], rows: Collection[int]) -> "Shading":
         """That of some of the queries, numbered anew, and of some rows."""
-        place = {query: number for number, query in enumerate(queries)}
-        query_shares, row_shares = (
-            {(place[query], row): shares for (query, row), shares in kept.items() if query in place and row in rows}
-            for kept in (self.query_shares, self.row_shares)
-        )
+        query_shares, row_shares = (of_queries(kept, queries) for kept in (self.query_shares, self.row_shares))
         tokens = {row: texts for row, texts in self.row_tokens.items() if row in rows}
         return replace(
             self,

@@ -45,6 +45,31 @@ def pair_text(features: Sequence[Feature], processing_class: Any) -> str:
     return f"{decoded(rows[0][:shared], processing_class)}\nchosen: {chosen}\nrejected: {rejected}".lstrip("\n")
 
 
+def prompt_length(features: Sequence[Feature], text: str, processing_class: Any) -> int | None:
+    """How many characters of a query's text are its prompt: what stands before its answer and is not measured.
+
+    Args:
+        features (`Sequence[Feature]`): the query: one, or two completions.
+        text (`str`): as [`query_text`] or [`pair_text`] gives it.
+        processing_class: the tokenizer, a processor with one, or `None`.
+
+    Returns:
+        `int`; `None` where all of it is measured, or the prompt is not at the beginning of the text.
+    """
+    ids, labels = features[0].get("input_ids"), _labels(features[0])
+    if ids is None or labels is None or labels.dim() != 1:
+        return None
+    tokens = torch.as_tensor(ids).flatten().tolist()
+    if len(tokens) != len(labels):  # what a decoder says of what an encoder reads
+        shown = decoded(tokens, processing_class)
+        return len(shown) if text.startswith(f"{shown} → ") else None
+    measured = (labels != IGNORED).nonzero()[:, 0].tolist()
+    if not measured or not measured[0]:
+        return None
+    prompt = decoded(tokens[: measured[0]], processing_class)
+    return len(prompt) if 0 < len(prompt) < len(text) and text.startswith(prompt) else None
+
+
 def decoded(ids: list[int], processing_class: Any) -> str:
     """Tokens as text; their first numbers where they cannot be decoded."""
     tokenizer = inner_tokenizer(processing_class)

@@ -6,7 +6,7 @@ import torch
 from tiny import make_gpt2, make_rows
 
 from lorif_hf import InfluenceConfig, InfluenceIndex
-from lorif_hf.querying.answers import best_of, best_rows
+from lorif_hf.querying.answers import RowRanker, best_of
 from lorif_hf.querying.options import QueryOptions
 
 
@@ -177,7 +177,7 @@ def test_documents_of_tokens_are_ranked_by_the_sum_of_their_pieces(indexed):
     model, index, queries = indexed
     asked = index._asked(model, queries[:1], QueryOptions(per_token=True))
     documents = np.array([float(row // 4) for row in range(20)])
-    best = best_rows(asked, 2, True, documents)
+    best = RowRanker(asked, documents=documents).best(2)
     sums = index.scores(model, queries[:1], per_token=True)[0].view(-1, 5, 4).sum(dim=2)
     torch.testing.assert_close(best.scores[0], sums.topk(2, dim=1).values, rtol=1e-4, atol=1e-5)
     assert torch.equal(best.indices[0] // 4, sums.topk(2, dim=1).indices)
