@@ -1,5 +1,6 @@
 """`lorif-hf attribute`."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +35,7 @@ def attribute(
     ] = False,
     modules: Annotated[
         list[str] | None,
-        typer.Option(help="Score these layers alone: a regular expression, or the option repeated with names."),
+        typer.Option(help="Score these layers alone: how their names end, or a regular expression; may be repeated."),
     ] = None,
     strict: Annotated[bool, typer.Option(help="Refuse a model with other weights; --no-strict warns.")] = True,
     batch_size: Annotated[int, typer.Option(help="Queries that go through the model at once.", min=1)] = 8,
@@ -56,7 +57,6 @@ def attribute(
     from .models import queried_model
 
     loaded = loaded_index(index, revision, token)
-    chosen = modules[0] if modules and len(modules) == 1 else modules or None
     result = loaded.attribute(
         queried_model(model, loaded, token, device),
         asked,
@@ -64,7 +64,7 @@ def attribute(
         opponents=opponents,
         fold_duplicates=fold_duplicates,
         by_layer=html is not None,
-        modules=chosen,
+        modules=_layers(modules),
         batch_size=batch_size,
         strict=strict,
         device=device,
@@ -105,6 +105,14 @@ def _table(result: "Attribution", number: int) -> Any:
             text = shorten(example["text"], 300) + (f" (and {copies} like it)" if copies else "")
             table.add_row(f"{score:+.4g}", str(row), Text(shorten(example["example_id"], 300)), Text(text))
     return table
+
+
+def _layers(names: list[str] | None) -> str | list[str] | None:
+    """Names or their ends as a list; or one regular expression that whole names must match."""
+    expressions = [name for name in names or () if re.search(r"[*+?^$|()\[\]{}\\]", name)]
+    if expressions and names is not None:
+        return "|".join(f"(?:{name})" if name in expressions else rf"(?:.*\.)?{re.escape(name)}" for name in names)
+    return names or None
 
 
 def _asked(query: str | None, queries: Path | None, completion: str | None) -> Any:

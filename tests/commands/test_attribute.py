@@ -10,7 +10,7 @@ from terminal import CONTROLS, EMOJI, ESCAPES, MARKUP, SENTENCES, differences, d
 from tiny import make_gpt2
 
 from lorif_hf import Attribution, InfluenceIndex
-from lorif_hf.commands.attribute import attribute, print_answer
+from lorif_hf.commands.attribute import _layers, attribute, print_answer
 from lorif_hf.errors import StorageError
 
 
@@ -50,7 +50,7 @@ def test_many_queries_of_a_file_go_to_a_program_a_table_and_a_page_at_once(saved
     files = ["--csv", tmp_path / "rows.csv", "--html", tmp_path / "seite ü.html"]
     arguments = ["--queries", tmp_path / "q.jsonl", "--top-k", 2, "--modules", "c_fc", *files]
     said = json.loads(run("attribute", saved / "index", saved / "model", *arguments, "--json").stdout)
-    expected = asked([SENTENCES[0], ("the cat", " sat on")], top_k=2, modules="c_fc")
+    expected = asked([SENTENCES[0], ("the cat", " sat on")], top_k=2, modules=["c_fc"])
     assert differences(said, documented("attribute")) == []
     assert [query["query"] for query in said["queries"]] == list(expected.queries)
     assert [query["loss"] for query in said["queries"]] == pytest.approx(expected.losses)
@@ -70,7 +70,20 @@ def test_queries_come_from_the_standard_input_and_a_stranger_is_let_in_with_a_wa
     with pytest.warns(UserWarning, match="weights"):
         result = run("attribute", saved / "index", tmp_path / "other", "-", *options, stdin="the cat\n\na dog\n")
     assert result.exit_code == 0 and [text in result.stdout for text in ("the cat", "a dog")] == [True, True]
-    assert len(re.findall(r"│ -\d", result.stdout)) == 2  # an opponent each
+    assert len(re.findall(r"│ [+-]\d", result.stdout)) == 4  # a proponent and an opponent each
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (None, None),
+        (["c_fc", "h.0.attn.c_proj"], ["c_fc", "h.0.attn.c_proj"]),
+        ([".*mlp.*"], "(?:.*mlp.*)"),
+        ([".*mlp.*", "attn.c_proj"], r"(?:.*mlp.*)|(?:.*\.)?attn\.c_proj"),
+    ],
+)
+def test_layers_are_named_by_their_ends_or_by_an_expression(names, expected):
+    assert _layers(names) == expected
 
 
 def test_a_result_is_told_whole(capsys):
