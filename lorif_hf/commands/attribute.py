@@ -110,6 +110,7 @@ def _ranked(result: "Attribution", scores: "Tensor", rows: "Tensor") -> list[dic
     return [
         {"rank": rank, "score": score, **result.examples[row], "copies": list(result.copies.get(row, ()))}
         for rank, (score, row) in enumerate(zip(scores.tolist(), rows.tolist(), strict=True), 1)
+        if row >= 0  # a query may have fewer distinct rows than others
     ]
 
 

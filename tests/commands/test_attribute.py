@@ -87,6 +87,9 @@ def test_a_result_is_told_whole(capsys):
     (query,) = said["queries"]
     assert [row["copies"] for row in query["proponents"]] == [[], [7, 9]] and query["opponents"][0]["row"] == 2
     assert [row["rank"] for row in query["proponents"] + query["opponents"]] == [1, 2, 1]
+    fewer = by_hand(["cat", "dog", "cow"])
+    fewer.indices[0, 1], fewer.scores[0, 1] = -1, torch.nan  # as where near-duplicates are folded
+    assert [row["row"] for row in answer("my-index", fewer)["queries"][0]["proponents"]] == [0]
 
 
 def test_hostile_text_is_printed_as_it_is_or_not_at_all(capsys, monkeypatch):
