@@ -1,6 +1,6 @@
 """How scores are spread that come block by block, in any order: mean, standard deviation and a histogram."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ _TOGETHER = 1 << 20  # scores that are looked at together
 _NOWHERE = -(1 << 20)  # the exponent of a range of width zero
 
 
-class Spread(NamedTuple):
+@dataclass(frozen=True)
+class Spread:
     """How the scores of one query are spread.
 
     Args:
@@ -46,9 +47,8 @@ class RunningDistribution:
 
     def __init__(self, queries: int, device: torch.device = torch.device("cpu")):  # noqa: B008
         self.device = device if widest(device) == torch.float64 else torch.device("cpu")
-        options = {"dtype": torch.float64, "device": self.device}
         self.count = 0
-        self._mean, self._squares = torch.zeros(queries, **options), torch.zeros(queries, **options)
+        self._mean, self._squares = torch.zeros(2, queries, dtype=torch.float64, device=self.device)
         self._low, self._high = torch.full_like(self._mean, torch.inf), torch.full_like(self._mean, -torch.inf)
         self._exponent = torch.full((queries,), _FINEST, dtype=torch.int64, device=self.device)
         self._first = torch.zeros_like(self._exponent)  # the first bin, counted from zero in bins

@@ -116,7 +116,8 @@ class RowRanker:
         """The best rows of each token, group by group."""
         tokens = self.asked.tokens
         assert tokens is not None
-        losses, pieces = [0.0] * len(tokens), {}
+        losses = [0.0] * len(tokens)
+        pieces: dict[int, list[int]] = {}
         spreads: list[list[Any]] = [[] for _ in tokens]
         sides: list[Tensor] = []
         for number, places, prepared in self.asked.by_token():
@@ -132,7 +133,8 @@ class RowRanker:
             losses[number] += sum(prepared.losses)
             spreads[number] += ranked.spreads
             pieces.update(ranked.pieces)
-        return BestRows(sides[0], sides[1], losses, spreads, *(sides[2:] or (None, None)), pieces)
+        scores, indices, *worst = sides
+        return BestRows(scores, indices, losses, spreads, *_either(worst), pieces=pieces)
 
 
 def best_of(
@@ -154,7 +156,13 @@ def best_of(
         for query, texts in enumerate(tokens):
             for side in sides:
                 side[query, len(texts) :] = _nothing((), side)
-    return BestRows(sides[0], sides[1], [], spreads, *(sides[2:] or (None, None)))
+    best, indices, *worst = sides
+    return BestRows(best, indices, [], spreads, *_either(worst))
+
+
+def _either(worst: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    """Scores and rows of the other end, where it was asked for."""
+    return (worst[0], worst[1]) if worst else (None, None)
 
 
 def _nothing(shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..algebra.distribution import Spread
 from ..checks import whole_number
 from ..errors import QueryError
 from ..querying.answers import BestRows, RowRanker
@@ -201,7 +202,7 @@ def attribution_of(asked: Measurement, shown: Shown, provenance: Provenance, **b
         beside: other fields of [`Attribution`].
     """
     spreads = [
-        ScoreDistribution(*spread) if asked.tokens is None else [ScoreDistribution(*of_token) for of_token in spread]
+        _distribution(spread) if asked.tokens is None else [_distribution(of_token) for of_token in spread]
         for spread in shown.best.spreads
     ]
     return Attribution(
@@ -237,6 +238,11 @@ def layers_of(ranker: Ranker, shown: Shown) -> dict[tuple[int, int], list[float]
     scores = ranker.layer_scores(torch.tensor(rows))
     places = {row: [place[piece] for piece in pieces] for row, pieces in members.items()}
     return {(query, row): scores[:, query, places[row]].sum(dim=1).tolist() for query, row in shown.pairs}
+
+
+def _distribution(spread: Spread) -> ScoreDistribution:
+    counted = spread.count, spread.mean, spread.standard_deviation
+    return ScoreDistribution(*counted, spread.edges, spread.counts)
 
 
 def _distinct(

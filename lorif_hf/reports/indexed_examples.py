@@ -69,7 +69,7 @@ class IndexedExamples:
                     rows = self._rows[first:last].tolist()
                 yield from read_examples(self._store, self.manifest, rows)
 
-    def examples(self, rows: list[int]) -> list[dict[str, Any]]:
+    def examples(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """The examples of the given rows: row, example_id, text, num_tokens, loss (nats), self_influence, and the
         columns of your own that the index was built with.
 

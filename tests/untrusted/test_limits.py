@@ -213,7 +213,7 @@ def schema_without(name):
 
 TABLES = {
     "a column less": lambda t: t.drop_columns(["loss"]),
-    "a column more": lambda t: t.append_column("evil", pa.array([1, 2])),
+    "a column more": lambda t: t.append_column("score", pa.array([1, 2])),  # the owner may have others
     "another name": lambda t: t.rename_columns(["row", "example_id", "evil", "num_tokens", "loss", "self_influence"]),
     "another order": lambda t: t.select(list(reversed(t.column_names))),
     "a row less": lambda t: t.slice(0, 1),
