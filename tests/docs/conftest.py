@@ -1,0 +1,80 @@
+"""What a reader of the pages has at hand: a model, an index of it and a bank, in a folder and on the Hub."""
+
+import json
+import shutil
+
+import pytest
+from huggingface_hub import HfApi
+from retrained import QUERIES, make_bank, make_trainer
+from tiny import make_gpt2, make_rows
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, PreTrainedTokenizerFast, TrainingArguments
+
+from lorif_hf import InfluenceConfig, InfluenceIndex
+
+
+LLAMA = "meta-llama/Llama-2-7b-hf"
+
+
+def word_tokenizer():
+    """A token a word, for the words of the pages' queries; any other is the unknown one."""
+    words = "<pad> ? The capital of France is Paris . What does make my model say this".split()
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="?")
+
+
+def trained_rows():
+    """Rows of one length with labels, as the Trainer's own collator takes them."""
+    ids = [[*row["input_ids"], *range(1, 16)][:15] for row in make_rows(12)]
+    return make_rows(12).remove_columns("input_ids").add_column("input_ids", ids).add_column("labels", ids)
+
+
+@pytest.fixture(scope="session")
+def reader_folder(tmp_path_factory):
+    """`my-model`, `my-index` and `bank`, as the pages call them. To be copied, not changed."""
+    folder = tmp_path_factory.mktemp("reader")
+    model, tokenizer = make_gpt2(), word_tokenizer()
+    model.save_pretrained(folder / "my-model")
+    tokenizer.save_pretrained(folder / "my-model")
+    make_bank(folder / "bank")
+    InfluenceIndex.build(model, trained_rows(), folder / "my-index", processing_class=tokenizer)
+    return folder
+
+
+@pytest.fixture
+def reader(reader_folder, tmp_path, monkeypatch, hub):
+    """Somebody who is `me` on the Hub, where the model and an index of it are, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", hub.add_token("hf_reader", "me"))
+    api = HfApi(token="hf_reader")
+    api.create_repo("me/my-model")
+    api.upload_folder(repo_id="me/my-model", folder_path=reader_folder / "my-model")
+    InfluenceIndex.from_pretrained(reader_folder / "my-index").push_to_hub("me/my-index")
+    llama = HfApi(token=hub.add_token("hf_llama", "meta-llama"))
+    llama.create_repo(LLAMA)
+    config = LlamaConfig(architectures=["LlamaForCausalLM"]).to_dict()
+    llama.upload_file(repo_id=LLAMA, path_in_repo="config.json", path_or_fileobj=json.dumps(config).encode())
+    return tmp_path
+
+
+@pytest.fixture
+def folder(reader, reader_folder):
+    """The reader's folder, with `my-model`, `my-index` and `bank` in it."""
+    return shutil.copytree(reader_folder, reader, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def names(reader, reader_folder):
+    """What blocks of Python take for granted."""
+    return {
+        "InfluenceConfig": InfluenceConfig,
+        "InfluenceIndex": InfluenceIndex,
+        "args": TrainingArguments("out", max_steps=1, use_cpu=True, report_to="none", disable_tqdm=True),
+        "dataset": trained_rows(),
+        "index": InfluenceIndex.from_pretrained(reader_folder / "my-index"),
+        "make_trainer": make_trainer,
+        "model": make_gpt2(),
+        "queries": QUERIES,
+        "tokenizer": word_tokenizer(),
+    }
