@@ -87,9 +87,9 @@ TYPED = """\
 from lorif_hf import InfluenceConfig
 from lorif_hf.callbacks import InfluenceCallback
 
-callback: InfluenceCallback = InfluenceCallback("my-index", config=InfluenceConfig())
-wrong: int = InfluenceConfig().factor_rank
-wrong = InfluenceCallback("my-index", config=1)
+callback = InfluenceCallback("my-index", config=InfluenceConfig())
+wrong: str = InfluenceConfig().seed
+InfluenceCallback("my-index", config=1)
 """
 
 
@@ -102,8 +102,8 @@ def test_mypy_sees_the_types_of_an_editable_install(tmp_path):
     command = [sys.executable, "-m", "mypy", "--python-executable", python, "--ignore-missing-imports", "typed.py"]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
     errors = [line for line in ran.stdout.splitlines() if ": error: " in line]
-    assert len(errors) == 2 and all(line.startswith("typed.py:6: ") for line in errors), ran.stdout + ran.stderr
-    assert 'expected "InfluenceConfig' in ran.stdout and 'incompatible type "int"' in ran.stdout
+    assert len(errors) == 2, ran.stdout + ran.stderr
+    assert 'expression has type "int"' in errors[0] and 'expected "InfluenceConfig | None"' in errors[1]
 
 
 def test_every_source_is_python_3_10():

@@ -1,7 +1,7 @@
 """Every command that a page names is run: as it stands, in a small form, or by the test that is named here."""
 
 import ast
-import importlib
+import importlib.util
 import os
 import re
 import shlex
@@ -50,7 +50,6 @@ BENCHMARKS = {
 }
 TESTED_BY = {
     ".ci/run": "tests/docs/test_commands.py::test_make_test_runs_every_test",
-    "make demo": "tests/examples/test_quickstart.py::test_the_demo_shows_and_writes_what_it_promises",
     "make docs": "tests/docs/test_site.py::test_make_docs_builds_a_site_without_a_warning",
     "make test": "tests/docs/test_commands.py::test_make_test_runs_every_test",
     **{f"python -m benchmarks.{name}": f"tests/benchmarks/test_{test}" for name, test in BENCHMARKS.items()},
@@ -73,14 +72,22 @@ def functions_of(path):
     return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
 
 
-def tested_by(command):
-    """The test that runs a command, by the longest beginning of it that is known."""
-    known = [first for first in TESTED_BY if f"{command} ".startswith(f"{first} ")]
-    assert known, (
-        f"no test runs `{command}`: write one that runs it in a small form, and name it in TESTED_BY of "
-        f"{Path(__file__).relative_to(ROOT)}"
-    )
-    return TESTED_BY[max(known, key=len)]
+def recipe_of(target):
+    return (ROOT / "Makefile").read_text(encoding="utf-8").partition(f"\n{target}:")[2].partition("\n\n")[0]
+
+
+def is_tested(command):
+    """Whether a test runs a command: that of the example, else the one that is known by the command's first words."""
+    command = recipe_of("demo") if command == "make demo" else command
+    example = re.search(r"examples[/.](\w+)", command)
+    if example:
+        return (ROOT / "tests" / "examples" / f"test_{example[1]}.py").is_file()
+    return any(f"{command} ".startswith(f"{first} ") for first in TESTED_BY)
+
+
+UNTESTED = (
+    "no test runs `{}`: write one that runs it in a small form, and name it in TESTED_BY of " + Path(__file__).name
+)
 
 
 def run_console(words):
@@ -103,7 +110,7 @@ def test_every_test_that_is_named_here_is_there():
 
 @pytest.mark.parametrize("page, command", with_program("make", ".ci/run"))
 def test_make(page, command):
-    assert tested_by(command)
+    assert is_tested(command), UNTESTED.format(command)
     if command != ".ci/run":
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         assert set(shlex.split(command)[1:]) <= set(targets), f"{page} names `{command}`"
@@ -111,8 +118,7 @@ def test_make(page, command):
 
 def test_make_test_runs_every_test():
     """This is one of them. CI runs the same command."""
-    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\ntest:")[2].partition("\n\n")[0]
-    assert recipe.endswith("$(BIN)/python -m pytest")
+    assert recipe_of("test").endswith("$(BIN)/python -m pytest")
     script = ROOT / ".ci" / "run"
     assert script.read_text(encoding="utf-8").endswith("exec make test\n") and os.access(script, os.X_OK)
 
@@ -121,9 +127,12 @@ def test_make_test_runs_every_test():
 def test_the_arguments_of_a_script_are_those_that_it_takes(page, command):
     """All but the run itself, which takes minutes to hours: that is the small run of another test."""
     words = shlex.split(command)
-    assert tested_by(command)
+    assert is_tested(command), UNTESTED.format(command)
     if words[1:2] != ["-m"]:
         assert (ROOT / words[1]).is_file(), f"{page} names {words[1]}"
+        return
+    if words[2].startswith("examples."):
+        assert importlib.util.find_spec(words[2]), f"{page} names {words[2]}"
         return
     module = importlib.import_module(words[2])
     if hasattr(module, "__path__"):
@@ -169,6 +178,8 @@ CONSOLE = {page: [line for line in lines if line.startswith("lorif-hf ")] for pa
 def test_the_command_line(page, folder, capsys):
     """One after the other, as a reader would type them. A command without arguments is named, not typed."""
     for line in CONSOLE[page]:
+        if any(line.startswith(first) for first in TESTED_BY):
+            continue
         words = [STANDS_FOR.get(word, word) for word in shlex.split(line)[1:]]
         status = run_console(words if len(words) > 1 else [*words, "--help"])
         shown = capsys.readouterr()
