@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 from huggingface_hub import HfApi
-from retrained import QUERIES, make_bank, make_trainer
-from tiny import make_gpt2, make_rows
+from retrained import QUERIES, ROWS, make_bank, make_trainer
+from tiny import make_gpt2
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast, TrainingArguments
 
@@ -26,8 +26,8 @@ def word_tokenizer():
 
 def trained_rows():
     """Rows of one length with labels, as the Trainer's own collator takes them."""
-    ids = [[*row["input_ids"], *range(1, 16)][:15] for row in make_rows(12)]
-    return make_rows(12).remove_columns("input_ids").add_column("input_ids", ids).add_column("labels", ids)
+    ids = [[*row["input_ids"], *range(1, 16)][:15] for row in ROWS]
+    return ROWS.remove_columns("input_ids").add_column("input_ids", ids).add_column("labels", ids)
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +38,7 @@ def reader_folder(tmp_path_factory):
     model.save_pretrained(folder / "my-model")
     tokenizer.save_pretrained(folder / "my-model")
     make_bank(folder / "bank")
-    InfluenceIndex.build(model, trained_rows(), folder / "my-index", processing_class=tokenizer)
+    InfluenceIndex.build(model, ROWS, folder / "my-index", processing_class=tokenizer)
     return folder
 
 
@@ -53,7 +53,7 @@ def reader(reader_folder, tmp_path, monkeypatch, hub):
     InfluenceIndex.from_pretrained(reader_folder / "my-index").push_to_hub("me/my-index")
     llama = HfApi(token=hub.add_token("hf_llama", "meta-llama"))
     llama.create_repo(LLAMA)
-    config = LlamaConfig(architectures=["LlamaForCausalLM"]).to_dict()
+    config = LlamaConfig(num_hidden_layers=2, architectures=["LlamaForCausalLM"]).to_dict()
     llama.upload_file(repo_id=LLAMA, path_in_repo="config.json", path_or_fileobj=json.dumps(config).encode())
     return tmp_path
 
@@ -66,11 +66,12 @@ def folder(reader, reader_folder):
 
 @pytest.fixture
 def names(reader, reader_folder):
-    """What blocks of Python take for granted."""
+    """What blocks of Python take for granted. The training leaves the model what it is: that of the Hub."""
+    args = {"max_steps": 1, "learning_rate": 0.0, "use_cpu": True, "report_to": "none", "disable_tqdm": True}
     return {
         "InfluenceConfig": InfluenceConfig,
         "InfluenceIndex": InfluenceIndex,
-        "args": TrainingArguments("out", max_steps=1, use_cpu=True, report_to="none", disable_tqdm=True),
+        "args": TrainingArguments("out", **args),
         "dataset": trained_rows(),
         "index": InfluenceIndex.from_pretrained(reader_folder / "my-index"),
         "make_trainer": make_trainer,
