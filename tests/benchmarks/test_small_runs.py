@@ -83,7 +83,8 @@ def written(path):
     return json.loads(path.read_text())
 
 
-def test_index_size(capsys):
+def test_index_size(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     index_size.main()
     assert "27,936" in capsys.readouterr().out, "README and docs/choosing.md say 27,936 bytes an example"
 
