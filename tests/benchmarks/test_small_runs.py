@@ -103,8 +103,6 @@ def test_report(tmp_path, monkeypatch):
 def test_query(tmp_path, monkeypatch):
     for name, value in {"SIZES": (40,), "QUERIES": (1, 2), "PUBLISHED_ROWS": 8, "DENSE_ROWS": 8, "RANK": 16}.items():
         monkeypatch.setattr(query, name, value)
-    for name in ("ENTRIES", "MODULES"):
-        monkeypatch.setattr(query, name, getattr(query, name)[:2] if name == "ENTRIES" else 2)
     monkeypatch.setattr(query, "median", partial(query.median, repeats=1))
     in_process = subprocess.CompletedProcess([], 0, json.dumps({"RssAnon": 1, "RssFile": 1}))
     monkeypatch.setattr(query.subprocess, "run", lambda *arguments, **options: in_process)
@@ -114,7 +112,7 @@ def test_query(tmp_path, monkeypatch):
 
 
 def test_curvature(tmp_path, monkeypatch):
-    monkeypatch.setattr(curvature, "CASES", {"gram": (30, 6, 6, 8)})
+    monkeypatch.setattr(curvature, "CASES", {"gram": (80, 6, 6, 8)})
     curvature.main("", 1, tmp_path / "curvature.json")
     rows = written(tmp_path / "curvature.json")["cases"]["gram"]["rows"]
     assert list(rows) == ["chosen: gram", curvature.PUBLISHED] and all(row["energy"] <= 1 for row in rows.values())

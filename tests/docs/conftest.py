@@ -60,8 +60,13 @@ def reader(reader_folder, tmp_path, monkeypatch, hub):
 
 @pytest.fixture
 def folder(reader, reader_folder):
-    """The reader's folder, with `my-model`, `my-index` and `bank` in it."""
-    return shutil.copytree(reader_folder, reader, dirs_exist_ok=True)
+    """The reader's folder, with `my-model`, `my-index`, `bank` and files of rows and of queries in it."""
+    shutil.copytree(reader_folder, reader, dirs_exist_ok=True)
+    sentences = ["The capital of France is Paris", "What does my model say", "Paris is the capital"]
+    for name in ("rows.txt", "questions.txt"):
+        (reader / name).write_text("\n".join(sentences))
+    (reader / "questions.jsonl").write_text("\n".join(map(json.dumps, sentences)))
+    return reader
 
 
 @pytest.fixture

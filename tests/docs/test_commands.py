@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import io
 import os
 import re
 import shlex
@@ -176,12 +177,14 @@ CONSOLE = {page: [line for line in lines if line.startswith("lorif-hf ")] for pa
 
 
 @pytest.mark.parametrize("page", [page for page, lines in CONSOLE.items() if lines])
-def test_the_command_line(page, folder, capsys):
+def test_the_command_line(page, folder, capsys, monkeypatch):
     """One after the other, as a reader would type them. A command without arguments is named, not typed."""
     for line in CONSOLE[page]:
         if any(line.startswith(first) for first in TESTED_BY):
             continue
-        words = [STANDS_FOR.get(word, word) for word in shlex.split(line)[1:]]
+        typed, _, file = line.partition(" < ")
+        words = [STANDS_FOR.get(word, word) for word in shlex.split(typed)[1:]]
+        monkeypatch.setattr(sys, "stdin", io.StringIO(Path(file).read_text() if file else ""))
         status = run_console(words if len(words) > 1 else [*words, "--help"])
         shown = capsys.readouterr()
         assert status == 0, f"{page}: `{line}` ends with status {status}: {shown.err or shown.out}"

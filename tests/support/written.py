@@ -40,13 +40,15 @@ def shell_commands(text: str) -> list[str]:
 
 
 def _command(line: str) -> str:
-    """The command of a line; nothing where it holds none."""
+    """The command of a line; nothing where it holds none. `cat FILE | COMMAND` is `COMMAND < FILE`."""
     try:
         words = shlex.split(line.strip().removeprefix("$ "), comments=True)
     except ValueError:  # a quotation that does not end: prose
         return ""
     while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # variables
         words = words[1:]
+    given = ["<", words[1]] if words[:1] == ["cat"] and words[2:3] == ["|"] else []
+    words = words[3:] if given else words
     if not words:
         return ""
     words[0] = re.sub(r"^\.venv(-\w+)?/bin/", "", words[0])
@@ -54,4 +56,4 @@ def _command(line: str) -> str:
     if words[:2] == ["python", "-m"] and words[2:3] in (["pip"], ["pytest"]):
         words = words[2:]
     known = words[0] in TAKE_NOTHING or (words[0] in PROGRAMS and len(words) > 1)
-    return shlex.join(words) if known else ""
+    return " ".join([shlex.join(words), *given]) if known else ""
