@@ -15,7 +15,6 @@ import yaml
 from installed import ROOT, environment_at, sources_at, uv
 
 import lorif_hf
-from lorif_hf.evaluation import metric_names
 
 
 if sys.version_info >= (3, 11):
@@ -58,22 +57,17 @@ def test_what_is_built_is_whole_and_runs_without_the_repository(tmp_path):
     missing = files - sdist.keys()
     assert not missing, f"MANIFEST.in leaves out {', '.join(sorted(missing))}"
 
-    packaged = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lorif_hf").rglob("*.py")}
+    packaged = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lorif_hf").rglob("*.*")}
     for folder in ("callbacks", "model_cards"):
         packaged |= {f"lorif_hf/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / folder).rglob("*.*")}
-    metrics = ROOT / "lorif_hf" / "evaluation" / "metrics"
-    shims = {path.relative_to(ROOT).as_posix() for name in metric_names() for path in (metrics / name).glob("*.*")}
-    templates = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lorif_hf").rglob("*.html")}
-    packaged = {name for name in packaged if "__pycache__" not in name}
-    assert len(shims) == 2 * len(metric_names()) and templates
-    missing = (packaged | shims | templates | {"lorif_hf/py.typed"}) - wheel.keys()
+    missing = {name for name in packaged - wheel.keys() if "__pycache__" not in name}
     assert not missing, f"[tool.setuptools] of pyproject.toml leaves out {', '.join(sorted(missing))}"
     assert any(name.endswith("licenses/LICENSE") for name in wheel)
 
     zipfile.ZipFile(path).extractall(tmp_path / "site")
     script = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
-        "import evaluate, lorif_hf, lorif_hf.callbacks, lorif_hf.model_cards\n"
+        "import evaluate, lorif_hf, lorif_hf.callbacks, lorif_hf.evaluation, lorif_hf.model_cards\n"
         "for name in lorif_hf.evaluation.metric_names(): assert evaluate.load(lorif_hf.metric(name)).name == name\n"
         "assert lorif_hf.metric('lds').startswith(sys.path[0])\n"
         "print(lorif_hf.callbacks.__file__)"

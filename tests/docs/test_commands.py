@@ -30,7 +30,7 @@ COMMANDS = {page: commands for page, text in pages().items() if (commands := she
 BENCHMARKS = {
     "check": "small_runs.py::test_recording",
     "curvature": "small_runs.py::test_curvature",
-    "direct": "small_runs.py::test_direct",
+    "direct": "small_runs.py::test_quality",
     "end_to_end": "small_runs.py::test_end_to_end",
     "estimate": "estimate.py::test_every_phase_of_every_shape_is_compared",
     "fidelity": "fidelity.py::test_a_whole_run",

@@ -18,7 +18,7 @@ def uv(*arguments: str | Path) -> str:
     """What `uv` prints. A test is skipped where there is no network (or index) to install from."""
     import uv as package
 
-    environment = os.environ | {"UV_SYSTEM_CERTS": "1", "UV_NO_PROGRESS": "1"}
+    environment = os.environ | {"UV_SYSTEM_CERTS": "1", "UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
     environment.pop("VIRTUAL_ENV", None)
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
         if name in os.environ:
