@@ -41,7 +41,7 @@ def projected_gradients(model: Any, rows: Any, config: InfluenceConfig) -> dict[
     gradients: dict[str, list[Tensor]] = {}
     layers = {}
     for tracked in tracked_modules(model):
-        shape = tracked.in_features, tracked.out_features
+        shape = tracked.shape.in_features, tracked.shape.out_features
         sides = zip(("in", "out"), shape, config.projected_shape(*shape), strict=True)
         layers[tracked.name] = (
             tracked.module,
