@@ -1,5 +1,6 @@
 """`lorif-hf attribute`."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,8 +12,6 @@ from .printing import print_json, print_table
 
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..reports.attribution import Attribution
 
 STANDARD_INPUT = "-"
@@ -36,7 +35,7 @@ def attribute(
     ] = False,
     modules: Annotated[
         list[str] | None,
-        typer.Option(help="Score these layers alone: a regular expression, or the option repeated with names."),
+        typer.Option(help="Score these layers alone: how their names end, or a regular expression; may be repeated."),
     ] = None,
     strict: Annotated[bool, typer.Option(help="Refuse a model with other weights; --no-strict warns.")] = True,
     batch_size: Annotated[int, typer.Option(help="Queries that go through the model at once.", min=1)] = 8,
@@ -58,59 +57,34 @@ def attribute(
     from .models import queried_model
 
     loaded = loaded_index(index, revision, token)
-    chosen = modules[0] if modules and len(modules) == 1 else modules or None
-    # What is not asked for is not passed.
-    shown: dict[str, Any] = {"opponents": opponents, "fold_duplicates": fold_duplicates, "by_layer": html is not None}
-    shown = {name: value for name, value in shown.items() if value}
     result = loaded.attribute(
         queried_model(model, loaded, token, device),
         asked,
         top_k=top_k,
-        modules=chosen,
+        opponents=opponents,
+        fold_duplicates=fold_duplicates,
+        by_layer=html is not None,
+        modules=_layers(modules),
         batch_size=batch_size,
         strict=strict,
         device=device,
-        **shown,
     )
     if csv is not None:
-        write_output(csv, result.to_csv)  # type: ignore[attr-defined]
+        write_output(csv, result.to_csv)
     if html is not None:
         write_output(html, result.save_html)
-    print_answer(index, result, as_json)
+    print_answer(result, as_json)
 
 
-def print_answer(index: str, result: "Attribution", as_json: bool) -> None:
-    """A result on the terminal: a table for each query, or JSON."""
+def print_answer(result: "Attribution", as_json: bool) -> None:
+    """A result on the terminal: a table for each query, or the JSON that [`~lorif_hf.Attribution.to_json`] writes."""
     if as_json:
-        print_json(answer(index, result))
+        from ..reports.tables import as_json as whole
+
+        print_json(whole(result))
         return
     for number in range(len(result)):
         print_table(_table(result, number))
-
-
-def answer(index: str, result: "Attribution") -> dict[str, Any]:
-    """What `attribute --json` prints."""
-    queries = []
-    for number, text in enumerate(result.queries):
-        opponents: list[dict[str, Any]] = []
-        if result.opponent_scores is not None and result.opponent_indices is not None:
-            opponents = _ranked(result, result.opponent_scores[number], result.opponent_indices[number])
-        proponents = _ranked(result, result.scores[number], result.indices[number])
-        loss = result.losses[number]
-        queries.append({"query": text, "loss": loss, "proponents": proponents, "opponents": opponents})
-    return {
-        "index": index,
-        "commit": result.commit,
-        "measure": result.measure,
-        "queries": queries,
-    }
-
-
-def _ranked(result: "Attribution", scores: "Tensor", rows: "Tensor") -> list[dict[str, Any]]:
-    return [
-        {"rank": rank, "score": score, **result.examples[row], "copies": list(result.copies.get(row, ()))}
-        for rank, (score, row) in enumerate(zip(scores.tolist(), rows.tolist(), strict=True), 1)
-    ]
 
 
 def _table(result: "Attribution", number: int) -> Any:
@@ -119,19 +93,26 @@ def _table(result: "Attribution", number: int) -> Any:
     from rich.text import Text
 
     from ..reports.attribution import shorten
+    from ..reports.rankings import rankings
 
     table = Table("score", "row", "id", "training example", title=Text(shorten(result.queries[number], 200)))
-    sides = [(result.scores[number], result.indices[number])]
-    if result.opponent_scores is not None and result.opponent_indices is not None:
-        sides.append((result.opponent_scores[number], result.opponent_indices[number]))
-    for scores, rows in sides:
-        for ranked in _ranked(result, scores, rows):
-            identity, text = shorten(ranked["example_id"], 300), shorten(ranked["text"], 300)
-            if ranked["copies"]:
-                text += f" (and {len(ranked['copies'])} like it)"
-            table.add_row(f"{ranked['score']:+.4g}", str(ranked["row"]), Text(identity), Text(text))
-        table.add_section()
+    for ranking in rankings(result, number):
+        best = len(ranking.rows) - ranking.opponents
+        for place, (row, score) in enumerate(zip(ranking.rows, ranking.scores, strict=True)):
+            if place == best:
+                table.add_section()
+            example, copies = result.examples[row], len(result.copies.get(row, ()))
+            text = shorten(example["text"], 300) + (f" (and {copies} like it)" if copies else "")
+            table.add_row(f"{score:+.4g}", str(row), Text(shorten(example["example_id"], 300)), Text(text))
     return table
+
+
+def _layers(names: list[str] | None) -> str | list[str] | None:
+    """Names or their ends as a list; or one regular expression that whole names must match."""
+    expressions = [name for name in names or () if re.search(r"[*+?^$|()\[\]{}\\]", name)]
+    if expressions and names is not None:
+        return "|".join(f"(?:{name})" if name in expressions else rf"(?:.*\.)?{re.escape(name)}" for name in names)
+    return names or None
 
 
 def _asked(query: str | None, queries: Path | None, completion: str | None) -> Any:
