@@ -35,8 +35,7 @@ def queried_model(name: str, index: "InfluenceIndex", token: str | None, device:
 
     place = device_of(device)
     names = [entry.name for entry in index.manifest.modules]
-    with told_as(ModelMismatchError, f"No model can be loaded from {name}", _MODEL):
-        return _placed(load_model(name, index.manifest.model, token, names), place)
+    return _placed(load_model(name, index.manifest.model, token, names), place)
 
 
 def trained_model(name: str, token: str | None, device: str | None) -> tuple["nn.Module", list[str]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import ModelMismatchError
+from ..errors import ModelMismatchError, out_of_memory
 from ..registry import TASKS
 
 
@@ -38,8 +38,8 @@ def load_model(
         module_names (`Iterable[str]`): of the tracked modules, which say which of several adapters are active.
 
     Raises:
-        [`~lorif_hf.errors.ModelMismatchError`]: the manifest names no class that is known; there is no adapter, or no
-            base model of it.
+        [`~lorif_hf.errors.ModelMismatchError`]: the manifest names no class that is known; there is no model of that
+            name; there is no adapter, or no base model of it.
     """
     import transformers
 
@@ -54,7 +54,15 @@ def load_model(
     options = {"token": token, **_form(identity)}
     adapters = identity.get("adapter")
     if not isinstance(adapters, dict) or not adapters:
-        model: nn.Module = factory.from_pretrained(name, **options)
+        try:
+            model: nn.Module = factory.from_pretrained(name, **options)
+        except Exception as error:  # each library that reads a part of a model has its own
+            if out_of_memory(error):
+                raise
+            raise ModelMismatchError(
+                f"No model can be loaded from {name} ({_line(error)}). Expected a folder with config.json and "
+                "weights, or a Hub id; for a private one log in (hf auth login) or pass token=."
+            ) from error
         return model
     return _adapted(name, factory, options, list(adapters), list(module_names), token)
 

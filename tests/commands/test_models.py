@@ -54,7 +54,7 @@ def test_a_folder_without_a_model_is_told(saved, tmp_path, content):
 
 def test_a_name_that_the_hub_does_not_know_is_told(hub, saved):
     index = InfluenceIndex.from_pretrained(saved / "index")
-    with pytest.raises(ModelMismatchError, match="No model can be loaded from user/none .* pass --token"):
+    with pytest.raises(ModelMismatchError, match="No model can be loaded from user/none .* pass token="):
         queried_model("user/none", index, None, None)
     with pytest.raises(ModelMismatchError, match="user/none"):
         trained_model("user/none", None, None)

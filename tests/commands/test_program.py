@@ -48,7 +48,7 @@ SLIPS = {
     "no model in the folder": (
         1,
         ["attribute", INDEX, TMP, CAT],
-        "No model can be loaded from {tmp} (Unrecognized mod",
+        "No model can be loaded from {tmp} (ValueError: Unr",
     ),
     "no model repo": (1, ["attribute", INDEX, "user/none", CAT], "No model can be loaded from user/none"),
     "another model": (1, ["attribute", INDEX, "{tmp}/other", CAT], "The weights of the query's model are not those"),

@@ -26,3 +26,16 @@ def test_what_no_task_names_loads_nothing(name, tmp_path):
         "The index was made with a Custom, which no known Auto class loads: load the model yourself and pass it "
         "instead of its name."
     )
+
+
+@pytest.mark.parametrize("spoilt", ["nothing there", "no config", "no weights", "weights cut off"])
+def test_a_folder_without_a_whole_model_is_told(tmp_path, spoilt):
+    if spoilt != "nothing there":
+        make_gpt2().save_pretrained(tmp_path)
+        (tmp_path / ("config.json" if spoilt == "no config" else "model.safetensors")).unlink()
+    if spoilt == "weights cut off":
+        (tmp_path / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    with pytest.raises(ModelMismatchError) as caught:
+        load_model(str(tmp_path), {"auto_class": "AutoModelForCausalLM"}, None)
+    assert str(caught.value).startswith(f"No model can be loaded from {tmp_path} (") and "\n" not in str(caught.value)
+    assert "Expected a folder with config.json and weights, or a Hub id" in str(caught.value)
