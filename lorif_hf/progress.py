@@ -23,9 +23,9 @@ def progress(total: int, what: str, unit: str, initial: int = 0) -> Any:
 
 
 @contextmanager
-def without_bars(hidden: bool = True) -> Iterator[None]:
+def without_bars(hidden: bool | None = True) -> Iterator[None]:
     """No bars in this block, where `hidden`: what `TrainingArguments.disable_tqdm` asks for."""
-    before = _hidden.set(hidden or _hidden.get())
+    before = _hidden.set(bool(hidden) or _hidden.get())
     try:
         yield
     finally:

@@ -70,7 +70,6 @@ def build(
         processing_class = tokenizer_of(names if tokenizer is None else [tokenizer], token)
     if columns is not None:
         dataset = TokenizedRows(rows, columns, base, task, processing_class, max_length)
-    replacing: dict[str, Any] = {"overwrite": True} if overwrite else {}
     index = InfluenceIndex.build(
         loaded,
         dataset,
@@ -81,7 +80,7 @@ def build(
         max_memory=max_memory,
         examples=None if columns is None else shown_rows(rows, columns),
         store_text=store_text,
-        **replacing,
+        overwrite=overwrite,
     )
     if as_json:
         print_json(description(index))

@@ -32,8 +32,13 @@ def trained_rows():
 
 @pytest.fixture(scope="session")
 def reader_folder(tmp_path_factory):
-    """`my-model`, `my-index` and `bank`, as the pages call them. To be copied, not changed."""
+    """`my-model`, `my-index`, `bank` and files of rows and questions, as the pages call them. To be copied, not
+    changed."""
     folder = tmp_path_factory.mktemp("reader")
+    (folder / "rows.txt").write_text("The capital of France is Paris .\nWhat does make my model say this\n")
+    questions = [{"query": "The capital of France is Paris"}]
+    questions += [{"prompt": "The capital of France is", "completion": " Paris"}]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
     model, tokenizer = make_gpt2(), word_tokenizer()
     model.save_pretrained(folder / "my-model")
     tokenizer.save_pretrained(folder / "my-model")
