@@ -102,7 +102,7 @@ class InfluenceEnsemble:
             known of the learning rates.
             [`~lorif_hf.errors.LorifError`]: as for an index.
 
-        Example: `>>> ensemble = InfluenceEnsemble.build(model, "out", dataset, "my-ensemble", processing_class=tokenizer)`
+        Example: `>>> ensemble = InfluenceEnsemble.build(model, "out", dataset, "my-ensemble", batch_size=16)`
         """
         folder = Path(path)
         found, weighed = _weighed(checkpoints, weights)
