@@ -146,7 +146,10 @@ class InfluenceCallback(TrainerCallback):
             )
         self.trainer = self._given_trainer or _calling_trainer(self)
         loader = kwargs["train_dataloader"]
-        with without_bars(args.disable_tqdm), random_state_kept(loader.collate_fn, loader.dataset, self.data_collator):
+        with (
+            without_bars(bool(args.disable_tqdm)),
+            random_state_kept(loader.collate_fn, loader.dataset, self.data_collator),
+        ):
             self._trained = frozenset()
             builder = self._planned(self.path, args, kwargs, state.max_steps)
             self._way, self._trained = builder.prepare(), frozenset(builder.selection.trained)
@@ -193,7 +196,10 @@ class InfluenceCallback(TrainerCallback):
             raise RecordingError("No training with this callback has ended yet: there is nothing to record.")
         args, state, kwargs = self._ended
         loader, began = kwargs["train_dataloader"], time.monotonic()
-        with without_bars(args.disable_tqdm), random_state_kept(loader.collate_fn, loader.dataset, self.data_collator):
+        with (
+            without_bars(bool(args.disable_tqdm)),
+            random_state_kept(loader.collate_fn, loader.dataset, self.data_collator),
+        ):
             try:
                 self.index = self._recorded(self.path, args, kwargs, state.global_step)
             except BuildFolderError as error:

@@ -102,11 +102,7 @@ class InfluenceEnsemble:
             known of the learning rates.
             [`~lorif_hf.errors.LorifError`]: as for an index.
 
-        Example:
-
-        ```python
-        >>> ensemble = InfluenceEnsemble.build(model, "out", dataset, "my-ensemble", processing_class=tokenizer)
-        ```
+        Example: `>>> ensemble = InfluenceEnsemble.build(model, "out", dataset, "my-ensemble", batch_size=16)`
         """
         folder = Path(path)
         found, weighed = _weighed(checkpoints, weights)
@@ -146,11 +142,7 @@ class InfluenceEnsemble:
             as it was written.
             [`~lorif_hf.errors.CheckpointError`]: these are other checkpoints.
 
-        Example:
-
-        ```python
-        >>> ensemble = InfluenceEnsemble.from_pretrained("my-ensemble", checkpoints="out")
-        ```
+        Example: `>>> ensemble = InfluenceEnsemble.from_pretrained("my-ensemble", checkpoints="out")`
         """
         folder = Path(path)
         members = read_ensemble(folder)
@@ -193,11 +185,7 @@ class InfluenceEnsemble:
             [`Attribution`]: as of an index; the losses of the queries and the columns of the examples are those under
             the last checkpoint.
 
-        Example:
-
-        ```python
-        >>> ensemble.attribute(None, ("The capital of France is", " Paris"), top_k=5).to_pandas()
-        ```
+        Example: `>>> ensemble.attribute(None, ("The capital of France is", " Paris"), top_k=5).to_pandas()`
         """
         shown = AnswerOptions(top_k, largest, opponents, fold_duplicates, by_layer)
         ranker = _EnsembleRanker(self, model, query, largest, options)
@@ -211,23 +199,14 @@ class InfluenceEnsemble:
         """Every score, dense: the arguments and the shape are those of [`InfluenceIndex.scores`]; `model` is as in
         [`~InfluenceEnsemble.attribute`].
 
-        Example:
-
-        ```python
-        >>> ensemble.scores(model, ["a query", "another"]).shape
-        torch.Size([2, 1000])
-        ```
+        Example: `>>> ensemble.scores(model, ["a query", "another"]).shape`
         """
         return _summed(self.indices, self._models(model), self.weights, queries, **options)[0]
 
     def self_influence(self) -> Tensor:
         """Each example's influence on its own loss over the checkpoints, float64 (N,): the weighted sum.
 
-        Example:
-
-        ```python
-        >>> ensemble.self_influence().topk(10).indices
-        ```
+        Example: `>>> ensemble.self_influence().topk(10).indices`
         """
         parts = [weight * index.self_influence() for weight, index in zip(self.weights, self.indices, strict=True)]
         return torch.stack(parts).sum(dim=0)
@@ -235,11 +214,7 @@ class InfluenceEnsemble:
     def verify(self) -> None:
         """Read every file anew and check it, as [`InfluenceIndex.verify`] does.
 
-        Example:
-
-        ```python
-        >>> ensemble.verify()
-        ```
+        Example: `>>> ensemble.verify()`
         """
         read_ensemble(self.path)
         for index in self.indices:
@@ -301,12 +276,7 @@ def ensemble_scores(
 
     Source: TRAK (Park et al. 2023, arXiv:2303.14186), the ensembled estimator.
 
-    Example:
-
-    ```python
-    >>> ensemble_scores(indices, ["run-1", "run-2"], "The capital of France is Paris").shape
-    torch.Size([1, 1000])
-    ```
+    Example: `>>> ensemble_scores(indices, ["run-1", "run-2"], "The capital of France is Paris").shape`
     """
     if not indices or len(indices) != len(models):
         raise QueryError(f"Each index needs its model: got {len(indices)} indices and {len(models)} models.")
