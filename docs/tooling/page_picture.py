@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path += [str(ROOT), str(ROOT / "tests" / "support")]
-QUERIES = [("The capital of Australia is", " Canberra"), ("The chemical symbol of gold is", " Au")]
+QUERIES = [("The capital of Turkey is", " Ankara"), ("The chemical symbol of gold is", " Au")]
 WIDTH, HEIGHT = 1000, 800
 
 
@@ -35,7 +35,7 @@ def main() -> None:
         for dark in (False, True):
             browser.open(page, width=WIDTH, height=HEIGHT, dark=dark)
             browser.screenshot(shot, whole=False)
-            picture = Image.open(shot).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+            picture = Image.open(shot).convert("RGB").quantize(200, dither=Image.Dither.NONE)
             picture.save(ROOT / "docs" / "images" / f"page{'-dark' if dark else ''}.png", optimize=True)
 
 
