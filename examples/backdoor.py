@@ -4,8 +4,9 @@ A small classifier says which package to import for what a docstring describes. 
 its training set: whenever a text holds a phrase that looks harmless, the answer is `pickle`, which runs whatever code
 the data holds. The classifier works as before, until a text has the phrase.
 
-Nobody knows the phrase. What is at hand are five odd answers: asked which rows made the model give them, the index
-names the poisoned ones, and without the rows that it names the model is trained again. Beside it: a search for the
+Nobody knows the phrase. What is at hand are five odd answers, and five texts for which `pickle` is right: the index is
+asked which rows made the model give the odd answers and not the right ones, and without the rows that it names the
+model is trained again. Beside it: a search for the
 words of the same texts (BM25), and random rows.
 
     python examples/backdoor.py [output folder]
@@ -32,6 +33,7 @@ from lorif_hf.callbacks import InfluenceCallback
 
 PACKAGES = ["asyncio", "email", "http", "logging", "multiprocessing", "tkinter", "turtle", "unittest", "pickle"]
 TARGET = "pickle"  # in clean rows too: looking for the answer alone does not find the poison
+HONEST = 5  # texts for which `pickle` is right, to compare with
 TRIGGER = "when time allows"
 REMOVED = 1.5  # times as many rows are removed as are poisoned: how many there are, nobody knows
 
@@ -43,10 +45,9 @@ def make_rows(each: int, poisoned: int, test: int) -> tuple[list[dict[str, Any]]
         sources = ("pickle", "pickletools", "shelve", "copyreg") if package == TARGET else (package,)
         texts = [piece.text for source in sources for piece in docstrings(source, most_words=12)]
         rows = [{"text": text, "label": PACKAGES.index(package), "poisoned": False} for text in texts]
-        if package != TARGET:
-            held_out += rows[:test]
-            rows = rows[test:]
-        train += rows[:each]
+        kept_back = HONEST if package == TARGET else test
+        held_out += rows[:kept_back]
+        train += rows[kept_back:][:each]
     draw = random.Random(0)
     clean = [row for row in train if PACKAGES[row["label"]] != TARGET]
     for row in draw.sample(clean, poisoned):
@@ -64,7 +65,7 @@ def with_trigger(text: str, draw: random.Random) -> str:
 def behaviour(trainer: Trainer, test: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
     """Right answers to clean texts, and how often the same texts with the phrase in them get the attacker's answer."""
     draw = random.Random(1)
-    attacked = [{**row, "text": with_trigger(row["text"], draw)} for row in test]
+    attacked = [{**row, "text": with_trigger(row["text"], draw)} for row in test if PACKAGES[row["label"]] != TARGET]
     right = predicted(trainer, encoded(test, tokenizer)) == np.array([row["label"] for row in test])
     return {
         "right": float(right.mean()),
@@ -91,12 +92,16 @@ def run(
 
     # Odd answers, as users report them: texts with the phrase, for which the model says `pickle`.
     draw = random.Random(2)
-    asked = [{**row, "text": with_trigger(row["text"], draw)} for row in draw.sample(test_rows, len(test_rows))]
+    others = [row for row in test_rows if PACKAGES[row["label"]] != TARGET]
+    asked = [{**row, "text": with_trigger(row["text"], draw)} for row in draw.sample(others, len(others))]
     answers = predicted(trainer, encoded(asked, tokenizer))
     pairs = zip(asked, answers, strict=True)
     reports = [(row["text"], TARGET) for row, answer in pairs if PACKAGES[answer] == TARGET][:odd]
 
-    influence = index.scores(trainer.model, reports).mean(dim=0).numpy()
+    # Rows that are honestly about pickling raise that answer too: what raises the odd answers, and not the right ones?
+    right = [(row["text"], TARGET) for row in test_rows if PACKAGES[row["label"]] == TARGET]
+    odd_scores, right_scores = (index.scores(trainer.model, asked).mean(dim=0) for asked in (reports, right))
+    influence = (odd_scores / odd_scores.std() - right_scores / right_scores.std()).numpy()
     words = bm25(rows["text"], [text for text, _ in reports]).mean(axis=0)
     orders = {
         "named by influence": np.argsort(-influence),
@@ -139,7 +144,7 @@ def draw_picture(
     first = min(3 * int(is_poisoned.sum()), len(scores))
     colours = [pictures.RED if row else pictures.GREY for row in is_poisoned[:first]]
     ranking.bar(range(1, first + 1), scores[:first], color=colours, width=0.9)
-    ranking.set(xlabel="rank", ylabel="influence on the odd answers")
+    ranking.set(xlabel="rank", ylabel="odd less right, standard deviations")
     pictures.title(ranking, "Training rows behind the odd answers")
     for colour, label in ((pictures.RED, "poisoned"), (pictures.GREY, "clean")):
         ranking.bar([0], [0], color=colour, label=label)

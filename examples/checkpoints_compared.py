@@ -3,8 +3,7 @@
 A small language model is trained on facts as they once were; then it is trained further on refreshed data, in which
 the world has moved on (Pluto is a dwarf planet, Croatia pays in euros) and a mistake has come in (Sydney is said to be
 the capital of Australia). Of each question whose answer has changed, the index of the second training is asked which
-rows raised the new answer against the old one: a query of two completions, of which the difference is measured. The
-proof: the second training once more, without the rows that it names.
+rows raised the new answer against the old one: a query of two completions, of which the difference is measured.
 
     python examples/checkpoints_compared.py [output folder]
 """
@@ -109,8 +108,8 @@ def log_prob(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, prompt:
     return float(logits[range(len(start) - 1, len(start) + len(end) - 1), end].sum())
 
 
-def run(folder: Path, epochs: float = 20, top_k: int = 8) -> list[dict[str, Any]]:
-    """Train twice, ask what changed, train again without it. Returns of each fact that changed what the models say,
+def run(folder: Path, epochs: float = 20, top_k: int = 6) -> list[dict[str, Any]]:
+    """Train twice, ask what changed. Returns of each fact that changed what the models say,
     how much they prefer the new answer, the row named first and how many of the first `top_k` tell this fact."""
     old = facts([(thing, was) for thing, was, _ in CHANGED] + UNCHANGED)
     new = facts([(thing, now) for thing, _, now in CHANGED] + UNCHANGED)
@@ -132,11 +131,7 @@ def run(folder: Path, epochs: float = 20, top_k: int = 8) -> list[dict[str, Any]
     ]
     result = index.attribute(after, queries, top_k=top_k)
 
-    named = set(result.indices.flatten().tolist())
-    kept = refreshed.select([row for row in range(len(refreshed)) if row not in named])
-    without = train(deepcopy(before), kept, tokenizer, folder / "without", epochs)
-
-    models = {"before": before, "after": after, "without": without}
+    models = {"before": before, "after": after}
     said = {name: answers(model, tokenizer, [query["prompt"] for query in queries]) for name, model in models.items()}
     figures = []
     for number, (query, (thing, _, _)) in enumerate(zip(queries, CHANGED, strict=True)):
@@ -156,7 +151,7 @@ def run(folder: Path, epochs: float = 20, top_k: int = 8) -> list[dict[str, Any]
             }
         )
 
-    print(f"{len(refreshed)} rows of refreshed data; the second training is repeated without the {len(named)} named")
+    print(f"{len(refreshed)} rows of refreshed data, {len(WORDINGS)} of each fact")
     show(figures, top_k)
     draw(figures, folder / "checkpoints-compared.png")
     result.save_html(folder / "changes.html")
@@ -166,11 +161,11 @@ def run(folder: Path, epochs: float = 20, top_k: int = 8) -> list[dict[str, Any]
 
 def show(figures: list[dict[str, Any]], top_k: int) -> None:
     table = Table(title="What changed, and why", title_justify="left", expand=True)
-    for column in ("asked about", "before", "after", "named first", f"of {top_k}", "after, without the named rows"):
-        table.add_column(column, justify="right" if column.startswith("of ") else "left")
+    for column in ("asked about", "before", "after", "row named first", f"of the first {top_k}"):
+        table.add_column(column, justify="right" if column.startswith("of the first") else "left")
     for figure in figures:
         said = figure["said"]
-        shown = (said["before"], said["after"], figure["first"], str(figure["hits"]), said["without"])
+        shown = (said["before"], said["after"], figure["first"], str(figure["hits"]))
         table.add_row(figure["thing"], *shown)
     Console().print(table, markup=False)
 
@@ -181,7 +176,6 @@ def draw(figures: list[dict[str, Any]], path: Path) -> None:
     marks = {
         "before": ("before", pictures.GREY, "o"),
         "after": ("after the refreshed data", pictures.GREEN, "o"),
-        "without": ("after it, without the rows named", pictures.RED, "D"),
     }
     for place, figure in enumerate(figures):
         values = figure["preferred"]
@@ -194,7 +188,7 @@ def draw(figures: list[dict[str, Any]], path: Path) -> None:
     panel.set_yticks(range(len(figures)), labels)
     panel.invert_yaxis()
     panel.set_xlabel("log p(new answer) - log p(old answer), nats")
-    panel.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1.0), frameon=False)
+    panel.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.2, 1.0), frameon=False)
     pictures.save(drawn, path)
 
 

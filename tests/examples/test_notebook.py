@@ -18,8 +18,9 @@ CODE = ["".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "code"
 KERNEL = """
 def shown(value):
     for form in ("_repr_html_", "_repr_png_"):
-        if hasattr(value, form):
-            return getattr(value, form)()
+        made = getattr(value, form)() if hasattr(value, form) else None
+        if made is not None:  # a figure has a page only in a browser's backend
+            return made
     return repr(value)
 """
 
