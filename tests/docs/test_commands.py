@@ -184,7 +184,7 @@ def test_the_command_line(page, folder, capsys, monkeypatch):
             continue
         typed, _, file = line.partition(" < ")
         words = [STANDS_FOR.get(word, word) for word in shlex.split(typed)[1:]]
-        monkeypatch.setattr(sys, "stdin", io.StringIO(Path(file).read_text() if file else ""))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(Path(file).read_bytes() if file else b"")))
         status = run_console(words if len(words) > 1 else [*words, "--help"])
         shown = capsys.readouterr()
         assert status == 0, f"{page}: `{line}` ends with status {status}: {shown.err or shown.out}"
