@@ -10,7 +10,7 @@ from tiny import make_gpt2
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast, TrainingArguments
 
-from lorif_hf import InfluenceConfig, InfluenceIndex
+from lorif_hf import InfluenceConfig, InfluenceIndex, app
 
 
 LLAMA = "meta-llama/Llama-2-7b-hf"
@@ -89,3 +89,14 @@ def names(reader, reader_folder):
         "queries": QUERIES,
         "tokenizer": word_tokenizer(),
     }
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """The apps that are served: each leaves the next command its turn, and ends with the test."""
+    apps = []
+    launch = app.launch
+    monkeypatch.setattr(app, "launch", lambda *given, **named: apps.append(launch(*given, **named, block=False)))
+    yield apps
+    for each in apps:
+        each.close()
