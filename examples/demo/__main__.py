@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import datasets
+import torch
 import transformers
 from datasets import Dataset
 from rich.console import Console
@@ -82,6 +83,8 @@ def commands(folder: Path) -> list[list[str]]:
 
 def main() -> None:
     begun = time.monotonic()
+    # So small a model gains little from a second thread; where the cores are busy, waiting for it costs many times more.
+    torch.set_num_threads(1)
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo-output")
     transformers.logging.set_verbosity_error()
     logging.getLogger("lorif_hf").setLevel(logging.WARNING)

@@ -8,9 +8,9 @@ from datasets import Dataset
 
 from lorif_hf import Attribution
 
+from ..ingredients.word_overlap import bm25
 from .facts import Question
 from .training import Answer
-from .words import bm25
 
 
 WHOLE, NAMED, RANDOM, WORDS = "all rows", "without lorif-hf's rows", "without random rows", "without BM25's rows"
@@ -41,11 +41,8 @@ def rows_by_influence(result: Attribution) -> list[list[int]]:
 
 def rows_by_words(texts: Sequence[str], questions: Sequence[Question], counts: Sequence[int]) -> list[list[int]]:
     """Per question, as many rows as it counts that share the most words with the question and its answer."""
-    chosen = []
-    for question, count in zip(questions, counts, strict=True):
-        scores = bm25(texts, "".join(question.pair))
-        chosen.append(sorted(range(len(texts)), key=lambda row: -scores[row])[:count])
-    return chosen
+    scores = bm25(list(texts), ["".join(question.pair) for question in questions])
+    return [(-of_all).argsort(kind="stable")[:count].tolist() for of_all, count in zip(scores, counts, strict=True)]
 
 
 def trials(

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -141,6 +142,9 @@ def plot_proof(questions: Sequence[Question], trials: Sequence[Trial]) -> Figure
             )
         axes.scatter([], [], marker=marker, s=70, color=colour, label=label)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.set_yticks(range(len(questions)), [f"{q.prompt} {q.answer}" for q in questions], parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel("loss of the true answer, nats; filled: the model says it, hollow: it does not", loc="right")

@@ -1,6 +1,5 @@
 """The demo: its facts are true, its proof holds on a small version of it, and what it shows says so."""
 
-import math
 import subprocess
 import sys
 import unicodedata
@@ -16,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from examples.demo import facts, proof, show
 from examples.demo.__main__ import commands, run
 from examples.demo.training import Answer, Recipe
-from examples.demo.words import bm25
 from lorif_hf import InfluenceIndex
 
 
@@ -48,16 +46,6 @@ def test_the_passages_are_sentences_of_the_reference():
     passages = facts.passages(100)
     assert len(passages) == 100 and len({row["text"] for row in passages}) == 100
     assert all(30 < len(row["text"]) < 80 and unicodedata.category(row["text"][0]) == "Lu" for row in passages)
-
-
-def test_bm25_by_hand():
-    texts = ["the cat sat", "the dog", "a bird sang to a cat", "the end"]
-    scores = bm25(texts, "Cat!")
-    rarity = math.log(1 + (4 - 2 + 0.5) / (2 + 0.5))
-    mean = (3 + 2 + 6 + 2) / 4
-    short, long = (rarity * 2.5 / (1 + 1.5 * (0.25 + 0.75 * length / mean)) for length in (3, 6))
-    assert scores == pytest.approx([short, 0, long, 0])
-    assert scores[0] > scores[2]  # the shorter text says it more plainly
 
 
 def test_words_alone_take_the_answer_first_and_the_fact_beside_it():
