@@ -83,7 +83,7 @@ def commands(folder: Path) -> list[list[str]]:
 
 def main() -> None:
     begun = time.monotonic()
-    # So small a model gains little from a second thread; where the cores are busy, waiting for it costs many times more.
+    # So small a model gains little from a second thread; where the cores are busy, waiting for it costs far more.
     torch.set_num_threads(1)
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo-output")
     transformers.logging.set_verbosity_error()
