@@ -113,6 +113,11 @@ class InfluenceEnsemble:
             )
         names = _names(found)
         _check_folder(folder, names)
+        if options.get("overwrite") and (folder / ENSEMBLE).exists():
+            raise BuildFolderError(
+                f"{folder} holds an ensemble, which overwrite=True would make half old and half new meanwhile: choose "
+                "another folder, or delete this one."
+            )
         if model is None or not callable(model):
             raise ConfigError("build needs the model, or a function that loads a checkpoint's folder.")
         indices: list[InfluenceIndex] = []

@@ -190,25 +190,26 @@ def test_where_nothing_is_replaced_the_build_is_in_its_folder(tmp_path):
     assert folder_to_build(tmp_path / "index", overwrite=True) == beside(tmp_path / "index") / "index"
 
 
-def test_an_ensemble_is_replaced_index_by_index(tmp_path, monkeypatch):
+def test_an_ensemble_is_replaced_while_it_is_unfinished_and_never_half(tmp_path, monkeypatch):
     checkpoints = [tmp_path / "one", tmp_path / "two"]
     for seed, folder in enumerate(checkpoints):
         make_gpt2(seed).save_pretrained(folder)
 
     def build_all(config, **options):
         how = {"weights": [1.0, 1.0], "config": config, **options}
-        return InfluenceEnsemble.build(
-            GPT2LMHeadModel.from_pretrained, checkpoints, make_rows(8), tmp_path / "all", **how
-        )
+        load = GPT2LMHeadModel.from_pretrained
+        return InfluenceEnsemble.build(load, checkpoints, make_rows(8), tmp_path / "all", **how)
 
-    build_all(OLD)
+    build(tmp_path / "all" / "model-0001", OLD)  # which an ensemble of OLD had begun with
     patch = broken(monkeypatch)
     with pytest.raises(ZeroDivisionError):
         build_all(NEW, overwrite=True)
     patch.__exit__(None, None, None)
-    assert [index.config for index in InfluenceEnsemble.from_pretrained(tmp_path / "all").indices] == [OLD, OLD]
     assert [index.config for index in build_all(NEW, overwrite=True).indices] == [NEW, NEW]
     assert len(list((tmp_path / "all").iterdir())) == 3
+    with pytest.raises(BuildFolderError, match="half old and half new meanwhile: choose another folder"):
+        build_all(OLD, overwrite=True)
+    assert [index.config for index in InfluenceEnsemble.from_pretrained(tmp_path / "all").indices] == [NEW, NEW]
 
 
 def test_the_same_index_is_left_as_it_is_unless_it_is_damaged(old, monkeypatch):

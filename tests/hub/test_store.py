@@ -184,9 +184,10 @@ def test_a_repo_that_does_not_exist(hub, load, streaming):
 
 def test_a_model_of_that_name_is_hinted_at(hub, load):
     HfApi(token=hub.token).create_repo("user/model")
-    with pytest.raises(
-        IndexNotFoundError, match="There is a model repo of that name; an index is a dataset repo: ask"
-    ):
+    hint = (
+        r"There is a model repo of that name; .* unless it lies in a model's \(repo_type='model', subfolder=...\): ask"
+    )
+    with pytest.raises(IndexNotFoundError, match=hint):
         load("user/model")
 
 
