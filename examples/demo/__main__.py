@@ -63,7 +63,7 @@ def run(
         show_naming(console, naming, said.text)
     result.save_html(folder / "attribution.html")
 
-    console.print("\nTraining it anew, three times, without rows that were named.")
+    console.print("\nTraining it anew three times: without these rows, without random ones, without those of BM25.")
     every = [first, *trials(rows, named, by_words, answers, recipe.seed)]
     show_proof(console, to_ask, every)
     plot_proof(to_ask, every).savefig(folder / "proof.png", dpi=110)

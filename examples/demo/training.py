@@ -11,6 +11,7 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -98,6 +99,7 @@ def train(
             save_strategy="no",
             report_to="none",
             use_cpu=True,
+            disable_tqdm=True,
             seed=recipe.seed,
         ),
         train_dataset=rows.map(
@@ -107,6 +109,7 @@ def train(
         processing_class=tokenizer,
         callbacks=callbacks,
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return model
 
