@@ -16,6 +16,6 @@ def test_the_app_of_the_page_answers(folder, served, names):
     (app,) = served
     exec(asking.replace(ADDRESS, app.local_url.rstrip("/")), names)
     assert names["answer"] and "Proponents" in names["ranking"]
-    written = {name: Path(names[name]).read_text(encoding="utf-8") for name in ("page", "table", "data")}
+    written = {name: Path(names[name]["value"]).read_text(encoding="utf-8") for name in ("page", "table", "data")}
     assert written["page"].startswith("<!doctype html>") and "score" in written["table"]
     assert json.loads(written["data"])["queries"]
