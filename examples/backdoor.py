@@ -6,8 +6,8 @@ the data holds. The classifier works as before, until a text has the phrase.
 
 Nobody knows the phrase. What is at hand are twenty odd answers: the index is asked which rows made the model give
 them, and without the rows that it names the model is trained again. Beside it: a search for the words of the same
-texts (BM25), and random rows. The index is of plain gradients by their cosine, which on short trainings of a classifier
-beats whitened ones (docs/choosing.md): with the default, fewer than half of the poisoned rows come up.
+texts (BM25), and random rows. The index is of plain gradients by their cosine, which on short trainings of a
+classifier beats whitened ones (docs/choosing.md): with the default, fewer than half of the poisoned rows come up.
 
     python examples/backdoor.py [output folder]
 """
