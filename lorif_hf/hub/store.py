@@ -128,6 +128,14 @@ class StreamingStore(RepoStore):
         self._filesystem = HfFileSystem(token=options.get("token"))
         self._heads: Once[FileEntry, bytes] = Once()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the filesystem: it would bring along what this process has listed of every repo."""
+        return {name: value for name, value in self.__dict__.items() if name != "_filesystem"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._filesystem = HfFileSystem(token=self._options.get("token"))
+
     def fetch(self, manifest: Manifest) -> None:
         """Nothing is needed before the first query, unless the curvature is to be downloaded again."""
         if self._options["force_download"]:

@@ -128,5 +128,5 @@ def test_the_peak_is_within_what_the_plan_says(method, sizes):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     peak, planned = map(int, done.stdout.split())
-    assert peak <= planned + (8 << 20), f"{peak / 1e6:.0f} MB, planned {planned / 1e6:.0f} MB"
+    assert peak <= planned + (12 << 20), f"{peak / 1e6:.0f} MB, planned {planned / 1e6:.0f} MB"
     assert planned < 4 * peak, "a bound that says nothing"
