@@ -153,7 +153,8 @@ def _swell(folder, times):
 
 def test_streaming_downloads_the_manifest_and_with_a_query_of_all_layers_the_curvature(hub, pushed, tmp_path):
     _, expected = pushed
-    streamed = InfluenceIndex.from_pretrained(REPO, streaming=True)
+    # A cache of its own: what other tests have read of the same curvature is not fetched again.
+    streamed = InfluenceIndex.from_pretrained(REPO, streaming=True, cache_dir=tmp_path / "cache")
 
     def kept():
         files = (path for path in streamed.path.rglob("*") if path.is_file())
